@@ -1,0 +1,40 @@
+"""Normalizer-free networks and adaptive gradient clipping, for PyTorch.
+
+    >>> import torch
+    >>> import nfnet
+    >>> model = nfnet.create_model("dm_nf_resnet_digits")
+    >>> groups = nfnet.param_groups(model, weight_decay=1e-4, clipping=0.08)
+    >>> optimizer = nfnet.SGD_AGC(groups, lr=0.1)
+    >>> images, labels = torch.rand(16, 1, 8, 8), torch.arange(16) % 10
+    >>> torch.nn.functional.cross_entropy(model(images), labels).backward()
+    >>> optimizer.step()
+    >>> float(optimizer.clipped_fraction[model.stem.conv.weight]) <= 1
+    True
+
+Source: Brock, De, Smith, Simonyan, "High-Performance Large-Scale Image Recognition Without
+Normalization", 2021 (arXiv 2102.06171).
+"""
+
+from nfnet.agc import adaptive_clip_grad_, num_units
+from nfnet.ema import EMA
+from nfnet.haiku import load_haiku
+from nfnet.model import create_model, layer_group
+from nfnet.optim import SGD_AGC, param_groups
+from nfnet.random import hash_keys, uniform
+from nfnet.schedule import warmup_cosine
+from nfnet.variants import list_models
+
+__all__ = [
+    "EMA",
+    "SGD_AGC",
+    "adaptive_clip_grad_",
+    "create_model",
+    "hash_keys",
+    "layer_group",
+    "list_models",
+    "load_haiku",
+    "num_units",
+    "param_groups",
+    "uniform",
+    "warmup_cosine",
+]

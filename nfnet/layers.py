@@ -1,0 +1,193 @@
+"""Convolutions, pooling, activations and the baseline's batch norm."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# name: (function, gamma); gamma times the function keeps a unit normal at unit variance.
+# Source: arXiv 2101.08692, section 4.3 and appendix D.
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "relu": (F.relu, 1.7139588594436646),
+    "gelu": (partial(F.gelu, approximate="tanh"), 1.7015043497085571),
+    "silu": (F.silu, 1.7881293296813965),
+}
+
+
+def pad_same(
+    x_NCHW: Tensor, kernel: tuple[int, int], stride: tuple[int, int], value: float = 0.0
+) -> tuple[Tensor, tuple[int, int]]:
+    """Pad an image as TensorFlow's `SAME` does: the output has ceil(size / stride) pixels.
+
+    An odd amount of padding puts its extra pixel at the bottom and at the right, which
+    PyTorch's own `padding` cannot express; an even amount is left to the caller's operator,
+    which pads without a copy.
+
+    Args:
+        x_NCHW: images.
+        kernel: height and width of the window that will slide over them.
+        stride: its vertical and horizontal stride.
+        value: what to fill with where the image itself must be padded.
+
+    Returns:
+        The image (padded if need be), and the symmetric padding still to be applied.
+    """
+    vertical, horizontal = (
+        max((math.ceil(size / s) - 1) * s + k - size, 0)
+        for size, k, s in zip(x_NCHW.shape[-2:], kernel, stride, strict=True)
+    )
+    if vertical % 2 == 0 and horizontal % 2 == 0:
+        return x_NCHW, (vertical // 2, horizontal // 2)
+    sides = (horizontal // 2, horizontal - horizontal // 2, vertical // 2, vertical - vertical // 2)
+    return F.pad(x_NCHW, sides, value=value), (0, 0)
+
+
+class SameMaxPool2d(nn.Module):
+    """Max pooling with `SAME` padding, (N, C, H, W) -> (N, C, ceil(H/stride), ceil(W/stride))."""
+
+    def __init__(self, kernel_size: int, stride: int) -> None:
+        super().__init__()
+        self.kernel_size = (kernel_size, kernel_size)
+        self.stride = (stride, stride)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        x_NCHW, padding = pad_same(x_NCHW, self.kernel_size, self.stride, value=-math.inf)
+        return F.max_pool2d(x_NCHW, self.kernel_size, self.stride, padding)
+
+
+class SameConv2d(nn.Conv2d):
+    """Convolution with `SAME` padding, no bias and He initialisation: the baseline's."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        groups: int = 1,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, groups=groups, bias=bias)
+
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def kernel(self) -> Tensor:
+        """The kernel (O, I / groups, kh, kw) that the convolution applies."""
+        return self.weight
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        height, width = self.kernel_size
+        vertical, horizontal = self.stride
+        x_NCHW, padding = pad_same(x_NCHW, (height, width), (vertical, horizontal))
+        return F.conv2d(x_NCHW, self.kernel(), self.bias, self.stride, padding, groups=self.groups)
+
+
+class ScaledStdConv2d(SameConv2d):
+    """Convolution whose kernel has mean 0 and norm `gain` over every output's fan-in.
+
+    `w_hat = (w - mean) * gain / sqrt(max(var * fan_in, 1e-4))`; since var * fan_in is the
+    squared norm of w - mean, this is gain times a unit vector.
+    Source: arXiv 2102.06171, equation 1, with the authors' code's lower bound.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, groups: as in `nn.Conv2d`.
+        input_scale: a constant factor of the input. A convolution is linear, so it is
+            applied to the kernel, which is far smaller than the images.
+    """
+
+    MIN_NORM = 1e-2
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        groups: int = 1,
+        input_scale: float = 1.0,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, groups, bias=True)
+        self.gain = nn.Parameter(torch.ones(out_channels, 1, 1, 1))
+        self.input_scale = input_scale
+
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_normal_(self.weight, nonlinearity="linear")
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
+
+    def kernel(self) -> Tensor:
+        centred = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        norm = torch.linalg.vector_norm(centred, dim=(1, 2, 3), keepdim=True)
+        w_hat: Tensor = centred * (self.gain * self.input_scale / norm.clamp_min(self.MIN_NORM))
+        return w_hat
+
+
+class _GlobalSum(torch.autograd.Function):
+    """Sum over all processes; since each one's output holds every input, so is the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _GlobalSum.forward(ctx, grad)
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` whose training statistics are those of the global batch.
+
+    Where `torch.distributed` runs with more than one process, every process contributes its
+    part of the batch (parts may differ in size, or be empty), and gradients flow back through
+    the shared statistics, so results do not depend on how the batch is cut. All processes
+    must call the layer together.
+
+    Args:
+        num_features: channels C of the (N, C, H, W) input.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        alone = not dist.is_initialized() or dist.get_world_size() == 1
+        if alone or not self.training:
+            return super().forward(x_NCHW)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+
+        # Distances from the running mean, which all processes share: a sum of squares of raw
+        # values would lose digits where the mean is far from zero.
+        shift_C = self.running_mean.clone()
+        dtype = torch.promote_types(x_NCHW.dtype, shift_C.dtype)
+        x_shifted = x_NCHW.to(dtype) - shift_C.view(-1, 1, 1)
+        count = x_shifted.new_full((1,), x_NCHW.numel() // x_NCHW.shape[1])
+        sums = (x_shifted.sum((0, 2, 3)), x_shifted.square().sum((0, 2, 3)), count)
+        total: Tensor = _GlobalSum.apply(torch.cat(sums))
+        count = total[-1].detach()
+        # The global mean's distance from the running mean, and the mean squared distance.
+        delta_C, square_C = (total[:-1] / count).chunk(2)
+        var_C = (square_C - delta_C.square()).clamp_min(0.0)
+
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_((shift_C + delta_C).to(shift_C.dtype), self.momentum)
+            unbiased = var_C * (count / (count - 1).clamp_min(1))
+            self.running_var.lerp_(unbiased.to(shift_C.dtype), self.momentum)
+
+        scale_C = self.weight * torch.rsqrt(var_C + self.eps)
+        offset_C = self.bias - delta_C * scale_C
+        y = torch.addcmul(offset_C.view(-1, 1, 1), x_shifted, scale_C.view(-1, 1, 1))
+        return y.to(x_NCHW.dtype)

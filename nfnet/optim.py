@@ -1,0 +1,182 @@
+"""Stochastic gradient descent with adaptive gradient clipping, and its parameter groups."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast, overload
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nfnet.agc import adaptive_clip_grad_
+
+_CLASSIFIER = "head.fc.weight"
+
+
+class SGD_AGC(Optimizer):
+    """SGD with Nesterov momentum that first clips each unit's gradient.
+
+    One step of a parameter p with gradient g, in the authors' order:
+    `g = clip(g) + weight_decay * p; m = momentum * m + g; p -= lr * (g + momentum * m)`
+    (`p -= lr * m` without Nesterov), with m = 0 before the first step. Clipping writes to
+    `p.grad`. Every setting can be given per parameter group; see `param_groups`.
+
+    Args:
+        params: parameters, or groups of them as dictionaries.
+        lr: learning rate.
+        momentum: momentum, in [0, 1).
+        nesterov: whether to look one step ahead.
+        weight_decay: factor of the weights that is added to their gradient after clipping.
+        clipping: largest allowed ratio of a unit's gradient norm to its weight norm; None
+            turns clipping off.
+        eps: lower bound of the weight norm in that ratio.
+
+    Attributes:
+        clipped_fraction: for each clipped parameter of the last step, the share of its units
+            whose gradient was scaled down, as a 0-d tensor.
+
+    Raises:
+        ValueError: a setting is out of its range.
+
+    Source: arXiv 2102.06171, section 4.1; Sutskever et al., ICML 2013 (Nesterov momentum).
+    """
+
+    clipped_fraction: dict[Tensor, Tensor]
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.9,
+        nesterov: bool = True,
+        weight_decay: float = 0.0,
+        clipping: float | None = 0.01,
+        eps: float = 1e-3,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+            "clipping": clipping,
+            "eps": eps,
+        }
+        self.clipped_fraction = {}
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters; settings it does not name take the optimizer's own."""
+        _check_settings({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.clipped_fraction = {}
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take one step.
+
+        Args:
+            closure: computes the gradients and returns the loss, if the caller has not.
+
+        Returns:
+            The closure's loss, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.clipped_fraction = {}
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._step_group(params, group)
+        return loss
+
+    def _step_group(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        if group["clipping"] is not None:
+            shares = adaptive_clip_grad_(params, group["clipping"], group["eps"])
+            self.clipped_fraction.update(zip(params, shares, strict=True))
+        grads = [cast(Tensor, p.grad) for p in params]
+        lr, momentum, weight_decay = group["lr"], group["momentum"], group["weight_decay"]
+        if weight_decay != 0:
+            grads = list(torch._foreach_add(grads, params, alpha=weight_decay))
+        for p in params:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, grads)
+        if group["nesterov"]:
+            torch._foreach_add_(params, grads, alpha=-lr)
+            torch._foreach_add_(params, buffers, alpha=-lr * momentum)
+        else:
+            torch._foreach_add_(params, buffers, alpha=-lr)
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    for name in ("lr", "weight_decay", "eps"):
+        if not settings[name] >= 0:
+            raise ValueError(
+                f"{name} is {settings[name]}, expected 0 or more; choose such a number."
+            )
+    if not 0 <= settings["momentum"] < 1:
+        raise ValueError(
+            f"momentum is {settings['momentum']}, expected a number in [0, 1); 0.9 is usual."
+        )
+    if settings["clipping"] is not None and not settings["clipping"] > 0:
+        raise ValueError(
+            f"clipping is {settings['clipping']}, expected a number above 0; "
+            "pass None to turn clipping off."
+        )
+
+
+def param_groups(
+    model: nn.Module, weight_decay: float, clipping: float | None
+) -> list[dict[str, Any]]:
+    """Split a model's parameters into the paper's three groups.
+
+    Args:
+        model: a model from `create_model`.
+        weight_decay: for weights; gains, biases and norm parameters get none.
+        clipping: for everything but the classifier's weight; None turns clipping off everywhere.
+
+    Returns:
+        Three groups for `SGD_AGC`: gains, biases and norm parameters (clipped, not decayed),
+        the classifier's weight (decayed, not clipped), every other weight (both). Parameters
+        that need no gradient are left out.
+
+    Raises:
+        ValueError: the model has no classifier by the name of `head.fc.weight`.
+
+    Source: arXiv 2102.06171, sections 4.1 and 5, and the authors' code.
+    """
+    parameters = dict(model.named_parameters())
+    if _CLASSIFIER not in parameters:
+        raise ValueError(
+            f"{type(model).__name__} has no parameter {_CLASSIFIER}, expected one, since the "
+            "classifier's weight must not be clipped; pass a model from create_model."
+        )
+    vectors: list[Tensor] = []
+    classifier: list[Tensor] = []
+    weights: list[Tensor] = []
+    for name, p in parameters.items():
+        if not p.requires_grad:
+            continue
+        if name == _CLASSIFIER:
+            classifier.append(p)
+        elif p.ndim <= 1 or name.endswith(".gain"):
+            vectors.append(p)
+        else:
+            weights.append(p)
+    return [
+        {"params": vectors, "weight_decay": 0.0, "clipping": clipping},
+        {"params": classifier, "weight_decay": weight_decay, "clipping": None},
+        {"params": weights, "weight_decay": weight_decay, "clipping": clipping},
+    ]

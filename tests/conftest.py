@@ -1,0 +1,58 @@
+"""What all tests share: one local Ray, and a way to run a script as a user does."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Worker threads of several processes on few cores only get in each other's way.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """Address of the session's Ray, for scripts that connect to a cluster."""
+    context = ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> dict[str, str]:
+    """Environment that puts a run's results into a temporary folder."""
+    return {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+        "NFLAB_STORAGE": str(tmp_path / "runs"),
+    }
+
+
+Script = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def script(tmp_path: Path, store: dict[str, str]) -> Script:
+    """Runs `experiments/NAME ARGUMENTS` in another folder, with results in a temporary one.
+
+    Without `RAY_ADDRESS=...` the script starts a Ray of its own.
+    """
+
+    def run(name: str, *arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
+        inherited = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+        return subprocess.run(
+            [sys.executable, str(ROOT / "experiments" / name), *arguments],
+            cwd=tmp_path,
+            env={**inherited, **store, **env},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,135 @@
+"""Agreement with numbers computed by the authors' JAX code (see tests/golden)."""
+
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import nfnet
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+OUR_CONV = {
+    "conv0": "conv1",
+    "conv1": "conv2",
+    "conv2": "conv3",
+    "conv_shortcut": "downsample.conv",
+}
+OUR_BLOCK = ["stages.0.0", "stages.1.0", "stages.1.1", "stages.2.0", "stages.3.0"]
+
+
+def from_haiku(array: np.ndarray) -> Tensor:
+    """A Haiku array with its axes in PyTorch's order."""
+    x = torch.from_numpy(np.array(array))
+    if x.ndim == 4:
+        return x.permute(3, 2, 0, 1).contiguous()
+    return x.t().contiguous() if x.ndim == 2 else x
+
+
+def images(x_nhwc: np.ndarray) -> Tensor:
+    return torch.from_numpy(x_nhwc).permute(0, 3, 1, 2)
+
+
+def our_name(haiku_name: str) -> str:
+    """Our name for `NF_ResNet/...::parameter` in a network of depths (1, 2, 1, 1)."""
+    path, parameter = haiku_name.split("::")
+    parameter = {"w": "weight", "b": "bias", "skip_gain": "skipinit_gain"}.get(parameter, parameter)
+    if path.endswith("linear"):
+        return f"head.fc.{parameter}"
+    if path.endswith("initial_conv"):
+        return f"stem.conv.{parameter}"
+    found = re.fullmatch(r"NF_ResNet/~/nf_res_block(?:_(\d))?(?:/~/(\w+))?", path)
+    assert found
+    parts = [OUR_BLOCK[int(found[1] or 0)], OUR_CONV.get(found[2]), parameter]
+    return ".".join(part for part in parts if part)
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / "nf_resnet_tiny.npz") as data:
+        return dict(data)
+
+
+def golden_model(golden: dict[str, np.ndarray]) -> nn.Module:
+    model = nfnet.create_model(
+        "dm_nf_resnet50",
+        num_classes=10,
+        depths=(1, 2, 1, 1),
+        widths=(64, 128, 256, 512),
+        stem_width=16,
+    )
+    weights: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
+    for key, array in golden.items():
+        if key.startswith("init/"):
+            module, parameter = key.removeprefix("init/").split("::")
+            weights[module][parameter] = array
+    nfnet.load_haiku(model, weights)
+    return model
+
+
+def assert_matches(golden: dict[str, np.ndarray], prefix: str, ours: dict[str, Tensor]) -> None:
+    keys = [key for key in golden if key.startswith(prefix)]
+    assert len(keys) > 40
+    for key in keys:
+        expected = from_haiku(golden[key])
+        actual = ours[our_name(key.removeprefix(prefix))].detach().reshape(expected.shape)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5, msg=lambda m, k=key: k + m)
+
+
+def test_the_model_computes_the_authors_features_and_logits(golden: dict[str, np.ndarray]) -> None:
+    model = golden_model(golden).eval()
+    x = images(golden["x_nhwc"])
+    with torch.no_grad():
+        pool = model.forward_features(x).mean((2, 3))
+        logits = model(x)
+    torch.testing.assert_close(pool, torch.from_numpy(golden["pool"]), rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(logits, torch.from_numpy(golden["logits"]), rtol=0, atol=1e-5)
+
+
+def test_training_follows_the_authors_losses_weights_and_averages(
+    golden: dict[str, np.ndarray],
+) -> None:
+    model = golden_model(golden)
+    groups = nfnet.param_groups(model, weight_decay=2e-5, clipping=0.01)
+    optimizer = nfnet.SGD_AGC(groups, lr=0.0)
+    ema = nfnet.EMA(model)
+    for step, expected in enumerate(golden["losses"]):
+        lr = nfnet.warmup_cosine(step, total_steps=8, warmup_steps=2, peak=0.02)
+        assert lr == pytest.approx(golden["lrs"][step], abs=1e-8)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        x, y = images(golden["train_x_nhwc"][step]), torch.from_numpy(golden["train_y"][step])
+        loss = F.cross_entropy(model(x), y, label_smoothing=0.1)
+        assert loss.item() == pytest.approx(expected, abs=1e-5)
+        optimizer.zero_grad()
+        loss.backward()
+        if step == 0:
+            grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+            assert_matches(golden, "grad0/", grads)
+        optimizer.step()
+        ema.update(model, step)
+    assert_matches(golden, "final/", dict(model.named_parameters()))
+    assert_matches(golden, "ema/", dict(ema.model.named_parameters()))
+
+
+def test_sgd_agc_follows_the_authors_for_every_kind_of_shape() -> None:
+    with np.load(GOLDEN / "sgd_agc.npz") as data:
+        golden = dict(data)
+    params = {
+        key.removeprefix("init/"): from_haiku(array).requires_grad_()
+        for key, array in golden.items()
+        if key.startswith("init/")
+    }
+    assert len(params) == 10
+    optimizer = nfnet.SGD_AGC(params.values(), lr=0.5, weight_decay=1e-3, clipping=0.05)
+    for step in range(6):
+        for name, p in params.items():
+            p.grad = from_haiku(golden[f"grad{step}/{name}"])
+        optimizer.step()
+        for name, p in params.items():
+            expected = from_haiku(golden[f"after{step}/{name}"])
+            torch.testing.assert_close(p.detach(), expected, rtol=0, atol=1e-6)

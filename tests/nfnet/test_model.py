@@ -1,0 +1,268 @@
+"""Models: sizes, shapes, randomness by key, signal propagation, errors."""
+
+import math
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import nfnet
+
+SMALL = {"depths": (1, 2), "widths": (16, 32), "stem_width": 8}
+RANDOM = {"drop_rate": 0.4, "stochdepth_rate": 0.5}
+
+
+def randomise_skip_gains(model: nn.Module) -> None:
+    """Initial skip gains of 0 would hide every residual branch."""
+    for name, p in model.named_parameters():
+        if name.endswith("skipinit_gain"):
+            nn.init.uniform_(p, 0.5, 1.5)
+
+
+def count(parameters: list[Tensor]) -> int:
+    return sum(p.numel() for p in parameters)
+
+
+def test_list_models() -> None:
+    assert nfnet.list_models() == sorted(
+        f"{family}{size}"
+        for family in ("dm_nf_resnet", "preact_resnet")
+        for size in ("50", "101", "152", "200", "_digits")
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "make", "blocks"),
+    [("50", torchvision.models.resnet50, 16), ("152", torchvision.models.resnet152, 50)],
+)
+def test_parameter_counts_follow_from_torchvisions(
+    size: str, make: Callable[[], nn.Module], blocks: int
+) -> None:
+    with torch.device("meta"):
+        theirs = make()
+        nf, twin = (nfnet.create_model(f"{f}{size}") for f in ("dm_nf_resnet", "preact_resnet"))
+    # The same convolutions; gain and bias stand for batch norm's two; one skip gain per block.
+    assert count(list(nf.parameters())) == count(list(theirs.parameters())) + blocks
+    kernels = [[p for p in m.parameters() if p.ndim == 4] for m in (theirs, twin)]
+    assert count(kernels[0]) == count(kernels[1])
+    assert not any(name.endswith("conv1.bias") for name, _ in twin.named_parameters())
+
+
+def test_parameter_names_are_timms() -> None:
+    names = dict(nfnet.create_model("dm_nf_resnet_digits", **SMALL).named_parameters()).keys()
+    conv = ("weight", "gain", "bias")
+    shortcut = "downsample.conv"
+    assert names == {
+        *(f"stem.conv.{p}" for p in conv),
+        *(f"stages.{b}.{c}.{p}" for b in ("0.0", "1.0", "1.1") for c in ("conv1", "conv2", "conv3")
+          for p in conv),
+        *(f"stages.{b}.{shortcut}.{p}" for b in ("0.0", "1.0") for p in conv),
+        *(f"stages.{b}.skipinit_gain" for b in ("0.0", "1.0", "1.1")),
+        "head.fc.weight",
+        "head.fc.bias",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["dm_nf_resnet", "preact_resnet"])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 47), (50, 31), (1, 1)])
+def test_any_image_size_works(family: str, height: int, width: int) -> None:
+    model = nfnet.create_model(f"{family}50", num_classes=5, **SMALL).eval()
+    with torch.no_grad():
+        features = model.forward_features(torch.randn(2, 3, height, width))
+        assert model(torch.randn(2, 3, height, width)).shape == (2, 5)
+    # Stem, pool and second stage halve, each rounding up.
+    assert features.shape == (2, 32, math.ceil(height / 8), math.ceil(width / 8))
+
+
+@pytest.mark.parametrize("name", ["dm_nf_resnet_digits", "preact_resnet_digits"])
+def test_digits_models(name: str) -> None:
+    model = nfnet.create_model(name)
+    assert model(torch.randn(4, 1, 8, 8)).shape == (4, 10)
+    assert model.forward_features(torch.randn(4, 1, 8, 8)).shape == (4, 128, 2, 2)
+    assert [p.shape[0] for n, p in model.named_parameters() if n.endswith("conv3.weight")] == [
+        32,
+        64,
+        128,
+    ]
+
+
+def test_the_batch_normalised_twin_is_its_equations() -> None:
+    model = nfnet.create_model("preact_resnet_digits", depths=(1, 2), widths=(32, 64))
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias)
+        nn.init.normal_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.5, 1.5)
+    model.eval()
+    x = torch.randn(2, 1, 9, 9)
+    h = torch.conv2d(x, model.stem.conv.weight, padding=1)
+    for (s, b), stride in {(0, 0): 1, (1, 0): 2, (1, 1): 1}.items():
+        block = model.stages[s][b]
+        a = block.norm1(h).relu()
+        shortcut = torch.conv2d(a, block.downsample.conv.weight, stride=stride) if b == 0 else h
+        a = block.norm2(torch.conv2d(a, block.conv1.weight)).relu()
+        a = torch.conv2d(a, block.conv2.weight, stride=stride, padding=1)
+        h = shortcut + torch.conv2d(block.norm3(a).relu(), block.conv3.weight)
+    expected = model.head.fc(model.norm(h).relu().mean((2, 3)))
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_initial_head() -> None:
+    fc = nfnet.create_model("dm_nf_resnet_digits", num_classes=500).head.fc
+    assert fc.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert torch.equal(fc.bias, torch.zeros(500))
+
+
+def test_variance_of_the_signal_is_the_one_that_beta_expects() -> None:
+    model = nfnet.create_model("dm_nf_resnet50", widths=(128, 256, 512, 1024)).eval()
+    variances: list[float] = []
+    for stage in model.stages:
+        for block in stage:
+            nn.init.ones_(block.skipinit_gain)
+            block.register_forward_pre_hook(lambda _, args: variances.append(args[0].var().item()))
+    with torch.no_grad():
+        model(torch.randn(4, 3, 96, 96))
+    # arXiv 2101.08692: variance 1 after a transition's shortcut, plus 0.2^2 for every block.
+    expected = [1 + 0.04 * b for depth in (3, 4, 6, 3) for b in range(1, depth + 1)]
+    assert variances[1:] == pytest.approx(expected[:-1], rel=0.15)
+
+
+@pytest.mark.parametrize("name", ["dm_nf_resnet_digits", "preact_resnet_digits"])
+def test_cutting_a_batch_with_its_keys_changes_nothing(name: str) -> None:
+    model = nfnet.create_model(name, **RANDOM, depths=(2, 2, 2))
+    randomise_skip_gains(model)
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.eval()  # its statistics belong to the batch; test_batch_norm.py covers them
+    x, keys = torch.randn(8, 1, 8, 8), nfnet.hash_keys(0, 0, torch.arange(8))
+    whole = model(x, keys)
+    parts = torch.cat([model(x[:3], keys[:3]), model(x[3:], keys[3:])])
+    torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(whole, model(x, nfnet.hash_keys(0, 1, torch.arange(8))), atol=1e-4)
+    model.eval()
+    torch.testing.assert_close(model(x, keys), model(x))
+
+
+def test_without_keys_the_default_generator_decides() -> None:
+    model = nfnet.create_model("dm_nf_resnet_digits", **RANDOM)
+    randomise_skip_gains(model)
+    x = torch.randn(8, 1, 8, 8)
+    torch.manual_seed(1)
+    first, second = model(x), model(x)
+    torch.manual_seed(1)
+    assert torch.equal(model(x), first)
+    assert not torch.equal(first, second)
+
+
+def test_stochastic_depth_drops_whole_branches_at_a_rising_rate_and_never_rescales() -> None:
+    model = nfnet.create_model(
+        "dm_nf_resnet_digits", depths=(4,), widths=(16,), stochdepth_rate=0.8
+    )
+    randomise_skip_gains(model)
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+    for block in model.stages[0]:
+        block.register_forward_hook(lambda m, args, out: calls.append((m, args[0], out)))
+    n = 2000
+    drops: list[Tensor] = []
+    with torch.no_grad():
+        model(torch.randn(n, 1, 2, 2), nfnet.hash_keys(torch.arange(n)))
+        for b, (block, h, out) in enumerate(list(calls)):
+            full = block(h)
+            if b == 0:  # rate 0, and its shortcut is a convolution
+                torch.testing.assert_close(out, full)
+                continue
+            dropped = (out == h).flatten(1).all(1)
+            torch.testing.assert_close(out[~dropped], full[~dropped])
+            rate = 0.8 * b / 4
+            assert abs(dropped.double().mean() - rate) < 5 * math.sqrt(rate * (1 - rate) / n)
+            drops.append(dropped.double())
+    # Blocks drop independently of one another.
+    correlations = torch.corrcoef(torch.stack(drops)) - torch.eye(3)
+    assert correlations.abs().max() < 5 / math.sqrt(n)
+
+
+def test_dropout_zeroes_single_channels_and_rescales_the_rest() -> None:
+    head = nfnet.create_model(
+        "dm_nf_resnet_digits", drop_rate=0.3, widths=(32, 64, 100), num_classes=100
+    ).head
+    nn.init.eye_(head.fc.weight)
+    with torch.no_grad():
+        kept = head(torch.ones(200, 100, 2, 2), nfnet.hash_keys(torch.arange(200)))
+    assert torch.all((kept == 0) | ((kept - 1 / 0.7).abs() < 1e-5))
+    share = (kept == 0).double()
+    assert abs(share.mean() - 0.3) < 5 * math.sqrt(0.21 / 20_000)
+    # Neither samples nor channels share their draws.
+    assert share.mean(0).max() < 0.5
+    assert share.mean(1).max() < 0.55
+
+
+def test_layer_groups() -> None:
+    for name in ("dm_nf_resnet50", "preact_resnet50"):
+        with torch.device("meta"):
+            model = nfnet.create_model(name)
+        groups = {n: nfnet.layer_group(n) for n, _ in model.named_parameters()}
+        assert set(groups.values()) == {"stem", "stage1", "stage2", "stage3", "stage4", "head"}
+        assert groups["stem.conv.weight"] == "stem"
+        assert groups["stages.2.5.conv1.weight"] == "stage3"
+        assert groups["head.fc.bias"] == "head"
+    assert nfnet.layer_group("norm.weight") == "head"
+    with pytest.raises(ValueError, match=r"'module\.stem\.conv\.weight' is not in a stem"):
+        nfnet.layer_group("module.stem.conv.weight")
+
+
+@pytest.mark.parametrize("name", ["dm_nf_resnet_digits", "preact_resnet_digits"])
+def test_models_can_be_pickled(name: str) -> None:
+    model = nfnet.create_model(name).eval()
+    twin = pickle.loads(pickle.dumps(model))
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(model(x), twin(x))
+
+
+@pytest.mark.parametrize("name", ["dm_nf_resnet_digits", "preact_resnet_digits"])
+def test_bfloat16_autocast_stays_close(name: str) -> None:
+    model = nfnet.create_model(name)
+    randomise_skip_gains(model)
+    x = torch.randn(16, 1, 8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = model.forward_features(x)
+    assert features.dtype == torch.bfloat16
+    torch.testing.assert_close(features.float(), model.forward_features(x), rtol=0.1, atol=0.15)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("dm_nf_resnet51", {}, "no model 'dm_nf_resnet51'; did you mean dm_nf_resnet5?0?"),
+        ("vgg", {}, "no model 'vgg'; did you mean dm_nf_resnet101 or"),
+        ("dm_nf_resnet50", {"width": (1,)}, "no setting 'width'; did you mean widths"),
+        ("dm_nf_resnet50", {"alpha": 1.0}, "no setting 'alpha'"),
+        ("dm_nf_resnet50", {"depths": (1, 1)}, r"depths \(1, 1\) and widths .* differ in length"),
+        ("dm_nf_resnet50", {"depths": (), "widths": ()}, "expected one of each per stage"),
+        ("dm_nf_resnet50", {"depths": (1, 0, 1, 1)}, "a depth is 0, expected a whole number"),
+        ("dm_nf_resnet50", {"widths": (8, 8, 8, 6)}, "width 6 times the bottleneck ratio 0.25"),
+        ("dm_nf_resnet50", {"stem": "5x5"}, "stem is '5x5', expected one of 7x7_pool, 3x3"),
+        ("dm_nf_resnet50", {"stem_width": 0}, "stem_width is 0, expected a whole number"),
+        ("dm_nf_resnet50", {"num_classes": 0}, "num_classes is 0"),
+        ("dm_nf_resnet50", {"drop_rate": 1.0}, r"drop_rate is 1.0, expected a number in \[0, 1\)"),
+        ("dm_nf_resnet50", {"stochdepth_rate": -0.1}, "stochdepth_rate is -0.1"),
+    ],
+)
+def test_refuses_what_it_does_not_know(
+    name: str, overrides: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        nfnet.create_model(name, **overrides)
+
+
+def test_refuses_images_and_keys_of_another_shape() -> None:
+    model = nfnet.create_model("dm_nf_resnet_digits")
+    with pytest.raises(ValueError, match=r"shape \(2, 8, 8, 1\), expected \(N, 1, H, W\)"):
+        model(torch.zeros(2, 8, 8, 1))
+    with pytest.raises(
+        ValueError, match=r"keys are torch.int64 of shape \(3,\), expected .*\(2,\)"
+    ):
+        model(torch.zeros(2, 1, 8, 8), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"keys are torch.float32"):
+        model(torch.zeros(2, 1, 8, 8), torch.zeros(2))

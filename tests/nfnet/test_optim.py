@@ -1,0 +1,137 @@
+"""The optimizer against torch.optim.SGD, its state, and the three parameter groups."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import nfnet
+
+
+def make_net() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+
+
+def backward(net: nn.Module, seed: int) -> torch.Tensor:
+    x = torch.randn(5, 2, 4, 4, generator=torch.Generator().manual_seed(seed))
+    net.zero_grad()
+    loss = net(x).square().mean()
+    loss.backward()
+    return loss
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_without_clipping_it_is_torchs_sgd(nesterov: bool, weight_decay: float) -> None:
+    net = make_net()
+    twin = copy.deepcopy(net)
+    ours = nfnet.SGD_AGC(
+        net.parameters(), lr=0.1, nesterov=nesterov, weight_decay=weight_decay, clipping=None
+    )
+    theirs = torch.optim.SGD(
+        twin.parameters(), lr=0.1, momentum=0.9, nesterov=nesterov, weight_decay=weight_decay
+    )
+    schedules = [torch.optim.lr_scheduler.ExponentialLR(o, 0.8) for o in (ours, theirs)]
+    for step in range(5):
+        for model, optimizer in ((net, ours), (twin, theirs)):
+            backward(model, step)
+            optimizer.step()
+        for schedule in schedules:
+            schedule.step()
+    for p, q in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+    assert ours.clipped_fraction == {}
+
+
+def test_clipped_fraction_counts_units_of_clipped_parameters_only() -> None:
+    weight, classifier = nn.Parameter(torch.ones(4, 2)), nn.Parameter(torch.ones(2, 2))
+    groups = [{"params": [weight]}, {"params": [classifier], "clipping": None}]
+    optimizer = nfnet.SGD_AGC(groups, lr=0.1, clipping=0.1)
+    weight.grad = torch.tensor([[1.0, 1.0], [0.01, 0.0], [0.0, 0.0], [9.0, 9.0]])
+    classifier.grad = torch.full((2, 2), 9.0)
+    optimizer.step()
+    assert list(optimizer.clipped_fraction) == [weight]
+    assert optimizer.clipped_fraction[weight].item() == 0.5
+    assert torch.equal(classifier.grad, torch.full((2, 2), 9.0))
+
+
+def test_a_restored_optimizer_continues_where_the_first_one_stopped() -> None:
+    net = make_net()
+    first = nfnet.SGD_AGC(net.parameters(), lr=0.1, weight_decay=0.01)
+    for step in range(3):
+        backward(net, step)
+        first.step()
+    twin = copy.deepcopy(net)
+    second = nfnet.SGD_AGC(twin.parameters(), lr=9.0)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert second.clipped_fraction == {}
+    for step in range(3, 6):
+        for model, optimizer in ((net, first), (twin, second)):
+            backward(model, step)
+            optimizer.step()
+    for p, q in zip(net.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_a_closure_computes_the_gradients() -> None:
+    net = make_net()
+    optimizer = nfnet.SGD_AGC(net.parameters(), lr=0.01)
+    losses = [optimizer.step(lambda: backward(net, 0).item()) for _ in range(3)]
+    assert losses[2] < losses[1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": -1.0}, "lr is -1.0, expected 0 or more"),
+        ({"lr": math.nan}, "lr is nan"),
+        ({"lr": 0.1, "momentum": 1.0}, r"momentum is 1.0, expected a number in \[0, 1\)"),
+        ({"lr": 0.1, "weight_decay": -1e-4}, "weight_decay is -0.0001"),
+        ({"lr": 0.1, "clipping": 0.0}, "clipping is 0.0, expected a number above 0; pass None"),
+        ({"lr": 0.1, "eps": -1.0}, "eps is -1.0"),
+    ],
+)
+def test_refuses_settings_out_of_range(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        nfnet.SGD_AGC([torch.ones(1)], **settings)
+    with pytest.raises(ValueError, match=message):
+        nfnet.SGD_AGC([{"params": [torch.ones(1)], **settings}], lr=0.1)
+
+
+@pytest.mark.parametrize("name", ["dm_nf_resnet_digits", "preact_resnet_digits"])
+def test_the_three_groups(name: str) -> None:
+    model = nfnet.create_model(name)
+    names = {id(p): n for n, p in model.named_parameters()}
+    groups = nfnet.param_groups(model, weight_decay=1e-4, clipping=0.08)
+    vectors, classifier, weights = ({names[id(p)] for p in g["params"]} for g in groups)
+    assert [(g["weight_decay"], g["clipping"]) for g in groups] == [
+        (0.0, 0.08),
+        (1e-4, None),
+        (1e-4, 0.08),
+    ]
+    assert classifier == {"head.fc.weight"}
+    stages = [f"stages.{s}.0" for s in range(3)]
+    convs = ["conv1", "conv2", "conv3", "downsample.conv"]
+    assert weights == {"stem.conv.weight"} | {f"{s}.{c}.weight" for s in stages for c in convs}
+    assert vectors == set(names.values()) - classifier - weights
+    assert {"head.fc.bias"} < vectors
+
+
+def test_no_clipping_is_no_clipping_in_every_group() -> None:
+    model = nfnet.create_model("dm_nf_resnet_digits")
+    assert [g["clipping"] for g in nfnet.param_groups(model, 0.0, None)] == [None] * 3
+
+
+def test_frozen_parameters_are_in_no_group() -> None:
+    model = nfnet.create_model("dm_nf_resnet_digits").requires_grad_(False)
+    model.head.requires_grad_(True)
+    groups = nfnet.param_groups(model, 1e-4, 0.01)
+    assert [len(g["params"]) for g in groups] == [1, 1, 0]
+    nfnet.SGD_AGC(groups, lr=0.1)
+
+
+def test_param_groups_needs_a_classifier() -> None:
+    with pytest.raises(ValueError, match=r"Sequential has no parameter head.fc.weight"):
+        nfnet.param_groups(make_net(), 1e-4, 0.01)
