@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Starts a Ray head on this machine for `ray job submit`, and prints what a new shell must export.
+# RAY_PORT and DASHBOARD_PORT choose other ports than Ray's own.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+dashboard=127.0.0.1:${DASHBOARD_PORT:-8265}
+
+# Jobs run in the environment of the head: its python, its store, its storage.
+export PATH="$root/.venv/bin:$PATH"
+export MLFLOW_TRACKING_URI="${MLFLOW_TRACKING_URI:-sqlite:///$root/mlflow.db}"
+export NFLAB_STORAGE="${NFLAB_STORAGE:-$root/runs}"
+# Whoever can submit a job can run any command: only who holds the token may.
+export RAY_AUTH_MODE=token
+ray get-auth-token --generate >/dev/null 2>&1
+
+log=$(mktemp)
+if ! ray start --head --port "${RAY_PORT:-6379}" --dashboard-host 127.0.0.1 \
+    --dashboard-port "${dashboard#*:}" --disable-usage-stats >"$log" 2>&1; then
+    cat "$log" >&2
+    exit 1
+fi
+rm "$log"
+
+cat <<END
+Ray runs; stop it with: ray stop
+In a new shell, before \`ray job submit -- python experiments/agc_sweep.py\`:
+
+export PATH=$(printf %q "$PATH")
+export RAY_AUTH_MODE=token
+export RAY_API_SERVER_ADDRESS=http://$dashboard
+END

@@ -1,0 +1,60 @@
+"""Which clipping threshold, batch size and augmentation strength train best?
+
+Searches adaptive gradient clipping's threshold, the batch size and RandAugment's strength with
+Optuna's TPE, ending poor trials early (ASHA). Every trial is a child run in MLflow; figures and
+the best trial's weights are with the parent run.
+
+What is searched stands in nflab/recipes.py; to fix one of the three, give its flag.
+
+Example:
+  python experiments/agc_sweep.py --trials 24 --epochs 30 --batch-size 128
+"""
+
+from typing import TYPE_CHECKING
+
+import _checkout  # noqa: F401
+from rich.table import Table
+
+from nflab import cli, locations
+from nflab.config import SweepConfig
+from nflab.progress import console
+
+if TYPE_CHECKING:
+    from nflab.sweep import SweepResult
+
+
+def main(config: SweepConfig) -> None:
+    """Sweeps, then says what was found."""
+    from nflab.sweep import run_sweep  # takes seconds: a wrong flag is answered sooner
+
+    show(run_sweep(config, "agc_sweep"), config)
+
+
+def show(result: "SweepResult", config: SweepConfig) -> None:
+    """Prints the five best trials, what mattered, and where to look further."""
+    out = console()
+    table = Table(title="Five best trials", box=None, pad_edge=False, title_justify="left")
+    columns = [*config.search.searched, "val_top1", "test_top1", "outcome"]
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right")
+    for _, trial in result.trials.head(5).iterrows():
+        table.add_row(*(_cell(trial.get(column)) for column in columns))
+    out.print(table)
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in result.importances.items())
+    out.print(f"What mattered most (share of the variance): {shares or 'too few trials to say'}")
+    out.print(f"Figures: {', '.join(str(p) for p in sorted(result.folder.glob('*.png')))}")
+    out.print(f"Browse:  {locations.browse(config.run)}")
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.1f} %" if value == value else ""
+    text = str(value)
+    try:
+        return f"{float(text):.3g}"
+    except ValueError:
+        return text
+
+
+if __name__ == "__main__":
+    cli.main(SweepConfig, main, __doc__)

@@ -1,0 +1,30 @@
+"""Train one configuration, on one to many workers, and evaluate it on the test split.
+
+The result does not depend on the number of workers: each takes its slice of every batch.
+
+Example:
+  python experiments/train.py --clipping 0.08 --batch-size 64 --num-workers 2
+"""
+
+import _checkout  # noqa: F401
+
+from nflab import cli, locations
+from nflab.config import Config
+from nflab.progress import console
+
+
+def main(config: Config) -> None:
+    """Trains, then says how it ended."""
+    from nflab.train import run_training  # takes seconds: a wrong flag is answered sooner
+
+    result = run_training(config, "train")
+    out = console()
+    if result.outcome == "finished":
+        out.print(f"test top-1 {result.metrics['test_top1']:.2f} %")
+    else:
+        out.print(f"the run {result.outcome}: its loss is no longer finite")
+    out.print(f"Browse:  {locations.browse(config.run)}")
+
+
+if __name__ == "__main__":
+    cli.main(Config, main, __doc__)

@@ -1,0 +1,261 @@
+"""The one configuration object that flows, unchanged, from the command line to the training loop.
+
+Frozen dataclasses nested by concern. Leaf names are unique over all parts, so a configuration also
+has a flat face: command-line flags (`--batch-size`), MLflow parameters (`batch_size`).
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+
+def _float_or(word: str) -> Any:
+    """Command-line form of `float | None` in which `word` stands for None."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=f"FLOAT|{word}",
+        instance_from_str=lambda args: None if args[0] == word else float(args[0]),
+        is_instance=lambda value: value is None or isinstance(value, float | int),
+        str_from_instance=lambda value: [word if value is None else f"{value:g}"],
+    )
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network is trained."""
+
+    model: str = "dm_nf_resnet_digits"
+    """Model name, as listed by `nfnet.list_models()`."""
+    drop_rate: float = 0.0
+    """Dropout rate before the classifier, in [0, 1)."""
+    stochdepth_rate: float = 0.0
+    """Stochastic depth: drop rate of the last block, growing linearly with depth, in [0, 1)."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What it is trained on."""
+
+    dataset: str = "digits"
+    """Dataset name; `digits` is embedded: scikit-learn's 1797 real handwritten digits."""
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """How training images are varied, beyond the dataset's own random crop."""
+
+    augmentation_level: int = 0
+    """RandAugment strength from 0 (off) to 10: two random operations at magnitude 3 x level of
+    torchvision's 30."""
+    mixup: bool = False
+    """Blend pairs of images (half of each batch if CutMix is on too)."""
+    cutmix: bool = False
+    """Paste a box of one image into another (half of each batch if MixUp is on too)."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """SGD with Nesterov momentum and adaptive gradient clipping (AGC)."""
+
+    batch_size: int = 32
+    """Images that one optimizer step averages, over all workers."""
+    clipping: Annotated[float | None, _float_or("none")] = 0.16
+    """AGC's threshold: the largest ratio of gradient norm to weight norm a unit may have, > 0."""
+    base_learning_rate: float = 0.1
+    """Peak learning rate for 256 images; the peak is this x batch_size / 256."""
+    momentum: float = 0.9
+    """Nesterov momentum, in [0, 1)."""
+    weight_decay: float = 2e-5
+    """Weight decay of everything but gains and biases."""
+    label_smoothing: float = 0.1
+    """Probability mass spread evenly over all classes, in [0, 1)."""
+    ema_decay: Annotated[float | None, _float_or("none")] = 0.99999
+    """Decay per step of the averaged weights that are evaluated, in [0, 1); none evaluates the
+    trained weights themselves."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How long, and how the learning rate moves: linear warm-up from 0, then cosine to 0."""
+
+    epochs: int = 40
+    """Passes over the training split."""
+    warmup_epochs: float = 1.0
+    """Epochs of linear warm-up."""
+
+
+@dataclass(frozen=True)
+class ScaleConfig:
+    """On how much hardware; never changes what is computed."""
+
+    num_workers: int = 1
+    """Worker processes that each take a slice of every batch."""
+    gpus_per_worker: Annotated[float | None, _float_or("auto")] = None
+    """GPUs each worker takes; auto takes 1 where the cluster has or can launch GPU nodes, else
+    trains on CPUs."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Identity of the run, and where its results go."""
+
+    seed: int = 0
+    """Seed of everything random: initial weights, order, augmentation, search."""
+    name: str | None = None
+    """Name in MLflow and of the folder in the storage; default: the command's name and the time."""
+    tracking_uri: str | None = None
+    """MLflow store or server; default: $MLFLOW_TRACKING_URI, else mlflow.db in the checkout."""
+    storage: str | None = None
+    """Folder or s3:// URI for checkpoints and results; default: $NFLAB_STORAGE, else runs/ in the
+    checkout."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that defines one training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How far to search."""
+
+    trials: int = 20
+    """Configurations to try."""
+    searched: Annotated[tuple[str, ...], tyro.conf.Suppress] = (
+        "clipping",
+        "batch_size",
+        "augmentation_level",
+    )
+    """Leaf names of what is searched; the rest is fixed."""
+
+
+@dataclass(frozen=True)
+class SweepConfig(Config):
+    """A search around one configuration."""
+
+    search: SearchConfig = field(default_factory=SearchConfig)
+
+    def base(self) -> Config:
+        """The configuration that each trial starts from."""
+        return Config(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Config)})
+
+
+C = TypeVar("C", bound=Config)
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Leaf name -> value over all parts of `config`."""
+    return {
+        leaf.name: getattr(getattr(config, part.name), leaf.name)
+        for part in dataclasses.fields(config)
+        for leaf in dataclasses.fields(getattr(config, part.name))
+    }
+
+
+def replace(config: C, **leaves: Any) -> C:
+    """`config` with the named leaves changed, wherever they are nested.
+
+    Raises:
+        ConfigError: a name is no leaf of `config`.
+    """
+    unknown = sorted(set(leaves) - set(flat(config)))
+    if unknown:
+        raise ConfigError(f"unknown setting {unknown[0]!r}: choose from {', '.join(flat(config))}")
+    parts = {}
+    for part in dataclasses.fields(config):
+        value = getattr(config, part.name)
+        changed = {f.name: leaves[f.name] for f in dataclasses.fields(value) if f.name in leaves}
+        parts[part.name] = dataclasses.replace(value, **changed)
+    return type(config)(**parts)
+
+
+def to_json(config: Config) -> str:
+    """`config` as JSON, nested as the dataclasses are; `from_json` reads it back."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(kind: type[C], text: str) -> C:
+    """Reads what `to_json` wrote; a part or leaf left out keeps its default.
+
+    Raises:
+        ConfigError: not JSON, or an unknown or mistyped key.
+    """
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"the configuration is not JSON: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError("the configuration must be a JSON object of sections")
+    return kind(**_read(kind, tree, "", _read_part))
+
+
+def load(kind: type[C], path: str) -> C:
+    """Reads a configuration file for another run: all but the old run's name and locations.
+
+    Raises:
+        ConfigError: the file cannot be read, or is no configuration.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise ConfigError(f"cannot read the configuration {path!r}: {reason}") from None
+    try:
+        config = from_json(kind, text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return replace(config, name=None, tracking_uri=None, storage=None)
+
+
+def _read(
+    kind: type, tree: Mapping[str, Any], where: str, read: Callable[[Any, Any, str], Any]
+) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(tree) - set(hints))
+    if unknown:
+        raise ConfigError(f"unknown key {where + unknown[0]!r}: expected one of {', '.join(hints)}")
+    return {key: read(hints[key], value, where + key) for key, value in tree.items()}
+
+
+def _read_part(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where!r} must be a section of settings, not {value!r}")
+    return kind(**_read(kind, value, f"{where}.", _read_leaf))
+
+
+def _read_leaf(hint: Any, value: Any, where: str) -> Any:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+    elif float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    elif type(value) in kinds:
+        return value
+    expected = " or ".join("null" if k is type(None) else getattr(k, "__name__", "") for k in kinds)
+    raise ConfigError(f"{where!r} must be {expected}, not {value!r}")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ConfigError(message) unless `condition`."""
+    if not condition:
+        raise ConfigError(message)

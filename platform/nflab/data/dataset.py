@@ -1,0 +1,33 @@
+"""The one interface of every dataset."""
+
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+Split = Literal["train", "val", "test"]
+
+
+class Dataset(Protocol):
+    """Images with labels in three fixed splits; the search sees `train` and `val` only."""
+
+    num_classes: int
+    sizes: Mapping[Split, int]
+    """Images in each split."""
+    mean: Tensor
+    """Mean over the training images, per channel (C,), of pixels scaled to 0..1."""
+    std: Tensor
+    """Standard deviation likewise."""
+    fingerprint: str
+    """Changes whenever an image, a label or a split does."""
+
+    def train_images(self, indices_N: Tensor, keys_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Randomly cropped training images, uint8 (N, C, H, W), and labels (N,).
+
+        The crop of an image is a function of its key alone.
+        """
+        ...
+
+    def eval_images(self, split: Split, indices_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Images of a split as they are evaluated, uint8 (N, C, H, W), and labels (N,)."""
+        ...

@@ -1,0 +1,38 @@
+"""Where results go, as absolute addresses that mean the same in every process of a run."""
+
+import os
+from pathlib import Path
+
+from nflab.config import RunConfig
+
+
+def checkout() -> Path:
+    """The checkout this package is imported from; the working folder if it is installed."""
+    root = Path(__file__).resolve().parents[2]
+    return root if (root / "pyproject.toml").is_file() else Path.cwd()
+
+
+def tracking_uri(run: RunConfig) -> str:
+    """MLflow's store or server: the configuration's, the environment's, or the checkout's file."""
+    given = run.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if given is None:
+        return f"sqlite:///{checkout() / 'mlflow.db'}"
+    if "://" in given or given == "databricks":
+        return given
+    return f"sqlite:///{Path(given).resolve()}"
+
+
+def storage(run: RunConfig) -> str:
+    """Folder or URI of checkpoints and results, likewise."""
+    given = run.storage or os.environ.get("NFLAB_STORAGE") or str(checkout() / "runs")
+    return given if "://" in given else str(Path(given).resolve())
+
+
+def browse(run: RunConfig) -> str:
+    """The command that shows a person the recorded runs."""
+    uri = tracking_uri(run)
+    if uri.startswith("http"):
+        return f"open {uri}"
+    if run.tracking_uri is None and uri == f"sqlite:///{checkout() / 'mlflow.db'}":
+        return "make ui"
+    return f"mlflow ui --backend-store-uri {uri}"

@@ -1,0 +1,237 @@
+"""The training loop of every run, on every number of workers.
+
+It reads from top to bottom in the order in which things happen. What surrounds it (Ray Train, Ray
+Tune or nothing) reaches it only as a `Worker`.
+"""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import nfnet
+from nflab.config import Config, to_json
+from nflab.data import Dataset, load_dataset
+from nflab.data.batches import eval_batches, train_batches
+from nflab.data.dataset import Split
+
+CHECK_EVERY = 16
+"""Steps between two looks at whether the loss is still finite, on all workers alike."""
+
+_STEP = 100  # stream of randomness of dropout and stochastic depth
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process's place among those that train a run together, and its line to the outside."""
+
+    report: Callable[[dict[str, Any], Path | None], None]
+    """Called by every worker after each epoch with the metrics; with the folder of a checkpoint,
+    to be copied before returning, on rank 0, else None."""
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    resume_from: Path | None = None
+    """Folder of the checkpoint to continue from."""
+
+
+def train(config: Config, worker: Worker) -> None:
+    """Trains one configuration and reports after each epoch.
+
+    Metrics of an epoch: `epoch` (1-based), `train_loss`, `val_loss`, `val_top1` (percent),
+    `learning_rate` (of the last step), `images_per_second`, `clipped_fraction/<layer group>`, and
+    `outcome`: "running", then "finished" with `test_loss` and `test_top1`, or "diverged" as soon
+    as the loss is not finite (its val_top1 is 0: a diverged network classifies nothing).
+    """
+    dataset = load_dataset(config.data.dataset)
+    torch.manual_seed(config.run.seed)
+    model = nfnet.create_model(
+        config.model.model,
+        num_classes=dataset.num_classes,
+        drop_rate=config.model.drop_rate,
+        stochdepth_rate=config.model.stochdepth_rate,
+    ).to(worker.device)
+    optimizer = nfnet.SGD_AGC(
+        nfnet.param_groups(model, config.optimizer.weight_decay, config.optimizer.clipping),
+        lr=0.0,
+        momentum=config.optimizer.momentum,
+    )
+    decay = config.optimizer.ema_decay
+    ema = None if decay is None else nfnet.EMA(model, decay)
+    first_epoch = 0
+    if worker.resume_from is not None:
+        first_epoch = _load(worker.resume_from, model, optimizer, ema, worker.device)
+    network: nn.Module = model
+    if worker.world_size > 1:
+        network = DistributedDataParallel(model)
+
+    batch_size = config.optimizer.batch_size
+    steps_per_epoch = dataset.sizes["train"] // batch_size
+    peak = config.optimizer.base_learning_rate * batch_size / 256
+    clipped = ClippedFraction(model, optimizer)
+
+    for epoch in range(first_epoch, config.schedule.epochs):
+        started = time.monotonic()
+        network.train()
+        loss_sum = torch.zeros((), dtype=torch.float64, device=worker.device)
+        finite = True
+        batches = train_batches(dataset, config, epoch, worker.rank, worker.world_size)
+        for step, batch in enumerate(batches, start=epoch * steps_per_epoch):
+            learning_rate = nfnet.warmup_cosine(
+                step,
+                config.schedule.epochs * steps_per_epoch,
+                round(config.schedule.warmup_epochs * steps_per_epoch),
+                peak,
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            keys_N = nfnet.hash_keys(config.run.seed, _STEP, step, batch.places_N)
+            logits_NK = network(batch.images_NCHW.to(worker.device), keys_N.to(worker.device))
+            losses_N = F.cross_entropy(
+                logits_NK, batch.targets_NK.to(worker.device), reduction="none"
+            )
+            # DDP averages over workers; slices may differ in size, so each sums its own images and
+            # divides by its share of the global batch.
+            loss = losses_N.sum() * worker.world_size / batch_size
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if ema is not None:
+                ema.update(model, step)
+            clipped.update()
+            loss_sum += loss.detach().double() / worker.world_size
+            last = step == (epoch + 1) * steps_per_epoch - 1
+            if last or step % CHECK_EVERY == 0:
+                train_loss = _sum_over_workers(loss_sum, worker)
+                finite = math.isfinite(train_loss)
+                if not finite:
+                    break
+        seconds = time.monotonic() - started
+
+        metrics: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "train_loss": train_loss / steps_per_epoch,
+            "learning_rate": learning_rate,
+            "images_per_second": steps_per_epoch * batch_size / seconds,
+            **clipped.pop(),
+        }
+        if not finite:
+            worker.report({**metrics, "outcome": "diverged", "val_top1": 0.0}, None)
+            return
+        evaluated = model if ema is None else ema.model
+        metrics |= evaluate(evaluated, dataset, "val", batch_size, worker)
+        if epoch + 1 == config.schedule.epochs:
+            metrics |= evaluate(evaluated, dataset, "test", batch_size, worker)
+            metrics["outcome"] = "finished"
+        else:
+            metrics["outcome"] = "running"
+        if worker.rank > 0:
+            worker.report(metrics, None)
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            _save(Path(folder), config, epoch + 1, model, optimizer, ema)
+            worker.report(metrics, Path(folder))
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, dataset: Dataset, split: Split, batch_size: int, worker: Worker
+) -> dict[str, float]:
+    """Mean cross-entropy (nats) and top-1 accuracy (percent) over a split, each image once."""
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=worker.device)
+    slice_size = max(1, batch_size // worker.world_size)
+    for images, labels in eval_batches(dataset, split, slice_size, worker.rank, worker.world_size):
+        logits_NK, labels = model(images.to(worker.device)), labels.to(worker.device)
+        sums[0] += F.cross_entropy(logits_NK, labels, reduction="sum")
+        sums[1] += (logits_NK.argmax(dim=1) == labels).sum()
+    model.train(was_training)
+    if worker.world_size > 1:
+        dist.all_reduce(sums)
+    loss, top1 = (sums / dataset.sizes[split]).tolist()
+    return {f"{split}_loss": loss, f"{split}_top1": 100 * top1}
+
+
+class ClippedFraction:
+    """Share of the units of each layer group that AGC clipped, averaged over steps."""
+
+    def __init__(self, model: nn.Module, optimizer: nfnet.SGD_AGC) -> None:
+        self._optimizer = optimizer
+        self._groups: dict[Tensor, str] = {
+            p: nfnet.layer_group(name) for name, p in model.named_parameters()
+        }
+        self._steps = 0
+        self._sums: list[Tensor] = []
+
+    def update(self) -> None:
+        """Adds the optimizer's last step."""
+        fractions = list(self._optimizer.clipped_fraction.values())
+        if not self._sums:
+            self._sums = [torch.zeros_like(f) for f in fractions]
+        if fractions:
+            torch._foreach_add_(self._sums, fractions)
+        self._steps += 1
+
+    def pop(self) -> dict[str, float]:
+        """`clipped_fraction/<layer group>` since the last call; empty without clipping."""
+        units: dict[str, float] = {}
+        clipped: dict[str, float] = {}
+        for p, total in zip(self._optimizer.clipped_fraction, self._sums, strict=True):
+            group, count = self._groups[p], nfnet.num_units(p)
+            units[group] = units.get(group, 0) + count
+            clipped[group] = clipped.get(group, 0) + count * float(total) / self._steps
+        self._steps, self._sums = 0, []
+        return {f"clipped_fraction/{group}": clipped[group] / units[group] for group in units}
+
+
+def _sum_over_workers(value: Tensor, worker: Worker) -> float:
+    total = value.clone()
+    if worker.world_size > 1:
+        dist.all_reduce(total)
+    return float(total)
+
+
+def _save(
+    folder: Path,
+    config: Config,
+    epochs_done: int,
+    model: nn.Module,
+    optimizer: nfnet.SGD_AGC,
+    ema: nfnet.EMA | None,
+) -> None:
+    """`state.pt` to resume from, `weights.pt` as evaluated, and their configuration."""
+    state = {
+        "epochs_done": epochs_done,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "ema": None if ema is None else ema.state_dict(),
+    }
+    torch.save(state, folder / "state.pt")
+    torch.save((model if ema is None else ema.model).state_dict(), folder / "weights.pt")
+    (folder / "config.json").write_text(to_json(config), encoding="utf-8")
+
+
+def _load(
+    folder: Path,
+    model: nn.Module,
+    optimizer: nfnet.SGD_AGC,
+    ema: nfnet.EMA | None,
+    device: torch.device,
+) -> int:
+    """Restores what `_save` wrote; returns the number of epochs done."""
+    state = torch.load(folder / "state.pt", map_location=device, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    if ema is not None:
+        ema.load_state_dict(state["ema"])
+    return int(state["epochs_done"])

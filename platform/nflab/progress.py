@@ -1,0 +1,162 @@
+"""What a person sees while runs go on: a live table on a terminal, else a line for each event."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+STYLES = {"finished": "green", "pruned": "yellow", "diverged": "magenta", "failed": "red"}
+
+
+def console() -> Console:
+    """Where people read: wide enough for a line of results when it is a file."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=120, soft_wrap=True)
+
+
+def describe(settings: dict[str, Any]) -> str:
+    """Settings in a line, as `clipping 0.13, batch_size 64`."""
+    return ", ".join(f"{key} {_short(value)}" for key, value in settings.items())
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "none"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+@dataclass
+class _Row:
+    settings: dict[str, Any]
+    epoch: int = 0
+    val_top1: float | None = None
+    outcome: str = "running"
+    last: float = field(default_factory=time.monotonic)
+
+
+class TrainingProgress:
+    """Progress of one training; used as a context while it runs. Prints a line an epoch, from what
+    has been recorded so far: the processes that train may be on other machines."""
+
+    POLL_SECONDS = 2.0
+
+    def __init__(self, recorded: Callable[[], dict[str, float]], epochs: int) -> None:
+        """`recorded` returns the last value of each metric of the run, and its `epoch`."""
+        self._recorded, self._epochs = recorded, epochs
+        self._shown = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "TrainingProgress":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._show()
+
+    def _watch(self) -> None:
+        while not self._over.wait(self.POLL_SECONDS):
+            self._show()
+
+    def _show(self) -> None:
+        metrics = self._recorded()
+        epoch = int(metrics.get("epoch", 0))
+        if epoch > self._shown:
+            self._shown = epoch
+            console().print(
+                f"epoch {epoch:>3}/{self._epochs}  train loss {metrics['train_loss']:.4f}  "
+                f"validation top-1 {metrics['val_top1']:.2f} %  "
+                f"{metrics['images_per_second']:.0f} images/s"
+            )
+
+
+class SweepProgress:
+    """Progress of a sweep; used as a context while it runs."""
+
+    def __init__(self, num_trials: int, epochs: int) -> None:
+        self._num_trials, self._epochs = num_trials, epochs
+        self._rows: dict[int, _Row] = {}
+        self._console = console()
+        self._live: Live | None = None
+        self._began = time.monotonic()
+
+    def __enter__(self) -> "SweepProgress":
+        if self._console.is_terminal:
+            self._live = Live(
+                get_renderable=self._table, console=self._console, refresh_per_second=2
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def started(self, number: int, settings: dict[str, Any]) -> None:
+        """A trial begins."""
+        self._rows[number] = _Row(settings)
+
+    def reported(self, number: int, epoch: int, val_top1: float) -> None:
+        """A trial has finished an epoch."""
+        row = self._rows[number]
+        row.epoch, row.val_top1, row.last = epoch, val_top1, time.monotonic()
+
+    def ended(self, number: int, outcome: str, error: str | None) -> None:
+        """A trial is over."""
+        row = self._rows[number]
+        row.outcome = outcome
+        if self._live is None:
+            top1 = "" if row.val_top1 is None else f", validation top-1 {row.val_top1:.1f} %"
+            line = f"[{self._done()}/{self._num_trials}] trial {number} {outcome} after "
+            line += f"{row.epoch} epochs{top1}  ({describe(row.settings)})  {self._left()}"
+            self._console.print(line + (f"\n  {error}" if error else ""), markup=False)
+
+    def _done(self) -> int:
+        return sum(row.outcome != "running" for row in self._rows.values())
+
+    def _left(self) -> str:
+        """Time left, from the time that trials have taken so far, finished or not."""
+        work = sum(
+            1.0 if row.outcome != "running" else row.epoch / self._epochs
+            for row in self._rows.values()
+        )
+        if work == 0:
+            return "time left: unknown yet"
+        seconds = (time.monotonic() - self._began) * (self._num_trials / work - 1)
+        return (
+            f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
+        )
+
+    def _table(self) -> Group:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        columns = list(next(iter(self._rows.values())).settings) if self._rows else []
+        table.add_column("trial", justify="right")
+        for name in columns:
+            table.add_column(name.replace("_", " "), justify="right")
+        for name in ("epoch", "validation top-1"):
+            table.add_column(name, justify="right")
+        table.add_column("outcome")
+        for number, row in self._rows.items():
+            table.add_row(
+                str(number),
+                *(_short(row.settings[name]) for name in columns),
+                f"{row.epoch}/{self._epochs}",
+                "" if row.val_top1 is None else f"{row.val_top1:.1f} %",
+                Text(row.outcome, style=STYLES.get(row.outcome, "")),
+            )
+        title = f"{self._done()} of {self._num_trials} trials done, {self._left()}"
+        return Group(table, Text(title, style="dim"))

@@ -1,0 +1,190 @@
+"""MLflow: what is recorded of every run, written in batches from one place, and read back.
+
+One parent run a sweep, one child run a trial; a single training is a run of its own.
+"""
+
+import hashlib
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+from urllib.request import urlopen
+
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+import nflab
+import nfnet
+from nflab.config import ConfigError
+
+Outcome = Literal["finished", "pruned", "diverged", "failed"]
+
+STATUS: dict[Outcome, str] = {
+    "finished": "FINISHED",
+    "diverged": "FINISHED",  # a result, not an error
+    "pruned": "KILLED",
+    "failed": "FAILED",
+}
+
+METRICS = (
+    "epoch",
+    "train_loss",
+    "val_loss",
+    "val_top1",
+    "test_loss",
+    "test_top1",
+    "learning_rate",
+    "images_per_second",
+    "clipped_fraction",
+)
+"""What is recorded of a report."""
+
+_PARENT = "mlflow.parentRunId"
+
+
+class Tracker:
+    """Writes and reads the runs of one MLflow experiment."""
+
+    def __init__(self, uri: str, storage: str, experiment: str) -> None:
+        """Opens the store, and makes the experiment if it is new.
+
+        Args:
+            uri: MLflow store or server.
+            storage: where artifacts go if `uri` is a local store; a server decides for itself.
+
+        Raises:
+            ConfigError: the store cannot be opened, or no server answers within 5 seconds.
+        """
+        self.uri = uri
+        self.experiment = experiment
+        try:
+            if uri.startswith("http"):
+                urlopen(f"{uri.rstrip('/')}/health", timeout=5).close()
+            elif uri.startswith("sqlite:///"):
+                Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            self._open()
+            found = self._client.get_experiment_by_name(experiment)
+            # A store that is a file would put artifacts beside the process's working folder.
+            root = None if uri.startswith("http") else f"{storage}/mlflow-artifacts/{experiment}"
+            self.experiment_id = (
+                found.experiment_id
+                if found
+                else self._client.create_experiment(experiment, artifact_location=root)
+            )
+        except (OSError, MlflowException) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"cannot open the tracking store {uri}: {reason}") from None
+
+    def _open(self) -> None:
+        self._client = MlflowClient(self.uri)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A store's connections stay in the process that opened them.
+        return {key: value for key, value in vars(self).items() if key != "_client"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open()
+
+    def start(
+        self,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        parent: str | None = None,
+    ) -> str:
+        """Creates a run with all its parameters and tags; returns its id."""
+        tags = {**tags, **({_PARENT: parent} if parent else {})}
+        run = self._client.create_run(self.experiment_id, run_name=name, tags=dict(tags))
+        written = [Param(key, _text(value)) for key, value in params.items()]
+        self._client.log_batch(run.info.run_id, params=written)
+        return str(run.info.run_id)
+
+    def log(self, run_id: str, metrics: Mapping[str, Any], step: int) -> None:
+        """Records those of `metrics` that are in METRICS, or below one of them, at `step`, in one
+        request."""
+        now = int(time.time() * 1000)
+        points = [
+            Metric(key, float(value), now, step)
+            for key, value in metrics.items()
+            if key.split("/")[0] in METRICS
+        ]
+        self._client.log_batch(run_id, metrics=points)
+
+    def finish(self, run_id: str, outcome: Outcome, tags: Mapping[str, str] | None = None) -> None:
+        """Ends a run with its outcome and the status that matches it."""
+        written = {**(tags or {}), "outcome": outcome}
+        self._client.log_batch(run_id, tags=[RunTag(k, v) for k, v in written.items()])
+        self._client.set_terminated(run_id, status=STATUS[outcome])
+
+    def add_file(self, run_id: str, path: Path, folder: str | None = None) -> None:
+        """Stores a local file as an artifact of the run."""
+        self._client.log_artifact(run_id, str(path), folder)
+
+    def add_text(self, run_id: str, text: str, file: str) -> None:
+        """Stores text as an artifact of the run."""
+        self._client.log_text(run_id, text, file)
+
+    def metrics(self, run_id: str) -> dict[str, float]:
+        """The last value of each metric of a run."""
+        return dict(self._client.get_run(run_id).data.metrics)
+
+    def trials(self, parent: str) -> pd.DataFrame:
+        """One row for each child of `parent`, in the order of their start: `run_id`, `name`,
+        `outcome`, each parameter as text and the last value of each metric."""
+        rows, token = [], None
+        while True:
+            page = self._client.search_runs(
+                [self.experiment_id],
+                filter_string=f"tags.`{_PARENT}` = '{parent}'",
+                order_by=["attributes.start_time ASC"],
+                page_token=token,
+            )
+            rows += [
+                {
+                    **run.data.params,
+                    **run.data.metrics,
+                    "run_id": run.info.run_id,
+                    "name": run.info.run_name,
+                    "outcome": run.data.tags.get("outcome", "running"),
+                }
+                for run in page
+            ]
+            token = page.token
+            if not token:
+                return pd.DataFrame(rows)
+
+    def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
+        """(step, value) of every point of a metric, by step."""
+        points = self._client.get_metric_history(run_id, metric)
+        return sorted((point.step, point.value) for point in points)
+
+
+def code_tags() -> dict[str, str]:
+    """What code runs: its git commit where it is a checkout, and a fingerprint of both packages
+    where it is not (a submitted copy), or was edited."""
+    folders = [Path(package.__path__[0]) for package in (nflab, nfnet)]
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+
+    def git(*words: str) -> str | None:
+        command = ["git", "-C", str(folders[0]), *words]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "HEAD") or "unknown"
+    edited = "-edited" if git("status", "--porcelain", "--untracked-files=no") else ""
+    return {"git_commit": commit + edited, "code_fingerprint": digest.hexdigest()[:16]}
+
+
+def _text(value: Any) -> str:
+    """How a parameter is written: the absent clipping reads `none`, as on the command line."""
+    return "none" if value is None else str(value)

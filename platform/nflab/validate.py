@@ -1,0 +1,82 @@
+"""Refuses a configuration that cannot be run, before anything is started."""
+
+import difflib
+import math
+
+import nfnet
+from nflab.config import Config, SweepConfig, flat, require
+from nflab.data import dataset_names, load_dataset
+from nflab.recipes import RECIPES
+
+
+def validate(config: Config) -> None:
+    """Checks every value of `config` that can be checked without a cluster.
+
+    Raises:
+        ConfigError: one sentence that names the value, what was expected and what to do.
+    """
+    c = flat(config)
+    known("model", c["model"], nfnet.list_models())
+    known("dataset", c["dataset"], dataset_names())
+    for name in ("drop_rate", "stochdepth_rate", "momentum", "label_smoothing"):
+        require(0 <= c[name] < 1, f"{name} {c[name]:g} must be at least 0 and below 1")
+    require(
+        c["ema_decay"] is None or 0 <= c["ema_decay"] < 1,
+        f"ema_decay {c['ema_decay']} must be at least 0 and below 1, or none",
+    )
+    require(
+        c["clipping"] is None or (c["clipping"] > 0 and math.isfinite(c["clipping"])),
+        f"clipping {c['clipping']} must be above 0; to train without clipping, say none",
+    )
+    require(
+        0 <= c["augmentation_level"] <= 10,
+        f"augmentation_level {c['augmentation_level']} must be from 0 (off) to 10",
+    )
+    for name in ("base_learning_rate", "weight_decay", "warmup_epochs"):
+        require(
+            c[name] >= 0 and math.isfinite(c[name]),
+            f"{name} {c[name]:g} must be a finite number of at least 0",
+        )
+    require(c["epochs"] >= 1, f"epochs {c['epochs']} must be at least 1")
+    require(
+        c["warmup_epochs"] <= c["epochs"],
+        f"warmup_epochs {c['warmup_epochs']:g} must not exceed epochs {c['epochs']}",
+    )
+    require(0 <= c["seed"] < 2**31, f"seed {c['seed']} must be from 0 to {2**31 - 1}")
+    require(
+        c["name"] is None or (c["name"] != "" and not set(c["name"]) & set('/\\:*?"<>\n')),
+        f"name {c['name']!r} must be usable as a folder's name: without / \\ : * ? \" < >",
+    )
+    require(c["num_workers"] >= 1, f"num_workers {c['num_workers']} must be at least 1")
+    require(
+        c["gpus_per_worker"] is None or c["gpus_per_worker"] >= 0,
+        f"gpus_per_worker {c['gpus_per_worker']} must be at least 0, or auto",
+    )
+    searched = config.search.searched if isinstance(config, SweepConfig) else ()
+    if isinstance(config, SweepConfig):
+        require(config.search.trials >= 1, f"trials {config.search.trials} must be at least 1")
+        space = RECIPES[c["dataset"]].space
+        batch_sizes = space.batch_sizes() if "batch_size" in searched else [c["batch_size"]]
+        for name in searched:
+            known("searched setting", name, space.names())
+    else:
+        batch_sizes = [c["batch_size"]]
+    train_size = load_dataset(c["dataset"]).sizes["train"]
+    for batch_size in batch_sizes:
+        require(batch_size >= 1, f"batch_size {batch_size} must be at least 1")
+        require(
+            batch_size <= train_size,
+            f"batch_size {batch_size} exceeds the {train_size} training images of {c['dataset']}",
+        )
+        require(
+            batch_size >= c["num_workers"],
+            f"batch_size {batch_size} is below num_workers {c['num_workers']}: "
+            "every worker needs at least one image of each batch",
+        )
+
+
+def known(what: str, name: str, names: list[str]) -> None:
+    """Refuses a name that is not among `names`, and says which are near."""
+    near = difflib.get_close_matches(name, names, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(names)}"
+    require(name in names, f"unknown {what} {name!r}: {hint}")

@@ -1,0 +1,120 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from nflab import cli
+from nflab.config import Config, SweepConfig, flat, replace, to_json
+from nflab.recipes import RECIPES
+
+
+def refuse(argv: list[str], kind: type[Config], monkeypatch: pytest.MonkeyPatch) -> int:
+    def run(config: Config) -> None:
+        raise AssertionError(f"{argv} was accepted as {config}")
+
+    monkeypatch.setattr(sys, "argv", ["experiment.py", *argv])
+    with pytest.raises(SystemExit) as caught:
+        cli.main(kind, run, "")
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+@pytest.mark.parametrize("kind", [Config, SweepConfig])
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        ("--model dm_nf_resnet5", "dm_nf_resnet50"),
+        ("--dataset digit", "digits"),
+        ("--dataset imagenet", "imagenet"),
+        ("--modle x", "--modle"),
+        ("--clipping 0", "clipping 0"),
+        ("--clipping -0.1", "clipping -0.1"),
+        ("--clipping nan", "clipping nan"),
+        ("--clipping often", "often"),
+        ("--batch-size 0", "batch_size 0"),
+        ("--batch-size -4", "batch_size -4"),
+        ("--batch-size 1e3", "1e3"),
+        ("--batch-size 100000", "1071 training images"),
+        ("--batch-size 2 --num-workers 3", "num_workers 3"),
+        ("--num-workers 0", "num_workers 0"),
+        ("--augmentation-level 11", "augmentation_level 11"),
+        ("--epochs 0", "epochs 0"),
+        ("--warmup-epochs 50", "warmup_epochs 50"),
+        ("--drop-rate 1", "drop_rate 1"),
+        ("--stochdepth-rate -1", "stochdepth_rate -1"),
+        ("--ema-decay 1", "ema_decay 1"),
+        ("--gpus-per-worker -1", "gpus_per_worker -1"),
+        ("--base-learning-rate inf", "base_learning_rate inf"),
+        ("--seed -1", "seed -1"),
+        ("--name a/b", "'a/b'"),
+        ("--config missing.json", "missing.json"),
+        ("--config", "--config"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_sentence_before_ray_starts(
+    argv: str,
+    named: str,
+    kind: type[Config],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert refuse(argv.split(), kind, monkeypatch) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert named in err
+
+
+def test_a_sweep_refuses_no_trials(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refuse(["--trials", "0"], SweepConfig, monkeypatch) == 2
+    assert "trials 0" in capsys.readouterr().err
+
+
+def test_defaults_are_the_datasets_recipe() -> None:
+    assert cli.parse(Config, []) == RECIPES["digits"].config
+    assert cli.parse(Config, ["--dataset", "imagenet"]) == RECIPES["imagenet"].config
+    assert cli.parse(SweepConfig, []).base() == RECIPES["digits"].config
+
+
+def test_flags_change_what_they_name_and_nothing_else() -> None:
+    argv = "--clipping none --batch-size 64 --mixup --ema-decay 0.9 --gpus-per-worker auto --name x"
+    expected = replace(
+        RECIPES["digits"].config,
+        clipping=None,
+        batch_size=64,
+        mixup=True,
+        ema_decay=0.9,
+        name="x",
+    )
+    assert cli.parse(Config, argv.split()) == expected
+
+
+def test_a_configuration_file_is_repeated_and_flags_win(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(to_json(replace(Config(), seed=7, clipping=0.02)))
+    config = cli.parse(Config, ["--config", str(path), "--clipping", "0.04"])
+    assert config == replace(Config(), seed=7, clipping=0.04)
+
+
+def test_a_flag_for_a_searched_setting_fixes_it(tmp_path: Path) -> None:
+    config = cli.parse(SweepConfig, ["--batch-size=64"])
+    assert config.search.searched == ("clipping", "augmentation_level")
+    assert flat(config)["batch_size"] == 64
+    path = tmp_path / "config.json"
+    path.write_text(to_json(config))
+    again = cli.parse(SweepConfig, ["--config", str(path), "--clipping", "none"])
+    assert again.search.searched == ("augmentation_level",)
+    assert flat(again)["batch_size"] == 64
+
+
+def test_help_shows_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.parse(SweepConfig, ["--help"], "What it does.\n\nExample:\n  python x.py")
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for name in ["config", *flat(SweepConfig())]:
+        assert name == "searched" or f"--{name.replace('_', '-')}" in text, name
+    assert "Example:\n  python x.py" in text

@@ -1,0 +1,188 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torchvision.transforms import v2
+
+import nfnet
+from nflab.config import Config, replace
+from nflab.data import load_dataset
+from nflab.data.batches import cut, eval_batches, train_batches
+from nflab.data.mix import draw_mixing, mix
+from nflab.data.randaugment import rand_augment
+
+
+def images_of(split: str) -> tuple[Tensor, Tensor]:
+    digits = load_dataset("digits")
+    return digits.eval_images(split, torch.arange(digits.sizes[split]))  # type: ignore[arg-type, index]
+
+
+def test_digits_splits_hold_every_image_once_and_all_classes_alike() -> None:
+    images, labels = zip(*(images_of(split) for split in ("train", "val", "test")), strict=True)
+    ours = sorted(
+        (int(label), image.flatten().tolist())
+        for image, label in zip(torch.cat(images), torch.cat(labels), strict=True)
+    )
+    bunch = load_digits()
+    pixels = (torch.from_numpy(bunch.data) * 255 / 16).round().int()
+    assert ours == sorted(zip(bunch.target.tolist(), pixels.tolist(), strict=True))
+    for split_labels, share in zip(labels, (0.6, 0.2, 0.2), strict=True):
+        counts = torch.bincount(split_labels)
+        assert (counts / torch.bincount(torch.from_numpy(bunch.target)) - share).abs().max() < 0.01
+
+
+def test_digits_splits_are_those_that_results_were_recorded_with() -> None:
+    # A changed fingerprint means that recorded results no longer compare with new ones.
+    assert load_dataset("digits").fingerprint == "89dfd26e4a444b86"
+
+
+def test_digits_crop_shifts_by_one_pixel_at_most_and_every_way() -> None:
+    digits = load_dataset("digits")
+    originals, labels = digits.eval_images("train", torch.zeros(500, dtype=torch.long))
+    keys = nfnet.hash_keys(1, torch.arange(500))
+    shifted, shifted_labels = digits.train_images(torch.zeros(500, dtype=torch.long), keys)
+    padded = torch.nn.functional.pad(originals[0, 0], (1, 1, 1, 1))
+    crops = padded.unfold(0, 8, 1).unfold(1, 8, 1).reshape(9, 8, 8)
+    found = (shifted[:, 0, None] == crops).all((2, 3))
+    assert found.any(1).all()
+    assert found.any(0).all()
+    assert torch.equal(labels, shifted_labels)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    batch_size=st.integers(7, 200),
+    world_size=st.integers(1, 7),
+    level=st.sampled_from([0, 7]),
+    mixup=st.booleans(),
+    cutmix=st.booleans(),
+)
+def test_no_cut_over_workers_changes_a_batch(
+    seed: int, batch_size: int, world_size: int, level: int, mixup: bool, cutmix: bool
+) -> None:
+    config = replace(
+        Config(),
+        seed=seed,
+        batch_size=batch_size,
+        augmentation_level=level,
+        mixup=mixup,
+        cutmix=cutmix,
+    )
+    digits = load_dataset("digits")
+    whole = next(train_batches(digits, config, 3, 0, 1))
+    parts = [next(train_batches(digits, config, 3, r, world_size)) for r in range(world_size)]
+    assert torch.equal(whole.images_NCHW, torch.cat([part.images_NCHW for part in parts]))
+    assert torch.equal(whole.targets_NK, torch.cat([part.targets_NK for part in parts]))
+    assert torch.equal(torch.arange(batch_size), torch.cat([part.places_N for part in parts]))
+
+
+def test_an_epoch_meets_each_image_once_in_an_order_of_its_own() -> None:
+    digits = load_dataset("digits")
+    config = replace(Config(), batch_size=1071, label_smoothing=0.0)
+    epochs = [
+        [batch.targets_NK.argmax(1) for batch in train_batches(digits, config, epoch, 0, 1)]
+        for epoch in (0, 0, 1)
+    ]
+    assert [len(epoch) for epoch in epochs] == [1, 1, 1]
+    assert torch.equal(epochs[0][0], epochs[1][0])
+    assert not torch.equal(epochs[0][0], epochs[2][0])
+    assert torch.equal(torch.bincount(epochs[0][0]), torch.bincount(images_of("train")[1]))
+
+
+def test_evaluation_sees_each_image_once_on_any_number_of_workers() -> None:
+    digits = load_dataset("digits")
+    labels = [
+        label
+        for rank in range(3)
+        for _, labels in eval_batches(digits, "test", 50, rank, 3)
+        for label in labels.tolist()
+    ]
+    assert labels == images_of("test")[1].tolist()
+
+
+def test_standardised_training_images_have_mean_0_and_deviation_1() -> None:
+    digits = load_dataset("digits")
+    pixels = torch.cat([images for images, _ in eval_batches(digits, "train", 64, 0, 1)])
+    assert pixels.mean().abs() < 1e-5
+    assert (pixels.std() - 1).abs() < 1e-5
+
+
+@given(st.integers(0, 1000), st.integers(1, 50))
+def test_a_cut_covers_everything_evenly(size: int, world_size: int) -> None:
+    parts = [range(size)[cut(size, rank, world_size)] for rank in range(world_size)]
+    assert [i for part in parts for i in part] == list(range(size))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_rand_augment_is_torchvisions_with_the_images_own_seed() -> None:
+    images, _ = images_of("val")
+    keys = nfnet.hash_keys(5, torch.arange(40))
+    before = torch.get_rng_state()
+    ours = rand_augment(images[:40], keys, 5)
+    assert torch.equal(before, torch.get_rng_state())
+    theirs = v2.RandAugment(num_ops=2, magnitude=15)
+    for image, key, augmented in zip(images, keys.tolist(), ours, strict=False):
+        torch.manual_seed(key)
+        assert torch.equal(theirs(image), augmented)
+    assert torch.equal(rand_augment(images[:40], keys, 0), images[:40])
+
+
+def test_rand_augment_changes_images_more_as_its_level_grows() -> None:
+    images, _ = images_of("train")
+    keys = nfnet.hash_keys(5, torch.arange(len(images)))
+    change = [
+        float((rand_augment(images, keys, level).float() - images.float()).abs().mean())
+        for level in (0, 3, 6, 10)
+    ]
+    assert change == sorted(change)
+    assert change[0] == 0
+
+
+def keys_and_places(batch_size: int) -> tuple[Tensor, Tensor]:
+    places = torch.arange(batch_size)
+    return nfnet.hash_keys(11, places), places
+
+
+def test_mixing_draws_from_the_papers_distributions() -> None:
+    keys, places = keys_and_places(20000)
+    mixing = draw_mixing(keys, places, 20000, mixup=True, cutmix=True)
+    for_mixup = places < 10000
+    ratio = mixing.keep_N[for_mixup]
+    # Beta(0.2, 0.2): mean 1/2, variance 1 / (4 (2 * 0.2 + 1)).
+    assert abs(ratio.mean() - 0.5) < 0.01
+    assert abs(ratio.var() - 1 / 5.6) < 0.005
+    assert (mixing.keep_N[~for_mixup] == 1).all()
+    top, bottom, left, right = mixing.box_N4.T
+    area = (bottom - top) * (right - left)
+    assert (area[for_mixup] == 0).all()
+    # The side of an uncut box is sqrt(u), u uniform, around a uniform centre.
+    inside = (top > 0) & (bottom < 1)
+    assert (((bottom - top)[inside & ~for_mixup]).max()) < 1
+    assert 0.2 < area[~for_mixup].mean() < 0.4
+    expected = torch.arange(4) / 4 * 20000
+    quarters = torch.bincount(mixing.partner_N * 4 // 20000) / 20000
+    assert (quarters - 0.25).abs().max() < 0.02
+    assert len(expected) == len(quarters)
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(True, False), (False, True), (True, True)])
+def test_labels_are_mixed_as_the_pixels_are(mixup: bool, cutmix: bool) -> None:
+    keys, places = keys_and_places(64)
+    mixing = draw_mixing(keys, places, 64, mixup, cutmix)
+    white = torch.full((64, 1, 40, 40), 255, dtype=torch.uint8)
+    mixed, share = mix(white, torch.zeros_like(white), mixing)
+    assert (mixed.double().mean((1, 2, 3)) / 255 - share).abs().max() < 0.003
+    assert share.min() < 0.3
+    assert share.max() > 0.7
+
+
+def test_nothing_is_mixed_where_nothing_is_asked_for() -> None:
+    keys, places = keys_and_places(16)
+    images, _ = images_of("val")
+    mixing = draw_mixing(keys, places, 16, mixup=False, cutmix=False)
+    mixed, share = mix(images[:16], images[16:32], mixing)
+    assert torch.equal(mixed, images[:16])
+    assert (share == 1).all()
