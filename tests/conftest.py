@@ -36,23 +36,30 @@ def store(tmp_path: Path) -> dict[str, str]:
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def run_script(
+    folder: Path, env: dict[str, str], name: str, *arguments: str
+) -> "subprocess.CompletedProcess[str]":
+    """Runs `experiments/NAME ARGUMENTS` in `folder`, with `env` over the environment of the tests.
+
+    Without a RAY_ADDRESS in `env` the script starts a Ray of its own.
+    """
+    inherited = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "experiments" / name), *arguments],
+        cwd=folder,
+        env={**inherited, **env},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
 @pytest.fixture
 def script(tmp_path: Path, store: dict[str, str]) -> Script:
-    """Runs `experiments/NAME ARGUMENTS` in another folder, with results in a temporary one.
-
-    Without `RAY_ADDRESS=...` the script starts a Ray of its own.
-    """
+    """`run_script` in a temporary folder, with results there too."""
 
     def run(name: str, *arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
-        inherited = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-        return subprocess.run(
-            [sys.executable, str(ROOT / "experiments" / name), *arguments],
-            cwd=tmp_path,
-            env={**inherited, **store, **env},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        return run_script(tmp_path, {**store, **env}, name, *arguments)
 
     return run

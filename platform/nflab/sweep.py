@@ -82,7 +82,9 @@ def _conclude(
     ]
     size = f"{config.model.model} on {config.data.dataset}, {config.schedule.epochs} epochs"
     figures.draw_top1(trials, folder / "top1.png", f"Validation top-1: {size}")
-    figures.draw_importances(shares, folder / "importances.png", f"What mattered in {len(trials)} trials: {size}")
+    figures.draw_importances(
+        shares, folder / "importances.png", f"What mattered in {len(trials)} trials: {size}"
+    )
     figures.draw_learning_curves(curves, folder / "learning_curves.png", f"Learning curves: {size}")
     trials.to_csv(folder / "trials.csv", index=False)
     for path in [*sorted(folder.glob("*.png")), folder / "trials.csv"]:

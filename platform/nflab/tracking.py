@@ -4,11 +4,12 @@ One parent run a sweep, one child run a trial; a single training is a run of its
 """
 
 import hashlib
+import logging
 import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from urllib.request import urlopen
 
 import pandas as pd
@@ -41,6 +42,9 @@ METRICS = (
     "clipped_fraction",
 )
 """What is recorded of a report."""
+
+# Not for a person: that a new store was laid out, table by table.
+logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 _PARENT = "mlflow.parentRunId"
 
@@ -113,6 +117,14 @@ class Tracker:
             if key.split("/")[0] in METRICS
         ]
         self._client.log_batch(run_id, metrics=points)
+
+    def tag(self, run_id: str, key: str, value: str) -> None:
+        """Sets one tag of a run."""
+        self._client.set_tag(run_id, key, value)
+
+    def outcome(self, run_id: str) -> Outcome:
+        """The outcome that a run is tagged with."""
+        return cast(Outcome, self._client.get_run(run_id).data.tags["outcome"])
 
     def finish(self, run_id: str, outcome: Outcome, tags: Mapping[str, str] | None = None) -> None:
         """Ends a run with its outcome and the status that matches it."""

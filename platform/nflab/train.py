@@ -49,8 +49,7 @@ def run_training(config: Config, experiment: str) -> TrainingResult:
     try:
         with TrainingProgress(lambda: tracker.metrics(run_id), config.schedule.epochs):
             result = fit(config, placement, name, storage, [_Recorder(tracker, run_id)])
-        assert result.metrics is not None  # fit raises if the run failed
-        outcome = result.metrics["outcome"]
+        outcome = tracker.outcome(run_id)
         with result.checkpoint.as_directory() if result.checkpoint else nullcontext() as folder:
             if folder:
                 tracker.add_file(run_id, Path(folder) / "weights.pt")
@@ -86,6 +85,8 @@ class _Recorder(UserCallback):
         checkpoint: Checkpoint | None,
     ) -> None:
         self._tracker.log(self._run_id, metrics[0], metrics[0]["epoch"])
+        # Ray's result forgets a last report without a checkpoint, as a diverged run's is.
+        self._tracker.tag(self._run_id, "outcome", metrics[0]["outcome"])
 
 
 def fit(

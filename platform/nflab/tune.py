@@ -155,7 +155,7 @@ class _Recorder(Callback):
     ) -> None:
         if trial.trial_id in self._trials:
             return
-        number = len(self._trials) + 1
+        number = trials.index(trial) + 1  # in the order proposed; they start in any
         settings = self._space.settings(trial.config)
         config = replace(self._base, **settings)
         run_name = f"{number:03d} " + " ".join(

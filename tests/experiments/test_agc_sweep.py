@@ -1,0 +1,145 @@
+"""The main job, run as a user runs it and read back from MLflow."""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+import nfnet
+from nflab.config import Config, SweepConfig, flat, from_json
+from nflab.data import load_dataset
+from tests.conftest import Script, run_script
+
+SWEEP = ("--trials", "4", "--epochs", "3", "--seed", "5")
+
+
+def runs_of(store: dict[str, str]) -> tuple[Run, list[Run]]:
+    """The parent and its children, in the order of their names."""
+    client = MlflowClient(store["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name("agc_sweep")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1
+    children = [run for run in runs if run.info.run_id != parents[0].info.run_id]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
+    return parents[0], sorted(children, key=lambda run: str(run.info.run_name))
+
+
+@pytest.fixture(scope="module")
+def swept(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], str]:
+    """Store and output of one small sweep on the session's Ray."""
+    folder = tmp_path_factory.mktemp("sweep")
+    store = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        "NFLAB_STORAGE": str(folder / "runs"),
+    }
+    done = run_script(
+        folder, {**store, "RAY_ADDRESS": ray_address}, "agc_sweep.py", *SWEEP, "--name", "small"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return store, done.stdout
+
+
+def test_every_trial_is_recorded_once_and_whole(swept: tuple[dict[str, str], str]) -> None:
+    store, _ = swept
+    parent, children = runs_of(store)
+    assert len(children) == 4
+    client = MlflowClient(store["MLFLOW_TRACKING_URI"])
+    for run in children:
+        text = client.download_artifacts(run.info.run_id, "config.json")
+        config = from_json(Config, Path(text).read_text())
+        assert run.data.params == {
+            name: "none" if value is None else str(value) for name, value in flat(config).items()
+        }
+        tags = run.data.tags
+        assert tags["dataset_fingerprint"] == load_dataset("digits").fingerprint
+        assert tags["world_size"] == "1"
+        assert re.fullmatch(r"[0-9a-f]{40}(-edited)?|unknown", tags["git_commit"])
+        status = {"finished": "FINISHED", "diverged": "FINISHED", "pruned": "KILLED"}
+        assert run.info.status == status[tags["outcome"]]
+        epochs = int(run.data.metrics["epoch"])
+        assert epochs == 3 or tags["outcome"] != "finished"
+        for name in ("train_loss", "val_loss", "val_top1", "learning_rate", "images_per_second"):
+            history = client.get_metric_history(run.info.run_id, name)
+            assert [point.step for point in history] == list(range(1, epochs + 1)), name
+        assert ("test_top1" in run.data.metrics) == (tags["outcome"] == "finished")
+        clipped = {n for n in run.data.metrics if n.startswith("clipped_fraction/")}
+        assert bool(clipped) == (config.optimizer.clipping is not None)
+    assert parent.info.status == "FINISHED"
+
+
+def test_the_parent_holds_the_best_trial_and_the_figures(
+    swept: tuple[dict[str, str], str],
+) -> None:
+    store, _ = swept
+    parent, children = runs_of(store)
+    client = MlflowClient(store["MLFLOW_TRACKING_URI"])
+    finished = [run for run in children if run.data.tags["outcome"] == "finished"]
+    best = max(finished, key=lambda run: run.data.metrics["val_top1"])
+    assert parent.data.metrics["val_top1"] == best.data.metrics["val_top1"]
+    assert parent.data.metrics["test_top1"] == best.data.metrics["test_top1"]
+    names = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    figures = {"top1.png", "importances.png", "learning_curves.png"}
+    assert names == figures | {"config.json", "trials.csv", "best_trial"}
+    folder = Path(client.download_artifacts(parent.info.run_id, "best_trial"))
+    config = json.loads((folder / "config.json").read_text())
+    assert str(config["optimizer"]["batch_size"]) == best.data.params["batch_size"]
+    model = nfnet.create_model(config["model"]["model"]).eval()
+    model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+    digits = load_dataset("digits")
+    images, labels = digits.eval_images("test", torch.arange(digits.sizes["test"]))
+    pixels = (images.float() / 255 - digits.mean) / digits.std
+    top1 = 100 * (model(pixels).argmax(1) == labels).double().mean()
+    assert float(top1) == pytest.approx(best.data.metrics["test_top1"])
+    table = pd.read_csv(client.download_artifacts(parent.info.run_id, "trials.csv"))
+    assert set(table.run_id) == {run.info.run_id for run in children}
+    recorded = client.download_artifacts(parent.info.run_id, "config.json")
+    assert from_json(SweepConfig, Path(recorded).read_text()).search.trials == 4
+
+
+def test_the_output_says_what_was_found_and_where(swept: tuple[dict[str, str], str]) -> None:
+    store, output = swept
+    assert "Five best trials" in output
+    assert "What mattered most" in output
+    figures = re.findall(r"\S+\.png", output)
+    assert len(figures) == 3
+    assert all(Path(figure.rstrip(",")).is_file() for figure in figures)
+    assert store["MLFLOW_TRACKING_URI"] in output
+    assert len(output.splitlines()) < 25
+
+
+def test_a_sweep_with_the_same_seed_proposes_the_same_first_trials(
+    swept: tuple[dict[str, str], str], script: Script, store: dict[str, str], ray_address: str
+) -> None:
+    done = script(
+        "agc_sweep.py", "--trials", "4", "--epochs", "1", "--seed", "5", RAY_ADDRESS=ray_address
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    proposed = [
+        [
+            [run.data.params[name] for name in ("clipping", "batch_size", "augmentation_level")]
+            for run in runs_of(s)[1]
+        ]
+        for s in (swept[0], store)
+    ]
+    assert proposed[0] == proposed[1]
+    assert len({tuple(trial) for trial in proposed[0]}) == 4
+
+
+def test_trials_of_several_workers_train_with_ray_train(
+    script: Script, store: dict[str, str], ray_address: str
+) -> None:
+    flags = "--trials 2 --epochs 1 --num-workers 2 --clipping 0.08 --batch-size 32"
+    done = script("agc_sweep.py", *flags.split(), RAY_ADDRESS=ray_address)
+    assert done.returncode == 0, done.stdout + done.stderr
+    _, children = runs_of(store)
+    assert [run.data.tags["outcome"] for run in children] == ["finished", "finished"]
+    assert {run.data.tags["world_size"] for run in children} == {"2"}
+    assert {run.data.params["batch_size"] for run in children} == {"32"}
+    assert {run.data.params["clipping"] for run in children} == {"0.08"}
