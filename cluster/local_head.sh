@@ -20,6 +20,16 @@ if ! ray start --head --port "${RAY_PORT:-6379}" --dashboard-host 127.0.0.1 \
     cat "$log" >&2
     exit 1
 fi
+# A head accepts jobs some seconds after it has started: it is up when one has run.
+export RAY_API_SERVER_ADDRESS="http://$dashboard"
+for ((attempt = 0; ; attempt++)); do
+    if timeout 60 ray job submit -- true >"$log" 2>&1; then break; fi
+    if ((attempt == 20)); then
+        cat "$log" >&2
+        exit 1
+    fi
+    sleep 1
+done
 rm "$log"
 
 cat <<END
@@ -28,5 +38,5 @@ In a new shell, before \`ray job submit -- python experiments/agc_sweep.py\`:
 
 export PATH=$(printf %q "$PATH")
 export RAY_AUTH_MODE=token
-export RAY_API_SERVER_ADDRESS=http://$dashboard
+export RAY_API_SERVER_ADDRESS=$RAY_API_SERVER_ADDRESS
 END

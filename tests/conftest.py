@@ -1,6 +1,7 @@
 """What all tests share: one local Ray, and a way to run a script as a user does."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -63,3 +64,10 @@ def script(tmp_path: Path, store: dict[str, str]) -> Script:
         return run_script(tmp_path, {**store, **env}, name, *arguments)
 
     return run
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,157 @@
+"""`make head`, then job submissions as its output tells: from anywhere, and of an edited copy."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from tests.conftest import ROOT, free_port
+
+SWEEP = "experiments/agc_sweep.py --trials 2 --epochs 1 --batch-size 64"
+
+
+@dataclass(frozen=True)
+class Head:
+    shell: dict[str, str]
+    """All that a new shell has that exported what `make head` printed."""
+    tracking_uri: str
+
+    def submit(self, folder: str | Path, *options: str) -> Run:
+        """Submits the small sweep from `folder`; returns its parent run."""
+        done = subprocess.run(
+            [*["ray", "job", "submit"], *options, *f"-- python {SWEEP}".split()],
+            cwd=folder,
+            env=self.shell,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Five best trials" in done.stdout
+        client = MlflowClient(self.tracking_uri)
+        experiment = client.get_experiment_by_name("agc_sweep")
+        assert experiment is not None
+        runs = client.search_runs([experiment.experiment_id])
+        return next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+
+    def children(self, parent: Run) -> list[Run]:
+        client = MlflowClient(self.tracking_uri)
+        return list(
+            client.search_runs(
+                [parent.info.experiment_id],
+                f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'",
+            )
+        )
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """A head started by the script behind `make head`, with a fresh home and its own ports."""
+    folder = tmp_path_factory.mktemp("head")
+    mark = f"head-of-test-{folder}"
+    tracking_uri = f"sqlite:///{folder}/mlflow.db"
+    env = {
+        "HOME": str(folder),
+        "PATH": os.environ["PATH"],
+        "NFLAB_TEST": mark,
+        "RAY_PORT": str(free_port()),
+        "DASHBOARD_PORT": str(free_port()),
+        "MLFLOW_TRACKING_URI": tracking_uri,
+        "NFLAB_STORAGE": str(folder / "runs"),
+    }
+    script = ["bash", str(ROOT / "cluster" / "local_head.sh")]
+    try:
+        started = subprocess.run(
+            script, env=env, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert started.returncode == 0, started.stdout + started.stderr
+        exports = [
+            line.removeprefix("export ").split("=", 1)
+            for line in started.stdout.splitlines()
+            if line.startswith("export ")
+        ]
+        assert {name for name, _ in exports} >= {"PATH", "RAY_AUTH_MODE"}
+        yield Head({"HOME": str(folder), **dict(exports)}, tracking_uri)
+    finally:
+        stop_marked(mark)
+
+
+def stop_marked(mark: str) -> None:
+    """Ends every process that inherited the mark in its environment: the head's, no other Ray's."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("NFLAB_TEST") == mark:
+                process.kill()
+                found.append(process)
+        except psutil.Error:  # already gone
+            continue
+    psutil.wait_procs(found, timeout=10)
+
+
+def test_a_job_runs_from_any_folder(head: Head) -> None:
+    parent = head.submit("/")
+    assert parent.info.status == "FINISHED"
+    assert len(head.children(parent)) == 2
+
+
+def test_an_edited_copy_runs_its_own_code_of_both_packages_on_workers_too(
+    head: Head, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    tracked = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for name in filter(None, tracked.split("\0")):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    edit(copy / "nfnet/schedule.py", "def warmup_cosine(", "    return 0.0625\n")
+    edit(
+        copy / "platform/nflab/loop.py",
+        "metrics |= evaluate(",
+        "        metrics['train_loss'] = 7\n",
+    )
+    before = time.time()
+    parent = head.submit(copy, "--working-dir", ".")
+    assert parent.info.start_time > before * 1000  # found in the store of the checkout's head
+    children = head.children(parent)
+    assert len(children) == 2
+    for run in children:
+        assert run.data.metrics["learning_rate"] == 0.0625
+        assert run.data.metrics["train_loss"] == 7
+
+
+def edit(path: Path, after: str, line: str) -> None:
+    """Inserts a line before the first statement after a definition, or after a line."""
+    lines = path.read_text().splitlines(keepends=True)
+    at = next(i for i, text in enumerate(lines) if after in text)
+    if after.startswith("def "):
+        quotes = [i for i in range(at, len(lines)) if '"""' in lines[i]]
+        at = quotes[1]
+    path.write_text("".join([*lines[: at + 1], line, *lines[at + 1 :]]))
+
+
+def test_a_submission_without_the_token_is_refused(head: Head, tmp_path: Path) -> None:
+    shell = {**head.shell, "HOME": str(tmp_path)}
+    done = subprocess.run(
+        ["ray", "job", "submit", "--", "true"],
+        env=shell,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode != 0
