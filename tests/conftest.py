@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 import torch
@@ -71,3 +72,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def stop_marked(mark: str) -> None:
+    """Ends every process that inherited the mark in its environment: the head's, no other Ray's."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("NFLAB_TEST") == mark:
+                process.kill()
+                found.append(process)
+        except psutil.Error:  # already gone
+            continue
+    psutil.wait_procs(found, timeout=10)

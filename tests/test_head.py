@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tests.conftest import ROOT, free_port
+from tests.conftest import ROOT, free_port, stop_marked
 
 SWEEP = "experiments/agc_sweep.py --trials 2 --epochs 1 --batch-size 64"
 
@@ -83,19 +82,6 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         yield Head({"HOME": str(folder), **dict(exports)}, tracking_uri)
     finally:
         stop_marked(mark)
-
-
-def stop_marked(mark: str) -> None:
-    """Ends every process that inherited the mark in its environment: the head's, no other Ray's."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("NFLAB_TEST") == mark:
-                process.kill()
-                found.append(process)
-        except psutil.Error:  # already gone
-            continue
-    psutil.wait_procs(found, timeout=10)
 
 
 def test_a_job_runs_from_any_folder(head: Head) -> None:

@@ -1,0 +1,135 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nflab.cluster import Resources, most_resources, place
+from nflab.config import ConfigError, ScaleConfig
+from tests.conftest import free_port, stop_marked
+
+LAPTOP = Resources(cpus=2, gpus=0, own=True)
+CPU_CLUSTER = Resources(cpus=10, gpus=0, own=False)
+GPU_CLUSTER = Resources(cpus=64, gpus=8, own=False)
+
+
+@pytest.mark.parametrize(
+    ("resources", "scale", "gpus_per_worker", "max_concurrent"),
+    [
+        (LAPTOP, ScaleConfig(num_workers=1), 0, 2),
+        (LAPTOP, ScaleConfig(num_workers=2), 0, 1),
+        (LAPTOP, ScaleConfig(num_workers=3), 0, 1),
+        (LAPTOP, ScaleConfig(num_workers=16), 0, 1),
+        (CPU_CLUSTER, ScaleConfig(num_workers=1), 0, 10),
+        (CPU_CLUSTER, ScaleConfig(num_workers=4), 0, 2),
+        (GPU_CLUSTER, ScaleConfig(num_workers=1), 1, 8),
+        (GPU_CLUSTER, ScaleConfig(num_workers=3), 1, 2),
+        (GPU_CLUSTER, ScaleConfig(num_workers=1, gpus_per_worker=0.5), 0.5, 16),
+        (GPU_CLUSTER, ScaleConfig(num_workers=4, gpus_per_worker=0), 0, 16),
+    ],
+)
+def test_runs_fit_the_cluster(
+    resources: Resources, scale: ScaleConfig, gpus_per_worker: float, max_concurrent: int
+) -> None:
+    placement = place(scale, resources)
+    assert placement.gpus_per_worker == gpus_per_worker
+    assert placement.max_concurrent == max_concurrent
+    workers = scale.num_workers * max_concurrent
+    # The trials that wait for several workers each take a hundredth of a CPU, too.
+    waiting = 0.01 * max_concurrent if scale.num_workers > 1 else 0
+    assert workers * placement.cpus_per_worker + waiting <= resources.cpus + 1e-9
+    assert workers * placement.gpus_per_worker <= resources.gpus
+    assert ("GPU" in placement.per_worker) == (gpus_per_worker > 0)
+
+
+@pytest.mark.parametrize(
+    ("resources", "scale", "limit"),
+    [
+        (LAPTOP, ScaleConfig(num_workers=17), 16),
+        (CPU_CLUSTER, ScaleConfig(num_workers=11), 10),
+        (GPU_CLUSTER, ScaleConfig(num_workers=9), 8),
+        (CPU_CLUSTER, ScaleConfig(num_workers=1, gpus_per_worker=1), 0),
+    ],
+)
+def test_more_workers_than_can_ever_run_are_refused(
+    resources: Resources, scale: ScaleConfig, limit: int
+) -> None:
+    with pytest.raises(ConfigError, match=f"num_workers {scale.num_workers} .* hold {limit}$"):
+        place(scale, resources)
+
+
+def test_the_most_resources_are_those_of_every_node_type_at_its_maximum() -> None:
+    launcher = {
+        "max_workers": 6,
+        "head_node_type": "head",
+        "available_node_types": {
+            "head": {"resources": {"CPU": 0}},
+            "spot": {"resources": {"CPU": 8, "GPU": 1}, "max_workers": 4},
+            "big": {"resources": {"CPU": 96, "GPU": 8}},
+        },
+    }
+    assert most_resources(launcher) == {"CPU": 4 * 8 + 6 * 96, "GPU": 4 + 48}
+
+
+def test_a_driver_on_a_cpu_head_sees_the_gpus_that_the_autoscaler_may_launch(
+    tmp_path: Path,
+) -> None:
+    # Ray's own fake of a cloud: a real head and a real autoscaler, with nodes on this machine.
+    config = {
+        "cluster_name": "fake",
+        "max_workers": 8,
+        "provider": {
+            "type": "fake_multinode",
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
+        "idle_timeout_minutes": 1,
+        "upscaling_speed": 1.0,
+        "auth": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        **{
+            f"{commands}_commands": []
+            for commands in (
+                "initialization",
+                "setup",
+                "head_setup",
+                "worker_setup",
+                "head_start_ray",
+                "worker_start_ray",
+            )
+        },
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "gpu": {"resources": {"CPU": 4, "GPU": 1}, "node_config": {}, "max_workers": 3},
+        },
+    }
+    file = tmp_path / "cluster.json"
+    file.write_text(json.dumps(config))
+    port, mark = free_port(), f"autoscaler-of-test-{tmp_path}"
+    env = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "NFLAB_TEST": mark,
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_AUTH_MODE": "token",
+        "RAY_ADDRESS": f"127.0.0.1:{port}",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    start = f"ray start --head --port {port} --num-cpus 0 --autoscaling-config {file}"
+    start += " --include-dashboard=false --disable-usage-stats --node-ip-address 127.0.0.1"
+    ask = "from nflab import cluster; print(cluster.connect())"
+    try:
+        subprocess.run(["ray", "get-auth-token", "--generate"], env=env, check=True, timeout=60)
+        subprocess.run(start.split(), env=env, check=True, timeout=120)
+        done = subprocess.run(
+            [sys.executable, "-c", ask], env=env, capture_output=True, text=True, timeout=120
+        )
+        assert done.stdout.strip() == str(Resources(cpus=12.0, gpus=3.0, own=False)), done.stderr
+    finally:
+        stop_marked(mark)
