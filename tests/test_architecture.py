@@ -69,6 +69,7 @@ def test_imports_run_from_experiments_to_nflab_to_nfnet() -> None:
     [
         ("ray", {"cluster.py", "train.py", "tune.py", "sweep.py"}),
         ("mlflow", {"tracking.py"}),
+        ("optuna", {"recipes.py", "tune.py", "figures.py"}),
         ("tyro", {"config.py", "cli.py"}),
     ],
 )

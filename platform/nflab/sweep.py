@@ -1,7 +1,6 @@
 """A sweep from its configuration to its answer: search, record, read back, draw."""
 
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +8,11 @@ import pandas as pd
 import ray
 from ray.tune import Checkpoint
 
-from nflab import cluster, figures, locations, tune
+from nflab import figures, tune
 from nflab.config import SweepConfig, flat, to_json
 from nflab.progress import console
 from nflab.recipes import RECIPES
-from nflab.tracking import Tracker
-from nflab.train import run_tags
+from nflab.session import Session, open_session
 
 
 @dataclass(frozen=True)
@@ -37,45 +35,41 @@ def run_sweep(config: SweepConfig, experiment: str) -> SweepResult:
     Raises:
         ConfigError: the tracking store or the cluster cannot be used, or is too small.
     """
-    name = config.run.name or f"{experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
-    storage = locations.storage(config.run)
-    tracker = Tracker(locations.tracking_uri(config.run), storage, experiment)
+    session = open_session(config, experiment)
+    tracker = session.tracker
     space = RECIPES[config.data.dataset].space
-    searched = config.search.searched
+    searched = {key: f"searched: {space.describe(key)}" for key in config.search.searched}
     out = console()
-    placement = cluster.place(config.scale, cluster.connect())
-    out.print(f"sweep {name}: {config.search.trials} trials of {config.schedule.epochs} epochs")
-    out.print(f"  {placement}")
-    tags = run_tags(config, placement)
-    params = {**flat(config), **{key: f"searched: {space.describe(key)}" for key in searched}}
-    parent = tracker.start(name, params, tags)
+    out.print(
+        f"sweep {session.name}: {config.search.trials} trials of {config.schedule.epochs} epochs, "
+        f"{session.placement}"
+    )
+    parent = tracker.start(session.name, {**flat(config), **searched}, session.tags)
     tracker.add_text(parent, to_json(config), "config.json")
     try:
-        checkpoints = tune.search(config, placement, name, storage, tracker, parent, tags)
+        checkpoints = tune.search(config, session, parent)
     except BaseException:
         tracker.finish(parent, "failed")
         raise
     finally:
         ray.shutdown()
-    return _conclude(config, tracker, parent, name, storage, checkpoints)
+    return _conclude(config, session, parent, checkpoints)
 
 
 def _conclude(
-    config: SweepConfig,
-    tracker: Tracker,
-    parent: str,
-    name: str,
-    storage: str,
-    checkpoints: dict[str, str],
+    config: SweepConfig, session: Session, parent: str, checkpoints: dict[str, str]
 ) -> SweepResult:
     """Reads back what was recorded, draws it, and stores the answer with the parent run."""
+    tracker, storage = session.tracker, session.storage
     trials = tracker.trials(parent)
     # Only a trial that went to its end can win; the rest follow in the order of their last result.
     trials["done"] = trials.outcome == "finished"
     trials = trials.sort_values(["done", tune.METRIC], ascending=False).drop(columns="done")
     space, searched = RECIPES[config.data.dataset].space, config.search.searched
     shares = figures.importances(trials, space, searched)
-    folder = Path(tempfile.mkdtemp(prefix="nflab-") if "://" in storage else f"{storage}/{name}")
+    folder = Path(
+        tempfile.mkdtemp(prefix="nflab-") if "://" in storage else f"{storage}/{session.name}"
+    )
     curves = [
         (row["name"], row.outcome, tracker.history(row.run_id, tune.METRIC))
         for _, row in trials.iterrows()

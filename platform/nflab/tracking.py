@@ -43,6 +43,9 @@ METRICS = (
 )
 """What is recorded of a report."""
 
+# Else MLflow's pages open with what they show of language-model applications.
+_MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+
 # Not for a person: that a new store was laid out, table by table.
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 
@@ -76,7 +79,9 @@ class Tracker:
             self.experiment_id = (
                 found.experiment_id
                 if found
-                else self._client.create_experiment(experiment, artifact_location=root)
+                else self._client.create_experiment(
+                    experiment, artifact_location=root, tags=_MODEL_TRAINING
+                )
             )
         except (OSError, MlflowException) as error:
             reason = str(error).splitlines()[0]

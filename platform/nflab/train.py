@@ -1,6 +1,5 @@
 """Training one configuration with Ray Train, on one to many workers."""
 
-import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,12 @@ from ray.train import Checkpoint, CheckpointConfig, RunConfig, ScalingConfig, Us
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from nflab import cluster, locations
 from nflab.cluster import Placement
 from nflab.config import Config, flat, to_json
-from nflab.data import load_dataset
 from nflab.loop import Worker, train
 from nflab.progress import TrainingProgress, console
-from nflab.tracking import Outcome, Tracker, code_tags
+from nflab.session import open_session
+from nflab.tracking import Outcome, Tracker
 
 
 @dataclass(frozen=True)
@@ -37,18 +35,24 @@ def run_training(config: Config, experiment: str) -> TrainingResult:
     Raises:
         ConfigError: the tracking store or the cluster cannot be used, or is too small.
     """
-    name = config.run.name or f"{experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
-    storage = locations.storage(config.run)
-    tracker = Tracker(locations.tracking_uri(config.run), storage, experiment)
-    placement = cluster.place(config.scale, cluster.connect())
-    console().print(f"training {name}: {config.schedule.epochs} epochs, {placement}")
-    run_id = tracker.start(name, flat(config), run_tags(config, placement))
+    session = open_session(config, experiment)
+    tracker = session.tracker
+    console().print(
+        f"training {session.name}: {config.schedule.epochs} epochs, {session.placement}"
+    )
+    run_id = tracker.start(session.name, flat(config), session.tags)
     tracker.add_text(run_id, to_json(config), "config.json")
     outcome: Outcome = "failed"
     error = None
     try:
         with TrainingProgress(lambda: tracker.metrics(run_id), config.schedule.epochs):
-            result = fit(config, placement, name, storage, [_Recorder(tracker, run_id)])
+            result = fit(
+                config,
+                session.placement,
+                session.name,
+                session.storage,
+                [_Recorder(tracker, run_id)],
+            )
         outcome = tracker.outcome(run_id)
         with result.checkpoint.as_directory() if result.checkpoint else nullcontext() as folder:
             if folder:
@@ -60,16 +64,6 @@ def run_training(config: Config, experiment: str) -> TrainingResult:
         tracker.finish(run_id, outcome, {"error": error[:5000]} if error else None)
         ray.shutdown()
     return TrainingResult(outcome, tracker.metrics(run_id), run_id)
-
-
-def run_tags(config: Config, placement: Placement) -> dict[str, str]:
-    """What every recorded run is tagged with."""
-    return {
-        **code_tags(),
-        "dataset_fingerprint": load_dataset(config.data.dataset).fingerprint,
-        "world_size": str(placement.num_workers),
-        "placement": str(placement),
-    }
 
 
 class _Recorder(UserCallback):

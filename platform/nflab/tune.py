@@ -14,12 +14,13 @@ from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallba
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from nflab.cluster import LEFT_FOR_TRIAL, Placement
+from nflab.cluster import LEFT_FOR_TRIAL
 from nflab.config import Config, SweepConfig, flat, replace, to_json
 from nflab.loop import Worker, train
 from nflab.progress import SweepProgress
 from nflab.recipes import RECIPES, SearchSpace
-from nflab.tracking import Outcome, Tracker
+from nflab.session import Session
+from nflab.tracking import Outcome
 from nflab.train import device_of, fit
 
 METRIC = "val_top1"
@@ -29,37 +30,25 @@ STARTUP_TRIALS = 4
 """Random trials before TPE models the results, so that 12 trials are a search."""
 
 
-def search(
-    config: SweepConfig,
-    placement: Placement,
-    name: str,
-    storage: str,
-    tracker: Tracker,
-    parent: str,
-    tags: dict[str, str],
-) -> dict[str, str]:
+def search(config: SweepConfig, session: Session, parent: str) -> dict[str, str]:
     """Runs the trials of a sweep, each recorded as a child run of `parent`.
-
-    Args:
-        name: folder of the sweep in `storage`.
-        tags: what every child run is tagged with.
 
     Returns:
         The folder of each trial's last checkpoint, by the id of its run; none for a trial that
         ended before its first.
     """
     space = RECIPES[config.data.dataset].space
-    recorder = _Recorder(config.base(), space, tracker, parent, tags, config.search.trials)
+    recorder = _Recorder(config, space, session, parent)
     sampler = optuna.samplers.TPESampler(seed=config.run.seed, n_startup_trials=STARTUP_TRIALS)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     epochs = config.schedule.epochs
     tuner = Tuner(
-        trainable(config.base(), space, placement, name, storage),
+        trainable(config.base(), space, session),
         tune_config=TuneConfig(
             metric=METRIC,
             mode="max",
             num_samples=config.search.trials,
-            max_concurrent_trials=placement.max_concurrent,
+            max_concurrent_trials=session.placement.max_concurrent,
             search_alg=OptunaSearch(
                 space.distributions(config.search.searched),
                 metric=METRIC,
@@ -76,8 +65,8 @@ def search(
             ),
         ),
         run_config=RunConfig(
-            name=name,
-            storage_path=storage,
+            name=session.name,
+            storage_path=session.storage,
             callbacks=[recorder],
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             verbose=0,
@@ -89,13 +78,15 @@ def search(
 
 
 def trainable(
-    base: Config, space: SearchSpace, placement: Placement, name: str, storage: str
+    base: Config, space: SearchSpace, session: Session
 ) -> Callable[[dict[str, Any]], None]:
     """The Tune function that trains one configuration, with the resources it asks for.
 
     One worker trains in the trial's own process: Ray Train would start two more, which takes
     longer than a small run. More workers are a Ray Train run of their own.
     """
+
+    placement, folder_of_trials = session.placement, f"{session.storage}/{session.name}"
 
     def in_this_process(drawn: dict[str, Any]) -> None:
         checkpoint = ray.tune.get_checkpoint()
@@ -110,7 +101,7 @@ def trainable(
     def with_own_workers(drawn: dict[str, Any]) -> None:
         trial = ray.tune.get_context().get_trial_id()
         config = replace(base, **space.settings(drawn))
-        fit(config, placement, f"train-{trial}", f"{storage}/{name}", [TuneReportCallback()])
+        fit(config, placement, f"train-{trial}", folder_of_trials, [TuneReportCallback()])
 
     if placement.num_workers == 1:
         return ray.tune.with_resources(in_this_process, placement.per_worker)
@@ -133,18 +124,12 @@ class _Recorder(Callback):
     """Writes what Tune tells of its trials to MLflow and to the progress view."""
 
     def __init__(
-        self,
-        base: Config,
-        space: SearchSpace,
-        tracker: Tracker,
-        parent: str,
-        tags: dict[str, str],
-        num_trials: int,
+        self, config: SweepConfig, space: SearchSpace, session: Session, parent: str
     ) -> None:
-        self.progress = SweepProgress(num_trials, base.schedule.epochs)
+        self.progress = SweepProgress(config.search.trials, config.schedule.epochs)
         self.checkpoints: dict[str, str] = {}
-        self._base, self._space = base, space
-        self._tracker, self._parent, self._tags = tracker, parent, tags
+        self._base, self._space = config.base(), space
+        self._tracker, self._tags, self._parent = session.tracker, session.tags, parent
         self._trials: dict[str, _Trial] = {}
 
     def __getstate__(self) -> dict[str, Any]:
