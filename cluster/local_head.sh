@@ -12,9 +12,11 @@ export MLFLOW_TRACKING_URI="${MLFLOW_TRACKING_URI:-sqlite:///$root/mlflow.db}"
 export NFLAB_STORAGE="${NFLAB_STORAGE:-$root/runs}"
 # Whoever can submit a job can run any command: only who holds the token may.
 export RAY_AUTH_MODE=token
-ray get-auth-token --generate >/dev/null 2>&1
-
 log=$(mktemp)
+if ! ray get-auth-token --generate >"$log" 2>&1; then
+    cat "$log" >&2
+    exit 1
+fi
 if ! ray start --head --port "${RAY_PORT:-6379}" --dashboard-host 127.0.0.1 \
     --dashboard-port "${dashboard#*:}" --disable-usage-stats >"$log" 2>&1; then
     cat "$log" >&2

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from nflab.sweep import SweepResult
 
 
-def main(config: SweepConfig) -> None:
+def main(config: SweepConfig, resume: bool) -> None:
     """Sweeps, then says what was found."""
     from nflab.sweep import run_sweep  # takes seconds: a wrong flag is answered sooner
 
-    show(run_sweep(config, "agc_sweep"), config)
+    show(run_sweep(config, "agc_sweep", resume), config)
 
 
 def show(result: "SweepResult", config: SweepConfig) -> None:
@@ -44,16 +44,16 @@ def show(result: "SweepResult", config: SweepConfig) -> None:
     out.print(f"What mattered most (share of the variance): {shares or 'too few trials to say'}")
     out.print(f"Figures: {', '.join(str(p) for p in sorted(result.folder.glob('*.png')))}")
     out.print(f"Browse:  {locations.browse(config.run)}")
+    if (result.trials.outcome == "failed").all():
+        raise SystemExit("error: every trial failed; what follows `logs:` above says where to look")
 
 
 def _cell(value: object) -> str:
+    """Percentages with a sign; settings, which are text, in a few digits."""
     if isinstance(value, float):
         return f"{value:.1f} %" if value == value else ""
     text = str(value)
-    try:
-        return f"{float(text):.3g}"
-    except ValueError:
-        return text
+    return f"{float(text):.3g}" if "." in text else text
 
 
 if __name__ == "__main__":

@@ -13,17 +13,21 @@ from nflab.config import Config
 from nflab.progress import console
 
 
-def main(config: Config) -> None:
+def main(config: Config, resume: bool) -> None:
     """Trains, then says how it ended."""
-    from nflab.train import run_training  # takes seconds: a wrong flag is answered sooner
+    from nflab.training import run_training  # takes seconds: a wrong flag is answered sooner
 
-    result = run_training(config, "train")
+    result = run_training(config, "train", resume)
     out = console()
     if result.outcome == "finished":
         out.print(f"test top-1 {result.metrics['test_top1']:.2f} %")
+    elif result.outcome == "diverged":
+        out.print("the run diverged: its loss is no longer finite")
     else:
-        out.print(f"the run {result.outcome}: its loss is no longer finite")
+        out.print(f"the run failed:\n{result.error}\nlogs: {result.logs}", markup=False)
     out.print(f"Browse:  {locations.browse(config.run)}")
+    if result.outcome == "failed":
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

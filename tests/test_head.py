@@ -1,9 +1,12 @@
 """`make head`, then job submissions as its output tells: from anywhere, and of an edited copy."""
 
+import json
 import os
 import shutil
 import subprocess
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,14 +133,14 @@ def edit(path: Path, after: str, line: str) -> None:
     path.write_text("".join([*lines[: at + 1], line, *lines[at + 1 :]]))
 
 
-def test_a_submission_without_the_token_is_refused(head: Head, tmp_path: Path) -> None:
-    shell = {**head.shell, "HOME": str(tmp_path)}
-    done = subprocess.run(
-        ["ray", "job", "submit", "--", "true"],
-        env=shell,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+@pytest.mark.parametrize("token", [None, "0" * 64])
+def test_a_submission_without_the_right_token_is_refused(head: Head, token: str | None) -> None:
+    request = urllib.request.Request(
+        f"{head.shell['RAY_API_SERVER_ADDRESS']}/api/jobs/",
+        data=json.dumps({"entrypoint": "true"}).encode(),
+        headers={"Content-Type": "application/json"}
+        | ({"Authorization": f"Bearer {token}"} if token else {}),
     )
-    assert done.returncode != 0
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=20)
+    assert caught.value.code in (401, 403)

@@ -3,78 +3,123 @@
 import argparse
 import contextlib
 import io
-import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import tyro
 
-from nflab.config import C, Config, ConfigError, SweepConfig, load, replace
+from nflab.config import C, Config, ConfigError, Interrupted, SweepConfig, flat, load, replace
+from nflab.interrupts import raise_on_interrupt
 from nflab.recipes import RECIPES
 from nflab.validate import known, validate
 
-_CONFIG_HELP = "--config FILE repeats a recorded configuration; flags given beside it win."
+_CONFIG_HELP = """--config FILE repeats a recorded configuration; flags given beside it win.
+--resume NAME continues a run that was interrupted, with the configuration it was started with."""
 
 
-def main(kind: type[C], run: Callable[[C], None], description: str) -> None:
+def main(kind: type[C], run: Callable[[C, bool], None], description: str) -> None:
     """Runs an experiment with the configuration that the command line says.
 
-    A configuration that cannot be run ends the process with exit code 2 and one sentence.
+    A configuration that cannot be run ends the process with exit code 2 and one sentence; Ctrl-C
+    and SIGTERM end it with 130 and the way to resume.
 
     Args:
         kind: Config, or SweepConfig for a search.
+        run: takes the configuration, and whether to continue the run of that name.
         description: what `--help` shows above the flags, ending in an example.
     """
+    raise_on_interrupt()
     try:
-        config = parse(kind, sys.argv[1:], description)
+        config, resume = parse(kind, sys.argv[1:], description)
         validate(config)
-        run(config)
+        run(config, resume)
     except ConfigError as error:
-        _refuse(str(error))
+        _end(f"error: {error}", 2)
+    except Interrupted as interrupted:
+        _end(f"interrupted; to go on: python {sys.argv[0]} --resume {interrupted}", 130)
+    except KeyboardInterrupt:
+        _end("interrupted before anything was started", 130)
 
 
-def parse(kind: type[C], argv: Sequence[str], description: str = "") -> C:
-    """The configuration that flags `argv` stand for.
+def parse(kind: type[C], argv: Sequence[str], description: str = "") -> tuple[C, bool]:
+    """The configuration that flags `argv` stand for, and whether a run is to be resumed.
 
     Defaults come from `--config FILE`, else from the recipe of `--dataset`. In a search, a flag
-    for something that would be searched fixes it.
+    for something that would be searched fixes it. A resumed run has the configuration that it was
+    started with.
 
     Raises:
-        ConfigError: the file, the dataset or a flag is wrong.
+        ConfigError: the file, the dataset or a flag is wrong, or a flag would change a resumed run.
     """
     files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     files.add_argument("--config")
+    files.add_argument("--resume")
     files.add_argument("--dataset", default="digits")
+    files.add_argument("--storage")
     try:
         with contextlib.redirect_stderr(io.StringIO()) as said:
             asked, flags = files.parse_known_args(argv)
     except SystemExit:
         raise ConfigError(said.getvalue().strip().split("error: ")[-1]) from None
-    if asked.config is not None:
+    given = {
+        word.split("=")[0].removeprefix("--").replace("-", "_")
+        for word in argv
+        if word.startswith("--")
+    }
+    if asked.resume is not None:
+        from nflab.session import stored_config  # takes seconds, and few need it
+
+        defaults = stored_config(kind, asked.resume, asked.storage)
+    elif asked.config is not None:
         defaults = load(kind, asked.config)
-        if any(re.match("--dataset(=|$)", word) for word in argv):
-            defaults = replace(defaults, dataset=asked.dataset)
     else:
         known("dataset", asked.dataset, list(RECIPES))
         defaults = _recipe(kind, asked.dataset)
+    stored = defaults
     if isinstance(defaults, SweepConfig):
-        given = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in flags}
         searched = tuple(name for name in defaults.search.searched if name not in given)
         defaults = replace(defaults, searched=searched)
+    for flag in ("dataset", "storage"):
+        if flag in given:
+            flags += [f"--{flag}", getattr(asked, flag)]
     try:
         with contextlib.redirect_stderr(io.StringIO()) as said:
-            return tyro.cli(
+            config = tyro.cli(
                 kind,
-                args=list(flags),
+                args=flags,
                 default=defaults,
-                description=f"{description}\n\n{_CONFIG_HELP}",
+                description="\n\n".join([description, *_searched(defaults), _CONFIG_HELP]),
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands),
             )
     except SystemExit as error:
         if error.code == 0:  # --help
             raise
         raise ConfigError(_sentence(said.getvalue())) from None
+    if asked.resume is not None:
+        # Where it is kept may be named in another way than it was.
+        config = replace(config, storage=stored.run.storage)
+        _refuse_changes(stored, config)
+    return config, asked.resume is not None
+
+
+def _refuse_changes(stored: Config, config: Config) -> None:
+    old, new = flat(stored), flat(config)
+    changes = [f"{key} {old[key]} -> {new[key]}" for key in old if old[key] != new[key]]
+    if changes:
+        raise ConfigError(
+            f"{stored.run.name!r} cannot be resumed with another configuration "
+            f"({'; '.join(changes)}): leave these flags out, or start anew under another --name"
+        )
+
+
+def _searched(config: Config) -> list[str]:
+    """What a search would vary, in a sentence."""
+    if not isinstance(config, SweepConfig):
+        return []
+    space = RECIPES[config.data.dataset].space
+    ranges = [f"{name} ({space.describe(name)})" for name in config.search.searched]
+    return [f"Searched, whatever default is shown below: {'; '.join(ranges) or 'nothing'}."]
 
 
 def _recipe(kind: type[C], dataset: str) -> C:
@@ -91,6 +136,6 @@ def _sentence(box: str) -> str:
     return " ".join(body[:end]) + " (--help shows every flag)"
 
 
-def _refuse(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+def _end(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    raise SystemExit(code)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 import yaml
 
 import nflab
@@ -51,20 +52,32 @@ class Placement:
         return f"{workers} a run, {device}; {self.max_concurrent} at once"
 
 
-def connect() -> Resources:
+def connect(scale: ScaleConfig) -> Placement:
     """Connects to the cluster named by $RAY_ADDRESS (a job's is set), else starts a local Ray.
 
     The code that runs here, of both packages, is what runs on every worker.
 
     Raises:
-        ConfigError: the cluster named by $RAY_ADDRESS cannot be reached.
+        ConfigError: the cluster cannot be reached, or can never hold the workers of `scale`; of a
+            local Ray that is known before it starts.
     """
+    address = os.environ.get("RAY_ADDRESS", "local")
+    own = address == "local"
+    if own and not scale.gpus_per_worker and not torch.cuda.is_available():
+        place(scale, Resources(cpus=os.cpu_count() or 1, gpus=0, own=True))
+    _start(address)
+    present = ray.cluster_resources()
+    launchable = {} if own else ray.get(_launchable.remote())
+    cpus, gpus = (max(present.get(key, 0), launchable.get(key, 0)) for key in ("CPU", "GPU"))
+    return place(scale, Resources(cpus=cpus, gpus=gpus, own=own))
+
+
+def _start(address: str) -> None:
     # Ray reads these when it is first used: its polls and loggers are made for runs of hours.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    address = os.environ.get("RAY_ADDRESS", "local")
-    own = address == "local"
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is handled here
     try:
         ray.init(
             address=address,
@@ -75,10 +88,6 @@ def connect() -> Resources:
     except (ConnectionError, ray.exceptions.RayError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"cannot reach the Ray cluster at {address}: {reason}") from None
-    present = ray.cluster_resources()
-    launchable = {} if own else ray.get(_launchable.remote())
-    cpus, gpus = (max(present.get(key, 0), launchable.get(key, 0)) for key in ("CPU", "GPU"))
-    return Resources(cpus=cpus, gpus=gpus, own=own)
 
 
 @ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001})

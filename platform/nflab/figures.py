@@ -137,7 +137,7 @@ def draw_learning_curves(
         if not points:
             continue
         epochs, values = zip(*points, strict=True)
-        if rank == 0:
+        if rank == 0 and outcome == "finished":
             axes.plot(epochs, values, color="C1", lw=2.5, zorder=3, label=f"best: {label}")
             continue
         axes.plot(

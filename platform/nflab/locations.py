@@ -17,9 +17,10 @@ def tracking_uri(run: RunConfig) -> str:
     given = run.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if given is None:
         return f"sqlite:///{checkout() / 'mlflow.db'}"
-    if "://" in given or given == "databricks":
+    file = given.removeprefix("sqlite:///")
+    if "://" in file or file == "databricks":
         return given
-    return f"sqlite:///{Path(given).resolve()}"
+    return f"sqlite:///{Path(file).resolve()}"
 
 
 def storage(run: RunConfig) -> str:

@@ -19,38 +19,45 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import nfnet
+from nflab.checkpoints import Checkpoints
 from nflab.config import Config, to_json
 from nflab.data import Dataset, load_dataset
 from nflab.data.batches import eval_batches, train_batches
 from nflab.data.dataset import Split
+from nflab.streams import Stream, keys
 
 CHECK_EVERY = 16
 """Steps between two looks at whether the loss is still finite, on all workers alike."""
 
-_STEP = 100  # stream of randomness of dropout and stochastic depth
+
+SMALL_IMAGE = 64
+"""Pixels up to which images are small: every model begins with the stem for these."""
 
 
 @dataclass(frozen=True)
 class Worker:
     """One process's place among those that train a run together, and its line to the outside."""
 
-    report: Callable[[dict[str, Any], Path | None], None]
-    """Called by every worker after each epoch with the metrics; with the folder of a checkpoint,
-    to be copied before returning, on rank 0, else None."""
+    report: Callable[[dict[str, Any]], None]
+    """Called by every worker after each epoch with the metrics."""
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    resume_from: Path | None = None
-    """Folder of the checkpoint to continue from."""
+    checkpoints: Checkpoints | None = None
+    """Where rank 0 saves after each epoch, and what all continue from; None saves nothing."""
 
 
 def train(config: Config, worker: Worker) -> None:
     """Trains one configuration and reports after each epoch.
 
     Metrics of an epoch: `epoch` (1-based), `train_loss`, `val_loss`, `val_top1` (percent),
-    `learning_rate` (of the last step), `images_per_second`, `clipped_fraction/<layer group>`, and
-    `outcome`: "running", then "finished" with `test_loss` and `test_top1`, or "diverged" as soon
-    as the loss is not finite (its val_top1 is 0: a diverged network classifies nothing).
+    `learning_rate` (of the last step), `images_per_second`, `samples_seen` (since the start),
+    `clipped_fraction/<layer group>`, and `outcome`: "running", then "finished" with `test_loss` and
+    `test_top1`, or "diverged" as soon as a loss is not finite (its val_top1 is 0: a diverged
+    network classifies nothing).
+
+    A run that continues from a checkpoint first repeats the reports that led to it, since whoever
+    was listening may have been lost before it wrote the last ones down.
     """
     dataset = load_dataset(config.data.dataset)
     torch.manual_seed(config.run.seed)
@@ -59,6 +66,9 @@ def train(config: Config, worker: Worker) -> None:
         num_classes=dataset.num_classes,
         drop_rate=config.model.drop_rate,
         stochdepth_rate=config.model.stochdepth_rate,
+        in_channels=dataset.image_shape[0],
+        # A large stem would leave nothing of a small image.
+        **({"stem": "3x3"} if max(dataset.image_shape[1:]) <= SMALL_IMAGE else {}),
     ).to(worker.device)
     optimizer = nfnet.SGD_AGC(
         nfnet.param_groups(model, config.optimizer.weight_decay, config.optimizer.clipping),
@@ -67,9 +77,13 @@ def train(config: Config, worker: Worker) -> None:
     )
     decay = config.optimizer.ema_decay
     ema = None if decay is None else nfnet.EMA(model, decay)
-    first_epoch = 0
-    if worker.resume_from is not None:
-        first_epoch = _load(worker.resume_from, model, optimizer, ema, worker.device)
+    history: list[dict[str, Any]] = []
+    if worker.checkpoints is not None:
+        with worker.checkpoints.last() as folder:
+            if folder is not None:
+                history = _load(folder, model, optimizer, ema, worker.device)
+    for past in history:
+        worker.report(past)
     network: nn.Module = model
     if worker.world_size > 1:
         network = DistributedDataParallel(model)
@@ -79,7 +93,7 @@ def train(config: Config, worker: Worker) -> None:
     peak = config.optimizer.base_learning_rate * batch_size / 256
     clipped = ClippedFraction(model, optimizer)
 
-    for epoch in range(first_epoch, config.schedule.epochs):
+    for epoch in range(len(history), config.schedule.epochs):
         started = time.monotonic()
         network.train()
         loss_sum = torch.zeros((), dtype=torch.float64, device=worker.device)
@@ -94,7 +108,7 @@ def train(config: Config, worker: Worker) -> None:
             )
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            keys_N = nfnet.hash_keys(config.run.seed, _STEP, step, batch.places_N)
+            keys_N = keys(config.run.seed, Stream.MODEL, step, batch.places_N)
             logits_NK = network(batch.images_NCHW.to(worker.device), keys_N.to(worker.device))
             losses_N = F.cross_entropy(
                 logits_NK, batch.targets_NK.to(worker.device), reduction="none"
@@ -121,25 +135,28 @@ def train(config: Config, worker: Worker) -> None:
             "epoch": epoch + 1,
             "train_loss": train_loss / steps_per_epoch,
             "learning_rate": learning_rate,
-            "images_per_second": steps_per_epoch * batch_size / seconds,
+            "images_per_second": (step + 1 - epoch * steps_per_epoch) * batch_size / seconds,
+            "samples_seen": (step + 1) * batch_size,
             **clipped.pop(),
         }
-        if not finite:
-            worker.report({**metrics, "outcome": "diverged", "val_top1": 0.0}, None)
-            return
         evaluated = model if ema is None else ema.model
-        metrics |= evaluate(evaluated, dataset, "val", batch_size, worker)
+        if finite:
+            metrics |= evaluate(evaluated, dataset, "val", batch_size, worker)
+        # The last step of an epoch may be what broke the network.
+        if not finite or not math.isfinite(metrics["val_loss"]):
+            worker.report({**metrics, "outcome": "diverged", "val_top1": 0.0})
+            return
         if epoch + 1 == config.schedule.epochs:
             metrics |= evaluate(evaluated, dataset, "test", batch_size, worker)
             metrics["outcome"] = "finished"
         else:
             metrics["outcome"] = "running"
-        if worker.rank > 0:
-            worker.report(metrics, None)
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            _save(Path(folder), config, epoch + 1, model, optimizer, ema)
-            worker.report(metrics, Path(folder))
+        history.append(metrics)
+        if worker.rank == 0 and worker.checkpoints is not None:
+            with tempfile.TemporaryDirectory() as temporary:
+                _save(Path(temporary), config, history, model, optimizer, ema)
+                worker.checkpoints.save(Path(temporary), epoch + 1)
+        worker.report(metrics)
 
 
 @torch.no_grad()
@@ -204,14 +221,14 @@ def _sum_over_workers(value: Tensor, worker: Worker) -> float:
 def _save(
     folder: Path,
     config: Config,
-    epochs_done: int,
+    history: list[dict[str, Any]],
     model: nn.Module,
     optimizer: nfnet.SGD_AGC,
     ema: nfnet.EMA | None,
 ) -> None:
     """`state.pt` to resume from, `weights.pt` as evaluated, and their configuration."""
     state = {
-        "epochs_done": epochs_done,
+        "history": history,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "ema": None if ema is None else ema.state_dict(),
@@ -227,11 +244,12 @@ def _load(
     optimizer: nfnet.SGD_AGC,
     ema: nfnet.EMA | None,
     device: torch.device,
-) -> int:
-    """Restores what `_save` wrote; returns the number of epochs done."""
+) -> list[dict[str, Any]]:
+    """Restores what `_save` wrote; returns the metrics of each epoch so far."""
     state = torch.load(folder / "state.pt", map_location=device, weights_only=True)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     if ema is not None:
         ema.load_state_dict(state["ema"])
-    return int(state["epochs_done"])
+    history: list[dict[str, Any]] = state["history"]
+    return history

@@ -1,6 +1,5 @@
 """What a person sees while runs go on: a live table on a terminal, else a line for each event."""
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +25,11 @@ def describe(settings: dict[str, Any]) -> str:
     return ", ".join(f"{key} {_short(value)}" for key, value in settings.items())
 
 
+def _end_of(error: str, lines: int = 12) -> str:
+    """The last lines of a traceback, indented."""
+    return "\n".join(f"  {line}" for line in error.strip().splitlines()[-lines:])
+
+
 def _short(value: Any) -> str:
     if value is None:
         return "none"
@@ -42,48 +46,34 @@ class _Row:
 
 
 class TrainingProgress:
-    """Progress of one training; used as a context while it runs. Prints a line an epoch, from what
-    has been recorded so far: the processes that train may be on other machines."""
+    """Progress of one training: a line an epoch, from what has been recorded so far."""
 
-    POLL_SECONDS = 2.0
+    def __init__(self, epochs: int) -> None:
+        self._epochs, self._shown = epochs, 0
 
-    def __init__(self, recorded: Callable[[], dict[str, float]], epochs: int) -> None:
-        """`recorded` returns the last value of each metric of the run, and its `epoch`."""
-        self._recorded, self._epochs = recorded, epochs
-        self._shown = 0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+    def show(self, history: Callable[[str], list[tuple[int, float]]]) -> None:
+        """Prints the epochs that have been recorded since the last call.
 
-    def __enter__(self) -> "TrainingProgress":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._over.set()
-        self._thread.join()
-        self._show()
-
-    def _watch(self) -> None:
-        while not self._over.wait(self.POLL_SECONDS):
-            self._show()
-
-    def _show(self) -> None:
-        metrics = self._recorded()
-        epoch = int(metrics.get("epoch", 0))
-        if epoch > self._shown:
-            self._shown = epoch
+        `history` returns (epoch, value) of each recorded value of a metric, by epoch.
+        """
+        new = [(epoch, loss) for epoch, loss in history("train_loss") if epoch > self._shown]
+        if not new:
+            return
+        top1, speed = dict(history("val_top1")), dict(history("images_per_second"))
+        for epoch, loss in new:
             console().print(
-                f"epoch {epoch:>3}/{self._epochs}  train loss {metrics['train_loss']:.4f}  "
-                f"validation top-1 {metrics['val_top1']:.2f} %  "
-                f"{metrics['images_per_second']:.0f} images/s"
+                f"epoch {epoch:>3}/{self._epochs}  train loss {loss:.4f}  "
+                f"validation top-1 {top1[epoch]:.2f} %  {speed[epoch]:.0f} images/s"
             )
+            self._shown = epoch
 
 
 class SweepProgress:
     """Progress of a sweep; used as a context while it runs."""
 
-    def __init__(self, num_trials: int, epochs: int) -> None:
-        self._num_trials, self._epochs = num_trials, epochs
+    def __init__(self, num_trials: int, before: int, epochs: int) -> None:
+        """`before` of the `num_trials` were done when the sweep was resumed."""
+        self._num_trials, self._before, self._epochs = num_trials, before, epochs
         self._rows: dict[int, _Row] = {}
         self._console = console()
         self._live: Live | None = None
@@ -108,7 +98,7 @@ class SweepProgress:
 
     def started(self, number: int, settings: dict[str, Any]) -> None:
         """A trial begins."""
-        self._rows[number] = _Row(settings)
+        self._rows.setdefault(number, _Row(settings))
 
     def reported(self, number: int, epoch: int, val_top1: float) -> None:
         """A trial has finished an epoch."""
@@ -119,14 +109,16 @@ class SweepProgress:
         """A trial is over."""
         row = self._rows[number]
         row.outcome = outcome
+        if error is not None:
+            self._console.print(f"trial {number} {outcome}:\n{_end_of(error)}", markup=False)
         if self._live is None:
             top1 = "" if row.val_top1 is None else f", validation top-1 {row.val_top1:.1f} %"
             line = f"[{self._done()}/{self._num_trials}] trial {number} {outcome} after "
             line += f"{row.epoch} epochs{top1}  ({describe(row.settings)})  {self._left()}"
-            self._console.print(line + (f"\n  {error}" if error else ""), markup=False)
+            self._console.print(line, markup=False)
 
     def _done(self) -> int:
-        return sum(row.outcome != "running" for row in self._rows.values())
+        return self._before + sum(row.outcome != "running" for row in self._rows.values())
 
     def _left(self) -> str:
         """Time left, from the time that trials have taken so far, finished or not."""
@@ -136,7 +128,7 @@ class SweepProgress:
         )
         if work == 0:
             return "time left: unknown yet"
-        seconds = (time.monotonic() - self._began) * (self._num_trials / work - 1)
+        seconds = (time.monotonic() - self._began) * ((self._num_trials - self._before) / work - 1)
         return (
             f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
         )

@@ -6,13 +6,19 @@ from pathlib import Path
 
 import pandas as pd
 import ray
-from ray.tune import Checkpoint
 
-from nflab import figures, tune
-from nflab.config import SweepConfig, flat, to_json
-from nflab.progress import console
+from nflab import figures
+from nflab.checkpoints import Checkpoints
+from nflab.config import Interrupted, SweepConfig, flat, to_json
+from nflab.data import load_dataset
+from nflab.files import is_local
+from nflab.interrupts import ignore_interrupts
+from nflab.ledger import METRIC, TrialLedger
+from nflab.progress import SweepProgress, console
 from nflab.recipes import RECIPES
 from nflab.session import Session, open_session
+from nflab.tracking import Outcome, Tracker
+from nflab.tune import run_trials, trial_folder
 
 
 @dataclass(frozen=True)
@@ -29,49 +35,90 @@ class SweepResult:
     """The parent run."""
 
 
-def run_sweep(config: SweepConfig, experiment: str) -> SweepResult:
+def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> SweepResult:
     """Runs a validated sweep on the cluster, as runs of the MLflow experiment `experiment`.
 
+    Args:
+        resume: continue the sweep called `config.run.name`: run what it misses.
+
     Raises:
-        ConfigError: the tracking store or the cluster cannot be used, or is too small.
+        ConfigError: the name, a store or the cluster cannot be used.
+        Interrupted: Ctrl-C or SIGTERM; the sweep can be resumed.
     """
-    session = open_session(config, experiment)
-    tracker = session.tracker
-    space = RECIPES[config.data.dataset].space
-    searched = {key: f"searched: {space.describe(key)}" for key in config.search.searched}
-    out = console()
-    out.print(
-        f"sweep {session.name}: {config.search.trials} trials of {config.schedule.epochs} epochs, "
-        f"{session.placement}"
-    )
-    parent = tracker.start(session.name, {**flat(config), **searched}, session.tags)
-    tracker.add_text(parent, to_json(config), "config.json")
+    session = open_session(config, experiment, resume)
+    config, tracker = session.config, session.tracker
+    space, planned = RECIPES[config.data.dataset].space, config.search.trials
+    parent = ledger = None
     try:
-        checkpoints = tune.search(config, session, parent)
+        parent = tracker.find(session.name) or tracker.start(session.name, session.tags)
+        tracker.reopen(parent)
+        searched = {key: f"searched: {space.describe(key)}" for key in config.search.searched}
+        tracker.log_params(parent, {**flat(config), **searched})
+        tracker.add_text(parent, to_json(config), "config.json")
+        ledger = TrialLedger(
+            config, _study_url(session), tracker, parent, session.tags, _samples_per_epoch(config)
+        )
+        missing = ledger.missing
+        done = f" ({planned - missing} done)" if missing < planned else ""
+        console().print(
+            f"sweep {session.name}: {planned} trials{done} of {config.schedule.epochs} epochs, "
+            f"{session.placement}"
+        )
+        if missing:
+            progress = SweepProgress(planned, planned - missing, config.schedule.epochs)
+            run_trials(config.base(), session.placement, session.folder, ledger, progress)
+        return _conclude(session, parent)
+    except KeyboardInterrupt:
+        ignore_interrupts()
+        _stop(tracker, parent, ledger, "interrupted")
+        raise Interrupted(session.name) from None
     except BaseException:
-        tracker.finish(parent, "failed")
+        _stop(tracker, parent, ledger, "failed")
         raise
     finally:
         ray.shutdown()
-    return _conclude(config, session, parent, checkpoints)
 
 
-def _conclude(
-    config: SweepConfig, session: Session, parent: str, checkpoints: dict[str, str]
-) -> SweepResult:
+def _stop(
+    tracker: Tracker, parent: str | None, ledger: TrialLedger | None, outcome: Outcome
+) -> None:
+    """Leaves nothing marked as running."""
+    if ledger is not None:
+        ledger.release()
+    if parent is not None:
+        tracker.finish(parent, outcome)
+
+
+def _study_url(session: Session[SweepConfig]) -> str:
+    """Optuna's study: a file beside the trials."""
+    return f"sqlite:///{session.folder}/study.db"
+
+
+def _samples_per_epoch(config: SweepConfig) -> int:
+    """The fewest training images that an epoch of whole batches has, over the batch sizes."""
+    size = load_dataset(config.data.dataset).sizes["train"]
+    batch_sizes = [config.optimizer.batch_size]
+    if "batch_size" in config.search.searched:
+        batch_sizes = RECIPES[config.data.dataset].space.batch_sizes()
+    return min(size // batch_size * batch_size for batch_size in batch_sizes)
+
+
+def _conclude(session: Session[SweepConfig], parent: str) -> SweepResult:
     """Reads back what was recorded, draws it, and stores the answer with the parent run."""
-    tracker, storage = session.tracker, session.storage
+    config, tracker = session.config, session.tracker
     trials = tracker.trials(parent)
+    for metric in (METRIC, "test_top1"):  # no trial may have come to one
+        if metric not in trials:
+            trials[metric] = float("nan")
     # Only a trial that went to its end can win; the rest follow in the order of their last result.
     trials["done"] = trials.outcome == "finished"
-    trials = trials.sort_values(["done", tune.METRIC], ascending=False).drop(columns="done")
+    trials = trials.sort_values(["done", METRIC], ascending=False, kind="stable")
+    trials = trials.drop(columns="done")
     space, searched = RECIPES[config.data.dataset].space, config.search.searched
     shares = figures.importances(trials, space, searched)
-    folder = Path(
-        tempfile.mkdtemp(prefix="nflab-") if "://" in storage else f"{storage}/{session.name}"
-    )
+    folder = Path(session.folder if is_local(session.folder) else tempfile.mkdtemp("-nflab"))
     curves = [
-        (row["name"], row.outcome, tracker.history(row.run_id, tune.METRIC))
+        (row["name"], row.outcome, tracker.history(row.run_id, METRIC))
         for _, row in trials.iterrows()
     ]
     size = f"{config.model.model} on {config.data.dataset}, {config.schedule.epochs} epochs"
@@ -86,8 +133,11 @@ def _conclude(
     best = trials.iloc[0]
     if best.outcome == "finished":
         tracker.log(parent, {key: best[key] for key in ("val_top1", "test_top1")}, 0)
-        with Checkpoint(checkpoints[best.run_id]).as_directory() as checkpoint:
+        checkpoints = Checkpoints(f"{trial_folder(session.folder, best.number)}/checkpoints")
+        with checkpoints.last() as checkpoint:
             for file in ("weights.pt", "config.json"):
-                tracker.add_file(parent, Path(checkpoint) / file, "best_trial")
-    tracker.finish(parent, "finished" if best.outcome == "finished" else "failed")
+                if checkpoint is not None:
+                    tracker.add_file(parent, checkpoint / file, "best_trial")
+    failed = bool((trials.outcome == "failed").all())
+    tracker.finish(parent, "failed" if failed else "finished")
     return SweepResult(trials, shares, folder, parent)

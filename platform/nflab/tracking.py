@@ -14,20 +14,21 @@ from urllib.request import urlopen
 
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 import nflab
 import nfnet
 from nflab.config import ConfigError
 
-Outcome = Literal["finished", "pruned", "diverged", "failed"]
+Outcome = Literal["finished", "pruned", "diverged", "failed", "interrupted"]
 
 STATUS: dict[Outcome, str] = {
     "finished": "FINISHED",
     "diverged": "FINISHED",  # a result, not an error
     "pruned": "KILLED",
     "failed": "FAILED",
+    "interrupted": "KILLED",  # until it is continued
 }
 
 METRICS = (
@@ -98,19 +99,31 @@ class Tracker:
         vars(self).update(state)
         self._open()
 
-    def start(
-        self,
-        name: str,
-        params: Mapping[str, Any],
-        tags: Mapping[str, str],
-        parent: str | None = None,
-    ) -> str:
-        """Creates a run with all its parameters and tags; returns its id."""
-        tags = {**tags, **({_PARENT: parent} if parent else {})}
+    def start(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
+        """Creates a run with its tags, all at once; returns its id."""
+        tags = {**tags, "outcome": "running", **({_PARENT: parent} if parent else {})}
         run = self._client.create_run(self.experiment_id, run_name=name, tags=dict(tags))
-        written = [Param(key, _text(value)) for key, value in params.items()]
-        self._client.log_batch(run.info.run_id, params=written)
         return str(run.info.run_id)
+
+    def find(self, name: str) -> str | None:
+        """The id of the run of that name that is no other's child; None if there is none."""
+        found = self._search(f"attributes.run_name = '{name.replace(chr(39), '')}'")
+        return next((r.info.run_id for r in found if _PARENT not in r.data.tags), None)
+
+    def children(self, parent: str) -> dict[int, str]:
+        """The ids of a sweep's trials by their number."""
+        found = self._search(f"tags.`{_PARENT}` = '{parent}'")
+        return {int(run.data.tags["trial"]): run.info.run_id for run in found}
+
+    def reopen(self, run_id: str) -> None:
+        """A run goes on that had been interrupted, or may have been."""
+        self._client.set_tag(run_id, "outcome", "running")
+        self._client.update_run(run_id, status="RUNNING")
+
+    def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        """Records parameters, in one request; again is no error if they are the same."""
+        written = [Param(key, _text(value)) for key, value in params.items()]
+        self._client.log_batch(run_id, params=written)
 
     def log(self, run_id: str, metrics: Mapping[str, Any], step: int) -> None:
         """Records those of `metrics` that are in METRICS, or below one of them, at `step`, in one
@@ -151,28 +164,35 @@ class Tracker:
 
     def trials(self, parent: str) -> pd.DataFrame:
         """One row for each child of `parent`, in the order of their start: `run_id`, `name`,
-        `outcome`, each parameter as text and the last value of each metric."""
-        rows, token = [], None
+        `number`, `outcome`, each parameter as text and the last value of each metric."""
+        found = self._search(f"tags.`{_PARENT}` = '{parent}'")
+        return pd.DataFrame(
+            {
+                **run.data.params,
+                **run.data.metrics,
+                "run_id": run.info.run_id,
+                "number": int(run.data.tags["trial"]),
+                "name": run.info.run_name,
+                "outcome": run.data.tags["outcome"],
+            }
+            for run in found
+        )
+
+    def _search(self, filter_string: str) -> list[Run]:
+        """All runs of the experiment that a filter lets pass, in the order of their start."""
+        runs: list[Run] = []
+        token = None
         while True:
             page = self._client.search_runs(
                 [self.experiment_id],
-                filter_string=f"tags.`{_PARENT}` = '{parent}'",
+                filter_string=filter_string,
                 order_by=["attributes.start_time ASC"],
                 page_token=token,
             )
-            rows += [
-                {
-                    **run.data.params,
-                    **run.data.metrics,
-                    "run_id": run.info.run_id,
-                    "name": run.info.run_name,
-                    "outcome": run.data.tags.get("outcome", "running"),
-                }
-                for run in page
-            ]
+            runs += page
             token = page.token
             if not token:
-                return pd.DataFrame(rows)
+                return runs
 
     def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
         """(step, value) of every point of a metric, by step."""

@@ -1,103 +1,50 @@
 """Training one configuration with Ray Train, on one to many workers."""
 
-from contextlib import nullcontext
+import time
+import traceback
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray.train
-import torch
-from ray.train import Checkpoint, CheckpointConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.train.v2.api.exceptions import TrainingFailedError
 
+from nflab.checkpoints import Checkpoints
 from nflab.cluster import Placement
-from nflab.config import Config, flat, to_json
+from nflab.config import Config
+from nflab.logs import kept_log
 from nflab.loop import Worker, train
-from nflab.progress import TrainingProgress, console
-from nflab.session import open_session
-from nflab.tracking import Outcome, Tracker
+
+
+class WorkerFailed(Exception):
+    """A worker's own error, with its traceback as text and the time at which it happened."""
+
+    def __init__(self, rank: int, when: float, text: str) -> None:
+        super().__init__(rank, when, text)
+        self.rank, self.when, self.text = rank, when, text
 
 
 @dataclass(frozen=True)
-class TrainingResult:
-    """How a training ended."""
+class _Job:
+    """What every worker is told."""
 
-    outcome: Outcome
-    metrics: dict[str, float]
-    """Last value of each metric, as MLflow recorded it."""
-    run_id: str
+    config: Config
+    folder: str
 
 
-def run_training(config: Config, experiment: str) -> TrainingResult:
-    """Trains a validated configuration on the cluster, as a run of the MLflow experiment.
-
-    Raises:
-        ConfigError: the tracking store or the cluster cannot be used, or is too small.
-    """
-    session = open_session(config, experiment)
-    tracker = session.tracker
-    console().print(
-        f"training {session.name}: {config.schedule.epochs} epochs, {session.placement}"
-    )
-    run_id = tracker.start(session.name, flat(config), session.tags)
-    tracker.add_text(run_id, to_json(config), "config.json")
-    outcome: Outcome = "failed"
-    error = None
-    try:
-        with TrainingProgress(lambda: tracker.metrics(run_id), config.schedule.epochs):
-            result = fit(
-                config,
-                session.placement,
-                session.name,
-                session.storage,
-                [_Recorder(tracker, run_id)],
-            )
-        outcome = tracker.outcome(run_id)
-        with result.checkpoint.as_directory() if result.checkpoint else nullcontext() as folder:
-            if folder:
-                tracker.add_file(run_id, Path(folder) / "weights.pt")
-    except TrainingFailedError as failure:
-        error = str(failure)
-        raise
-    finally:
-        tracker.finish(run_id, outcome, {"error": error[:5000]} if error else None)
-        ray.shutdown()
-    return TrainingResult(outcome, tracker.metrics(run_id), run_id)
-
-
-class _Recorder(UserCallback):
-    """Writes every report to MLflow, from Ray Train's controller process."""
-
-    def __init__(self, tracker: Tracker, run_id: str) -> None:
-        self._tracker, self._run_id = tracker, run_id
-
-    def after_report(
-        self,
-        run_context: Any,
-        metrics: list[dict[str, Any]],
-        checkpoint: Checkpoint | None,
-    ) -> None:
-        self._tracker.log(self._run_id, metrics[0], metrics[0]["epoch"])
-        # Ray's result forgets a last report without a checkpoint, as a diverged run's is.
-        self._tracker.tag(self._run_id, "outcome", metrics[0]["outcome"])
-
-
-def fit(
-    config: Config, placement: Placement, name: str, storage: str, callbacks: list[UserCallback]
-) -> ray.train.Result:
-    """Trains `config` on the workers of `placement`; a run of that name continues where it was.
+def fit(config: Config, placement: Placement, folder: str, callback: UserCallback) -> None:
+    """Trains `config` on the workers of `placement`, continuing from what `folder` holds.
 
     Args:
-        name: folder of the run in `storage`.
-        callbacks: told of every report, in Ray Train's controller process.
+        folder: path or address of the run's checkpoints and logs.
+        callback: told of every report, in Ray Train's controller process.
 
-    Returns:
-        Ray's result: `metrics` of the last epoch and the `checkpoint` of its end.
+    Raises:
+        ray.train.TrainingFailedError: a worker raised an error, or was lost (see `first_error`).
     """
-    trainer = TorchTrainer(
+    TorchTrainer(
         _train_worker,
-        train_loop_config={"config": config},
+        train_loop_config={"job": _Job(config, folder)},
         torch_config=TorchConfig(backend="nccl" if placement.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=placement.num_workers,
@@ -105,33 +52,47 @@ def fit(
             resources_per_worker=placement.per_worker,
         ),
         run_config=RunConfig(
-            name=name,
-            storage_path=storage,
-            callbacks=callbacks,  # type: ignore[arg-type]
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            # Ray Train would continue a run of a known name; the checkpoints do that here.
+            name=f"train-{time.time_ns()}",
+            storage_path=f"{folder}/ray",
+            callbacks=[callback],  # type: ignore[list-item]
+            failure_config=FailureConfig(max_failures=0),
         ),
+    ).fit()
+
+
+def _train_worker(parameters: dict[str, _Job]) -> None:
+    job, context = parameters["job"], ray.train.get_context()
+    rank = context.get_world_rank()
+
+    def report(metrics: dict[str, Any]) -> None:
+        print(metrics)
+        ray.train.report(metrics)
+
+    worker = Worker(
+        report=report,
+        rank=rank,
+        world_size=context.get_world_size(),
+        device=get_device(),
+        checkpoints=Checkpoints(f"{job.folder}/checkpoints"),
     )
-    return trainer.fit()
+    try:
+        with kept_log(f"{job.folder}/logs", rank):
+            train(job.config, worker)
+    except Exception:
+        raise WorkerFailed(rank, time.time(), traceback.format_exc()) from None
 
 
-def _train_worker(parameters: dict[str, Any]) -> None:
-    context = ray.train.get_context()
-    checkpoint = ray.train.get_checkpoint()
-    with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
-        worker = Worker(
-            report=_report,
-            rank=context.get_world_rank(),
-            world_size=context.get_world_size(),
-            device=get_device(),
-            resume_from=Path(folder) if folder else None,
-        )
-        train(parameters["config"], worker)
+def first_error(failure: BaseException) -> WorkerFailed | None:
+    """The error that a worker raised first; None if none did, as when a process was killed.
 
-
-def _report(metrics: dict[str, Any], folder: Path | None) -> None:
-    ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder) if folder else None)
-
-
-def device_of(placement: Placement) -> torch.device:
-    """Where a worker that runs in the current process computes."""
-    return torch.device("cuda" if placement.gpus_per_worker else "cpu")
+    The other workers of a run fail too, since they wait for the one that has gone.
+    """
+    found = []
+    for error in getattr(failure, "worker_failures", {}).values():
+        while error is not None:
+            if isinstance(error, WorkerFailed):
+                found.append(error)
+                break
+            error = getattr(error, "_base_exc", None) or error.__cause__
+    return min(found, key=lambda error: error.when, default=None)

@@ -1,107 +1,98 @@
-"""Searching over configurations with Ray Tune, Optuna's TPE and ASHA."""
+"""Running a sweep's trials with Ray Tune; what they are and became stands in the ledger."""
 
-import dataclasses
+import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import optuna
 import ray.tune
-from ray.tune import Callback, CheckpointConfig, RunConfig, TuneConfig, Tuner
+import torch
+from ray.train import TrainingFailedError
+from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.experiment import Trial
-from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
-from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search.optuna import OptunaSearch
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
 
-from nflab.cluster import LEFT_FOR_TRIAL
-from nflab.config import Config, SweepConfig, flat, replace, to_json
+from nflab.checkpoints import Checkpoints
+from nflab.cluster import LEFT_FOR_TRIAL, Placement
+from nflab.config import Config, replace
+from nflab.ledger import METRIC, Proposal, TrialLedger
+from nflab.logs import kept_log
 from nflab.loop import Worker, train
 from nflab.progress import SweepProgress
-from nflab.recipes import RECIPES, SearchSpace
-from nflab.session import Session
-from nflab.tracking import Outcome
-from nflab.train import device_of, fit
+from nflab.train import first_error, fit
 
-METRIC = "val_top1"
-"""What the search maximises: validation top-1 in percent, of a trial's last epoch."""
-
-STARTUP_TRIALS = 4
-"""Random trials before TPE models the results, so that 12 trials are a search."""
+LOST_PROCESSES = 3
+"""How often a trial goes on after its process was lost, before it counts as failed."""
 
 
-def search(config: SweepConfig, session: Session, parent: str) -> dict[str, str]:
-    """Runs the trials of a sweep, each recorded as a child run of `parent`.
+def run_trials(
+    config: Config, placement: Placement, folder: str, ledger: TrialLedger, progress: SweepProgress
+) -> None:
+    """Runs the trials that the ledger misses, as many at once as the cluster holds.
 
-    Returns:
-        The folder of each trial's last checkpoint, by the id of its run; none for a trial that
-        ended before its first.
+    Args:
+        config: what every trial starts from.
+        folder: path or address of the sweep; each trial has a folder in it.
     """
-    space = RECIPES[config.data.dataset].space
-    recorder = _Recorder(config, space, session, parent)
-    sampler = optuna.samplers.TPESampler(seed=config.run.seed, n_startup_trials=STARTUP_TRIALS)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    epochs = config.schedule.epochs
     tuner = Tuner(
-        trainable(config.base(), space, session),
+        trainable(config, placement, folder),
         tune_config=TuneConfig(
-            metric=METRIC,
-            mode="max",
-            num_samples=config.search.trials,
-            max_concurrent_trials=session.placement.max_concurrent,
-            search_alg=OptunaSearch(
-                space.distributions(config.search.searched),
-                metric=METRIC,
-                mode="max",
-                sampler=sampler,
-            ),
-            # An epoch is the same number of images whatever the batch size; nothing is judged
-            # before its warm-up is over.
-            scheduler=ASHAScheduler(
-                time_attr="epoch",
-                max_t=epochs + 1,  # the last epoch's report ends a trial, not the scheduler
-                grace_period=min(epochs, max(epochs // 4, int(config.schedule.warmup_epochs) + 1)),
-                reduction_factor=3,
-            ),
+            num_samples=ledger.missing,
+            max_concurrent_trials=placement.max_concurrent,
+            search_alg=_Searcher(ledger),
+            scheduler=_Scheduler(ledger, progress),
         ),
         run_config=RunConfig(
-            name=session.name,
-            storage_path=session.storage,
-            callbacks=[recorder],
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            name="ray",
+            storage_path=folder,
+            callbacks=[_Observer(folder, ledger, progress)],
+            failure_config=FailureConfig(max_failures=LOST_PROCESSES),
             verbose=0,
         ),
     )
-    with recorder.progress:
+    with progress:
         tuner.fit()
-    return recorder.checkpoints
+
+
+def trial_folder(folder: str, number: int) -> str:
+    """Where a trial's checkpoints and logs are, in the folder of its sweep."""
+    return f"{folder}/trials/{number:04d}"
 
 
 def trainable(
-    base: Config, space: SearchSpace, session: Session
+    base: Config, placement: Placement, sweep_folder: str
 ) -> Callable[[dict[str, Any]], None]:
-    """The Tune function that trains one configuration, with the resources it asks for.
+    """The Tune function that trains one proposal, with the resources it asks for.
 
     One worker trains in the trial's own process: Ray Train would start two more, which takes
     longer than a small run. More workers are a Ray Train run of their own.
     """
 
-    placement, folder_of_trials = session.placement, f"{session.storage}/{session.name}"
+    def in_this_process(proposal: dict[str, Any]) -> None:
+        folder = trial_folder(sweep_folder, proposal["number"])
+        worker = Worker(
+            report=_report,
+            device=torch.device("cuda" if placement.gpus_per_worker else "cpu"),
+            checkpoints=Checkpoints(f"{folder}/checkpoints"),
+        )
+        try:
+            with kept_log(f"{folder}/logs", rank=0):
+                train(replace(base, **proposal["settings"]), worker)
+        except Exception:
+            ray.tune.report(_failed(traceback.format_exc()))
 
-    def in_this_process(drawn: dict[str, Any]) -> None:
-        checkpoint = ray.tune.get_checkpoint()
-        with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
-            worker = Worker(
-                report=_report,
-                device=device_of(placement),
-                resume_from=Path(folder) if folder else None,
-            )
-            train(replace(base, **space.settings(drawn)), worker)
-
-    def with_own_workers(drawn: dict[str, Any]) -> None:
-        trial = ray.tune.get_context().get_trial_id()
-        config = replace(base, **space.settings(drawn))
-        fit(config, placement, f"train-{trial}", folder_of_trials, [TuneReportCallback()])
+    def with_own_workers(proposal: dict[str, Any]) -> None:
+        folder = trial_folder(sweep_folder, proposal["number"])
+        config = replace(base, **proposal["settings"])
+        try:
+            fit(config, placement, folder, TuneReportCallback())
+        except TrainingFailedError as failure:
+            error = first_error(failure)
+            if error is None:
+                raise  # a process was lost, not an error of the run: Tune starts the trial again
+            ray.tune.report(_failed(error.text))
 
     if placement.num_workers == 1:
         return ray.tune.with_resources(in_this_process, placement.per_worker)
@@ -109,75 +100,90 @@ def trainable(
     return ray.tune.with_resources(with_own_workers, {"CPU": LEFT_FOR_TRIAL})
 
 
-def _report(metrics: dict[str, Any], folder: Path | None) -> None:
-    checkpoint = ray.tune.Checkpoint.from_directory(folder) if folder else None
-    ray.tune.report(metrics, checkpoint=checkpoint)
+def _report(metrics: dict[str, Any]) -> None:
+    print(metrics)
+    ray.tune.report(metrics)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Trial:
-    run_id: str
-    number: int
+def _failed(error: str) -> dict[str, Any]:
+    """The report of a run that raised an error: told once, for Tune would try it again."""
+    return {"outcome": "failed", "error": error}
 
 
-class _Recorder(Callback):
-    """Writes what Tune tells of its trials to MLflow and to the progress view."""
-
-    def __init__(
-        self, config: SweepConfig, space: SearchSpace, session: Session, parent: str
-    ) -> None:
-        self.progress = SweepProgress(config.search.trials, config.schedule.epochs)
-        self.checkpoints: dict[str, str] = {}
-        self._base, self._space = config.base(), space
-        self._tracker, self._tags, self._parent = session.tracker, session.tags, parent
-        self._trials: dict[str, _Trial] = {}
+class _Unsaved:
+    """Tune stores its parts with its own state; what ours must keep stands in the ledger."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune stores its callbacks; an open store and a terminal cannot be
+        return {}
+
+
+class _Searcher(_Unsaved, Searcher):
+    """Hands Tune what the ledger proposes."""
+
+    def __init__(self, ledger: TrialLedger) -> None:
+        super().__init__()
+        self._ledger = ledger
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        proposal = self._ledger.propose()
+        return {"number": proposal.number, "settings": proposal.settings}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """The observer writes it down."""
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).touch()  # Tune expects a file
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
+class _Scheduler(_Unsaved, FIFOScheduler):
+    """Writes each report down, and cuts the trial where the study's pruner says so."""
+
+    def __init__(self, ledger: TrialLedger, progress: SweepProgress) -> None:
+        super().__init__()
+        self._ledger, self._progress = ledger, progress
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        if result["outcome"] == "failed":
+            return self.CONTINUE
+        number = trial.config["number"]
+        cut = self._ledger.reported(number, result)
+        self._progress.reported(number, result["epoch"], result[METRIC])
+        return self.STOP if cut else self.CONTINUE
+
+
+class _Observer(_Unsaved, Callback):
+    """Writes down that a trial begins and how it ends."""
+
+    def __init__(self, folder: str, ledger: TrialLedger, progress: SweepProgress) -> None:
+        self._folder, self._ledger, self._progress = folder, ledger, progress
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        if trial.trial_id in self._trials:
-            return
-        number = trials.index(trial) + 1  # in the order proposed; they start in any
-        settings = self._space.settings(trial.config)
-        config = replace(self._base, **settings)
-        run_name = f"{number:03d} " + " ".join(
-            f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}"
-            for key, value in settings.items()
-        )
-        run_id = self._tracker.start(run_name, flat(config), self._tags, self._parent)
-        self._tracker.add_text(run_id, to_json(config), "config.json")
-        self._trials[trial.trial_id] = _Trial(run_id, number)
-        self.progress.started(number, settings)
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
-        known = self._trials[trial.trial_id]
-        self._tracker.log(known.run_id, result, result["epoch"])
-        self.progress.reported(known.number, result["epoch"], result[METRIC])
+        proposal = Proposal(**trial.config)
+        self._ledger.started(proposal)
+        self._progress.started(proposal.number, proposal.settings)
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        outcome = trial.last_result.get("outcome", "running")
-        # One that the scheduler ended says it is still running.
+        outcome = trial.last_result["outcome"]
+        # One that was cut says it is still running.
         self._end(trial, "pruned" if outcome == "running" else outcome)
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        error = trial.get_error()
-        self._end(trial, "failed", str(error).strip().splitlines()[-1] if error else "unknown")
+        self._end(trial, "failed", str(trial.get_error() or "its process was lost"))
 
-    def _end(self, trial: Trial, outcome: Outcome, error: str | None = None) -> None:
-        known = self._trials[trial.trial_id]
-        checkpoint = trial.last_result.get(CHECKPOINT_PATH_KEY)
-        if checkpoint is None and trial.checkpoint is not None:
-            checkpoint = trial.checkpoint.path
-        if checkpoint is not None:
-            self.checkpoints[known.run_id] = checkpoint
-        self._tracker.finish(known.run_id, outcome, {"error": error[:5000]} if error else None)
-        self.progress.ended(known.number, outcome, error)
+    def _end(self, trial: Trial, outcome: Any, error: str | None = None) -> None:
+        number = trial.config["number"]
+        error = error or trial.last_result.get("error")
+        self._ledger.ended(number, outcome, trial.last_result.get(METRIC), error)
+        logs = f"{trial_folder(self._folder, number)}/logs"
+        self._progress.ended(number, outcome, f"{error}\nlogs: {logs}" if error else None)

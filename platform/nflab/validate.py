@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 
 import nfnet
 from nflab.config import Config, SweepConfig, flat, require
@@ -44,8 +45,8 @@ def validate(config: Config) -> None:
     )
     require(0 <= c["seed"] < 2**31, f"seed {c['seed']} must be from 0 to {2**31 - 1}")
     require(
-        c["name"] is None or (c["name"] != "" and not set(c["name"]) & set('/\\:*?"<>\n')),
-        f"name {c['name']!r} must be usable as a folder's name: without / \\ : * ? \" < >",
+        c["name"] is None or re.fullmatch(r"[A-Za-z0-9][\w .+-]{0,99}", c["name"]) is not None,
+        f"name {c['name']!r} must name a folder: up to 100 letters, digits, spaces and . _ + -",
     )
     require(c["num_workers"] >= 1, f"num_workers {c['num_workers']} must be at least 1")
     require(

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -29,10 +30,10 @@ def test_training_on_workers_of_ray_train_is_training_in_one_process(
     assert run.data.tags["world_size"] == "2"
     client = MlflowClient(store["MLFLOW_TRACKING_URI"])
     recorded = client.download_artifacts(run.info.run_id, "config.json")
-    reports = []
+    reports: list[dict[str, Any]] = []
     train(
         from_json(Config, Path(recorded).read_text()),
-        Worker(report=lambda metrics, folder: reports.append(metrics)),
+        Worker(report=reports.append),
     )
     for report in reports:
         for name in ("train_loss", "val_loss"):
@@ -80,6 +81,14 @@ def test_more_workers_than_the_cluster_can_hold_are_refused(
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "num_workers 3" in done.stderr
+
+
+def test_a_storage_that_cannot_be_written_is_refused(script: Script, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = script("train.py", "--storage", str(tmp_path / "file" / "runs"))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert str(tmp_path / "file" / "runs") in done.stderr
 
 
 def test_a_tracking_server_that_does_not_answer_is_refused(script: Script) -> None:

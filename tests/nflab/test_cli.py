@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 
 from nflab import cli
-from nflab.config import Config, SweepConfig, flat, replace, to_json
+from nflab.config import Config, ConfigError, SweepConfig, flat, replace, to_json
 from nflab.recipes import RECIPES
 
 
 def refuse(argv: list[str], kind: type[Config], monkeypatch: pytest.MonkeyPatch) -> int:
-    def run(config: Config) -> None:
+    def run(config: Config, resume: bool) -> None:
         raise AssertionError(f"{argv} was accepted as {config}")
 
     monkeypatch.setattr(sys, "argv", ["experiment.py", *argv])
@@ -47,6 +47,8 @@ def refuse(argv: list[str], kind: type[Config], monkeypatch: pytest.MonkeyPatch)
         ("--base-learning-rate inf", "base_learning_rate inf"),
         ("--seed -1", "seed -1"),
         ("--name a/b", "'a/b'"),
+        ("--name ..", "'..'"),
+        ("--resume missing", "'missing'"),
         ("--config missing.json", "missing.json"),
         ("--config", "--config"),
     ],
@@ -74,9 +76,9 @@ def test_a_sweep_refuses_no_trials(
 
 
 def test_defaults_are_the_datasets_recipe() -> None:
-    assert cli.parse(Config, []) == RECIPES["digits"].config
-    assert cli.parse(Config, ["--dataset", "imagenet"]) == RECIPES["imagenet"].config
-    assert cli.parse(SweepConfig, []).base() == RECIPES["digits"].config
+    assert cli.parse(Config, [])[0] == RECIPES["digits"].config
+    assert cli.parse(Config, ["--dataset", "imagenet"])[0] == RECIPES["imagenet"].config
+    assert cli.parse(SweepConfig, [])[0].base() == RECIPES["digits"].config
 
 
 def test_flags_change_what_they_name_and_nothing_else() -> None:
@@ -89,25 +91,43 @@ def test_flags_change_what_they_name_and_nothing_else() -> None:
         ema_decay=0.9,
         name="x",
     )
-    assert cli.parse(Config, argv.split()) == expected
+    assert cli.parse(Config, argv.split()) == (expected, False)
 
 
 def test_a_configuration_file_is_repeated_and_flags_win(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(to_json(replace(Config(), seed=7, clipping=0.02)))
-    config = cli.parse(Config, ["--config", str(path), "--clipping", "0.04"])
+    config, _ = cli.parse(Config, ["--config", str(path), "--clipping", "0.04"])
     assert config == replace(Config(), seed=7, clipping=0.04)
 
 
 def test_a_flag_for_a_searched_setting_fixes_it(tmp_path: Path) -> None:
-    config = cli.parse(SweepConfig, ["--batch-size=64"])
+    config, _ = cli.parse(SweepConfig, ["--batch-size=64"])
     assert config.search.searched == ("clipping", "augmentation_level")
     assert flat(config)["batch_size"] == 64
     path = tmp_path / "config.json"
     path.write_text(to_json(config))
-    again = cli.parse(SweepConfig, ["--config", str(path), "--clipping", "none"])
+    again, _ = cli.parse(SweepConfig, ["--config", str(path), "--clipping", "none"])
     assert again.search.searched == ("augmentation_level",)
     assert flat(again)["batch_size"] == 64
+
+
+def test_a_flags_value_is_no_flag() -> None:
+    config, _ = cli.parse(SweepConfig, ["--name", "clipping"])
+    assert "clipping" in config.search.searched
+
+
+def test_a_resumed_run_has_its_own_configuration_and_no_other(tmp_path: Path) -> None:
+    started = replace(Config(), name="x", storage=str(tmp_path), seed=9, clipping=0.02)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "config.json").write_text(to_json(started))
+    flags = ["--resume", "x", "--storage", str(tmp_path)]
+    assert cli.parse(Config, flags) == (started, True)
+    assert cli.parse(Config, [*flags, "--seed", "9"]) == (started, True)
+    with pytest.raises(ConfigError, match=r"seed 9 -> 1; .*|clipping 0.02 -> 0.1") as caught:
+        cli.parse(Config, [*flags, "--seed", "1", "--clipping", "0.1"])
+    assert "seed 9 -> 1" in str(caught.value)
+    assert "clipping 0.02 -> 0.1" in str(caught.value)
 
 
 def test_help_shows_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,6 +135,6 @@ def test_help_shows_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
         cli.parse(SweepConfig, ["--help"], "What it does.\n\nExample:\n  python x.py")
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for name in ["config", *flat(SweepConfig())]:
+    for name in ["config", "resume", *flat(SweepConfig())]:
         assert name == "searched" or f"--{name.replace('_', '-')}" in text, name
     assert "Example:\n  python x.py" in text

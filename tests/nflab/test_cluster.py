@@ -123,13 +123,14 @@ def test_a_driver_on_a_cpu_head_sees_the_gpus_that_the_autoscaler_may_launch(
     }
     start = f"ray start --head --port {port} --num-cpus 0 --autoscaling-config {file}"
     start += " --include-dashboard=false --disable-usage-stats --node-ip-address 127.0.0.1"
-    ask = "from nflab import cluster; print(cluster.connect())"
+    ask = "from nflab import cluster, config; "
+    ask += "print(cluster.connect(config.ScaleConfig(num_workers=2)))"
     try:
         subprocess.run(["ray", "get-auth-token", "--generate"], env=env, check=True, timeout=60)
         subprocess.run(start.split(), env=env, check=True, timeout=120)
         done = subprocess.run(
             [sys.executable, "-c", ask], env=env, capture_output=True, text=True, timeout=120
         )
-        assert done.stdout.strip() == str(Resources(cpus=12.0, gpus=3.0, own=False)), done.stderr
+        assert done.stdout.strip() == "2 workers a run, 1 GPU each; 1 at once", done.stderr
     finally:
         stop_marked(mark)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from torchvision.transforms import v2
 
 import nfnet
 from nflab.config import Config, replace
-from nflab.data import load_dataset
+from nflab.data import batches, load_dataset
 from nflab.data.batches import cut, eval_batches, train_batches
 from nflab.data.mix import draw_mixing, mix
 from nflab.data.randaugment import rand_augment
@@ -92,6 +94,49 @@ def test_an_epoch_meets_each_image_once_in_an_order_of_its_own() -> None:
     assert torch.equal(torch.bincount(epochs[0][0]), torch.bincount(images_of("train")[1]))
 
 
+def test_targets_are_smoothed() -> None:
+    config = replace(Config(), batch_size=50, label_smoothing=0.1)
+    targets = next(train_batches(load_dataset("digits"), config, 0, 0, 1)).targets_NK
+    assert torch.allclose(targets.max(1).values, torch.tensor(0.91))
+    assert torch.allclose(targets.min(1).values, torch.tensor(0.01))
+
+
+@pytest.mark.parametrize("what", ["crop", "augment", "mix"])
+def test_each_kind_of_randomness_differs_by_epoch_and_by_image(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All images of an epoch are the same one, so that only chance tells them apart."""
+    digits = load_dataset("digits")
+    image, label = digits.eval_images("train", torch.tensor([7]))
+    drawn: list[Tensor] = []
+
+    def same_image(indices: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        if what == "crop":
+            drawn.append(keys)
+        return image.expand(len(indices), -1, -1, -1), label.expand(len(indices))
+
+    monkeypatch.setattr(digits, "train_images", same_image)
+    for module, name, kind in (
+        (batches, "rand_augment", "augment"),
+        (batches, "draw_mixing", "mix"),
+    ):
+        original = getattr(module, name)
+
+        def spy(*args: Any, original: Any = original, kind: str = kind) -> Any:
+            if what == kind:
+                drawn.append(args[1] if kind == "augment" else args[0])
+            return original(*args)
+
+        monkeypatch.setattr(module, name, spy)
+    config = replace(Config(), batch_size=100, augmentation_level=1, cutmix=what == "mix")
+    for epoch in (0, 1):
+        list(train_batches(digits, config, epoch, 0, 1))
+    keys = torch.cat(drawn)
+    # Partners are cropped as they are in their own place, so crops may repeat; these may not.
+    assert len(keys) >= 2 * 1000
+    assert len(keys.unique()) == len(keys)
+
+
 def test_evaluation_sees_each_image_once_on_any_number_of_workers() -> None:
     digits = load_dataset("digits")
     labels = [
@@ -158,14 +203,12 @@ def test_mixing_draws_from_the_papers_distributions() -> None:
     top, bottom, left, right = mixing.box_N4.T
     area = (bottom - top) * (right - left)
     assert (area[for_mixup] == 0).all()
-    # The side of an uncut box is sqrt(u), u uniform, around a uniform centre.
-    inside = (top > 0) & (bottom < 1)
-    assert (((bottom - top)[inside & ~for_mixup]).max()) < 1
-    assert 0.2 < area[~for_mixup].mean() < 0.4
-    expected = torch.arange(4) / 4 * 20000
+    # The uncut side is sqrt(u), u and the centre c uniform: E[side within the image] is
+    # E[s] - 2 E[max(0, s/2 - c)] = 2/3 - 2 E[s^2 / 8] = 2/3 - 1/8.
+    for low, high in ((top, bottom), (left, right)):
+        assert abs((high - low)[~for_mixup].mean() - (2 / 3 - 1 / 8)) < 0.01
     quarters = torch.bincount(mixing.partner_N * 4 // 20000) / 20000
     assert (quarters - 0.25).abs().max() < 0.02
-    assert len(expected) == len(quarters)
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(True, False), (False, True), (True, True)])

@@ -9,6 +9,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import nfnet
+import nfnet.model
+from nflab.checkpoints import Checkpoints
 from nflab.config import Config, from_json, replace, to_json
 from nflab.data import load_dataset
 from nflab.loop import Worker, train
@@ -20,24 +22,27 @@ SMALL = replace(
 
 
 class Reports:
-    """Keeps every report's metrics, and its checkpoint in a folder of its own."""
+    """Keeps every report's metrics but the speed, and optionally what was saved by then."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, copies: Path | None = None) -> None:
+        self.folder, self.copies = folder, copies
         self.metrics: list[dict[str, Any]] = []
 
-    def __call__(self, metrics: dict[str, Any], checkpoint: Path | None) -> None:
+    def __call__(self, metrics: dict[str, Any]) -> None:
         self.metrics.append({k: v for k, v in metrics.items() if k != "images_per_second"})
-        if checkpoint is not None:
-            shutil.copytree(checkpoint, self.checkpoint(metrics["epoch"]))
+        if self.copies is not None:
+            shutil.copytree(self.folder, self.copies / str(metrics["epoch"]))
 
-    def checkpoint(self, epoch: int) -> Path:
-        return self.folder / f"epoch{epoch}"
+    @property
+    def saved(self) -> Path:
+        """The folder of the last checkpoint."""
+        (folder,) = self.folder.glob("epoch-*")
+        return folder
 
 
-def run(config: Config, folder: Path, **worker: Any) -> Reports:
-    reports = Reports(folder)
-    train(config, Worker(report=reports, **worker))
+def run(config: Config, folder: Path, copies: Path | None = None, **worker: Any) -> Reports:
+    reports = Reports(folder, copies)
+    train(config, Worker(report=reports, checkpoints=Checkpoints(str(folder)), **worker))
     return reports
 
 
@@ -55,7 +60,7 @@ def test_reports_each_epoch_and_ends_finished(tmp_path: Path) -> None:
 
 def test_recorded_weights_give_the_recorded_accuracy(tmp_path: Path) -> None:
     reports = run(SMALL, tmp_path)
-    checkpoint = reports.checkpoint(2)
+    checkpoint = reports.saved
     config = from_json(Config, (checkpoint / "config.json").read_text())
     assert config == SMALL
     model = nfnet.create_model(config.model.model).eval()
@@ -72,12 +77,23 @@ def test_a_resumed_run_is_the_same_to_the_bit(tmp_path: Path, ema_decay: float |
     config = replace(
         SMALL, ema_decay=ema_decay, augmentation_level=3, mixup=True, cutmix=True, epochs=3
     )
-    whole = run(config, tmp_path / "whole")
-    rest = run(config, tmp_path / "rest", resume_from=whole.checkpoint(1))
-    assert rest.metrics == whole.metrics[1:]
+    whole = run(config, tmp_path / "whole", copies=tmp_path / "copies")
+    rest = run(config, tmp_path / "copies" / "1")
+    # What had been reported before is reported again, for whoever was lost before writing it down.
+    assert rest.metrics == whole.metrics
     for file in ("state.pt", "weights.pt"):
-        states = [torch.load(r.checkpoint(3) / file, weights_only=True) for r in (whole, rest)]
+        states = [torch.load(r.saved / file, weights_only=True) for r in (whole, rest)]
+        for state in states:
+            for metrics in state.get("history", []):
+                del metrics["images_per_second"]
         assert_same(*states)
+
+
+def test_a_finished_run_that_starts_again_only_repeats_its_reports(tmp_path: Path) -> None:
+    first = run(SMALL, tmp_path)
+    written = (first.saved / "state.pt").stat().st_mtime_ns
+    assert run(SMALL, tmp_path).metrics == first.metrics
+    assert (first.saved / "state.pt").stat().st_mtime_ns == written
 
 
 def assert_same(a: Any, b: Any) -> None:
@@ -113,6 +129,47 @@ def test_a_loss_that_is_no_longer_finite_ends_the_run_as_diverged(tmp_path: Path
     assert [m["outcome"] for m in reports.metrics] == ["diverged"]
     assert reports.metrics[0]["val_top1"] == 0
     assert not any(name.startswith("clipped_fraction/") for name in reports.metrics[0])
+
+
+def test_a_network_that_breaks_in_the_last_step_has_diverged_too(tmp_path: Path) -> None:
+    config = replace(
+        SMALL, epochs=1, batch_size=1071, base_learning_rate=1e30, clipping=None, warmup_epochs=0.0
+    )
+    assert [m["outcome"] for m in run(config, tmp_path).metrics] == ["diverged"]
+
+
+@pytest.mark.parametrize("name", ["drop_rate", "stochdepth_rate", "label_smoothing"])
+def test_each_regulariser_reaches_the_loss(tmp_path: Path, name: str) -> None:
+    config = replace(SMALL, epochs=1, drop_rate=0.0, stochdepth_rate=0.0, label_smoothing=0.0)
+    losses = [
+        run(replace(config, **{name: rate}), tmp_path / str(rate)).metrics[0]["train_loss"]
+        for rate in (0.0, 0.5)
+    ]
+    assert losses[0] != losses[1]
+
+
+def test_masks_of_the_model_differ_from_step_to_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    forward = nfnet.model.ResNet.forward
+
+    def spy(self: Any, x: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
+        if keys is not None:
+            seen.append(keys)
+        return forward(self, x, keys)
+
+    monkeypatch.setattr(nfnet.model.ResNet, "forward", spy)
+    run(SMALL, tmp_path)
+    keys = torch.cat(seen)
+    assert len(keys) == 2 * (1071 // 96) * 96
+    assert len(keys.unique()) == len(keys)
+
+
+@pytest.mark.parametrize("model", ["dm_nf_resnet50", "preact_resnet50"])
+def test_models_made_for_large_images_learn_small_ones(tmp_path: Path, model: str) -> None:
+    config = replace(SMALL, model=model, epochs=1, batch_size=1071)
+    assert run(config, tmp_path).metrics[0]["outcome"] == "finished"
 
 
 def test_seeds_differ_and_repeat(tmp_path: Path) -> None:

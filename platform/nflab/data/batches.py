@@ -12,14 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import nfnet
 from nflab.config import Config
 from nflab.data.dataset import Dataset, Split
 from nflab.data.mix import draw_mixing, mix
 from nflab.data.randaugment import rand_augment
-
-# Streams of randomness: what a key is for is part of it.
-_ORDER, _CROP, _AUGMENT, _MIX = range(4)
+from nflab.streams import Stream, keys
 
 
 @dataclass(frozen=True)
@@ -49,24 +46,24 @@ def train_batches(
     seed, batch_size = config.run.seed, config.optimizer.batch_size
     level, size = config.augmentation.augmentation_level, dataset.sizes["train"]
     mixup, cutmix = config.augmentation.mixup, config.augmentation.cutmix
-    order = nfnet.hash_keys(seed, epoch, _ORDER, torch.arange(size)).argsort()
+    order = keys(seed, Stream.ORDER, epoch, torch.arange(size)).argsort()
     own = torch.arange(batch_size)[cut(batch_size, rank, world_size)]
 
     def crop(indices_N: Tensor) -> tuple[Tensor, Tensor]:
-        return dataset.train_images(indices_N, nfnet.hash_keys(seed, epoch, _CROP, indices_N))
+        return dataset.train_images(indices_N, keys(seed, Stream.CROP, epoch, indices_N))
 
     for step in range(size // batch_size):
         members = order[step * batch_size : (step + 1) * batch_size]
         images, labels = crop(members[own])
         targets = F.one_hot(labels, dataset.num_classes).double()
         if mixup or cutmix:
-            keys = nfnet.hash_keys(seed, epoch, _MIX, step * batch_size + own)
-            mixing = draw_mixing(keys, own, batch_size, mixup, cutmix)
+            mix_keys = keys(seed, Stream.MIX, epoch, step * batch_size + own)
+            mixing = draw_mixing(mix_keys, own, batch_size, mixup, cutmix)
             partners, partner_labels = crop(members[mixing.partner_N])
             images, share_N = mix(images, partners, mixing)
             share = share_N[:, None]
             targets = share * targets + (1 - share) * F.one_hot(partner_labels, dataset.num_classes)
-        images = rand_augment(images, nfnet.hash_keys(seed, epoch, _AUGMENT, members[own]), level)
+        images = rand_augment(images, keys(seed, Stream.AUGMENT, epoch, members[own]), level)
         smoothing = config.optimizer.label_smoothing
         targets = (1 - smoothing) * targets + smoothing / dataset.num_classes
         yield Batch(standardise(images, dataset), targets.float(), own)

@@ -12,6 +12,8 @@ class Dataset(Protocol):
     """Images with labels in three fixed splits; the search sees `train` and `val` only."""
 
     num_classes: int
+    image_shape: tuple[int, int, int]
+    """(channels, height, width) that a network sees."""
     sizes: Mapping[Split, int]
     """Images in each split."""
     mean: Tensor

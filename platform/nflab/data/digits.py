@@ -18,6 +18,7 @@ class Digits:
     on no library's random generator and hold all classes alike."""
 
     num_classes = 10
+    image_shape = (1, 8, 8)
 
     def __init__(self) -> None:
         bunch = load_digits()

@@ -1,0 +1,58 @@
+"""The checkpoints of one run: in a folder or in object storage, the last one only, never half."""
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyarrow import fs
+
+from nflab.files import open_uri
+
+_COMPLETE = "complete"
+
+
+class Checkpoints:
+    """Checkpoints of one run below an address; a run that starts again continues from the last."""
+
+    def __init__(self, uri: str) -> None:
+        """`uri`: an absolute path, or an address such as s3://bucket/run, of all its processes."""
+        self._uri = uri
+
+    def save(self, folder: Path, epoch: int) -> None:
+        """Copies `folder` as the checkpoint of `epoch`; then forgets the earlier ones.
+
+        A process killed at any moment leaves either this checkpoint or the one before it.
+        """
+        files, root = open_uri(self._uri)
+        target = f"{root}/epoch-{epoch:06d}"
+        files.create_dir(target, recursive=True)
+        fs.copy_files(str(folder), target, fs.LocalFileSystem(), files)
+        with files.open_output_stream(f"{target}/{_COMPLETE}") as marker:
+            marker.write(b"")
+        for path in self._paths():
+            if path != target:
+                files.delete_dir(path)
+
+    @contextmanager
+    def last(self) -> Iterator[Path | None]:
+        """A local folder with the last checkpoint, while in use; None if there is none."""
+        files, _ = open_uri(self._uri)
+        complete = [
+            path
+            for path in self._paths()
+            if files.get_file_info(f"{path}/{_COMPLETE}").type == fs.FileType.File
+        ]
+        if not complete:
+            yield None
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            fs.copy_files(complete[-1], folder, files, fs.LocalFileSystem())
+            yield Path(folder)
+
+    def _paths(self) -> list[str]:
+        """The folders of all checkpoints, oldest first, complete or not."""
+        files, root = open_uri(self._uri)
+        found = files.get_file_info(fs.FileSelector(root, allow_not_found=True))
+        return sorted(f.path for f in found if re.fullmatch(r"epoch-\d{6}", f.base_name))

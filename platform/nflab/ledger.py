@@ -1,0 +1,188 @@
+"""The trials of a sweep as they are written down: Optuna's study and MLflow's runs, in agreement.
+
+Everything that must outlive the processes of a sweep stands in these two and in the trials' own
+checkpoints, so a sweep that was killed at any moment goes on from them: a trial that was under
+way waits in the study to be proposed again, with its settings and the results it has reported.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+
+from nflab.config import SweepConfig, flat, replace, to_json
+from nflab.recipes import RECIPES
+from nflab.streams import Stream, keys
+from nflab.tracking import Outcome, Tracker
+
+METRIC = "val_top1"
+"""What the search maximises: validation top-1 in percent, of a trial's last epoch."""
+
+STARTUP_TRIALS = 4
+"""Random trials before TPE models the results, so that 12 trials are a search."""
+
+REDUCTION_FACTOR = 3
+"""ASHA lets the best of this many trials pass each rung; rungs lie this factor apart."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One trial to run."""
+
+    number: int
+    """From 1, in the order proposed."""
+    settings: dict[str, Any]
+    """What is searched, and the seed."""
+
+
+class TrialLedger:
+    """Proposes trials and writes down what becomes of them."""
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        study_url: str,
+        tracker: Tracker,
+        parent: str,
+        tags: dict[str, str],
+        samples_per_epoch: int,
+    ) -> None:
+        """Opens the study at `study_url`, or makes it; trials that were under way wait again.
+
+        Args:
+            parent: MLflow's run of the sweep.
+            tags: what every trial's run is tagged with.
+            samples_per_epoch: the fewest images that any batch size trains on in an epoch.
+        """
+        self._config, self._tracker, self._parent, self._tags = config, tracker, parent, tags
+        self._space = RECIPES[config.data.dataset].space
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        # Rungs in samples seen, the same for every batch size; none before the warm-up is over.
+        epochs = config.schedule.epochs
+        grace = min(epochs, max(epochs // 4, int(config.schedule.warmup_epochs) + 1))
+        self._storage = RDBStorage(study_url)
+        self._study = optuna.create_study(
+            study_name=config.run.name,
+            storage=self._storage,
+            direction="maximize",
+            load_if_exists=True,
+            pruner=optuna.pruners.SuccessiveHalvingPruner(
+                min_resource=grace * samples_per_epoch, reduction_factor=REDUCTION_FACTOR
+            ),
+        )
+        self._open: dict[int, optuna.Trial] = {}
+        self._runs = tracker.children(parent)
+        self._recorded: dict[int, int] = {}
+        self.release()
+        for trial in self._study.get_trials(deepcopy=False):
+            run_id = self._runs.get(trial.number + 1)
+            if trial.state.is_finished() and run_id:
+                outcome = trial.user_attrs["outcome"]
+                if tracker.outcome(run_id) != outcome:
+                    tracker.finish(run_id, outcome)
+
+    @property
+    def missing(self) -> int:
+        """How many of the planned trials have not come to their end."""
+        ended = sum(t.state.is_finished() for t in self._study.get_trials(deepcopy=False))
+        return max(0, self._config.search.trials - ended)
+
+    def propose(self) -> Proposal:
+        """The next trial: one that was interrupted, else a new one."""
+        trials = self._study.get_trials(deepcopy=False)
+        waiting = [t.number for t in trials if t.state == TrialState.WAITING]
+        # A sampler of its own for each trial: what is proposed does not depend on how often the
+        # sweep was interrupted.
+        number = waiting[0] if waiting else len(trials)
+        key = keys(self._config.run.seed, Stream.SEARCH, number)
+        self._study.sampler = optuna.samplers.TPESampler(
+            seed=int(key) % 2**32, n_startup_trials=STARTUP_TRIALS
+        )
+        trial = self._study.ask(self._space.distributions(self._config.search.searched))
+        settings = trial.user_attrs.get("settings")
+        if settings is None:
+            settings = self._space.settings(trial.params)
+            repeats = sum(
+                {**t.user_attrs["settings"], "seed": None} == {**settings, "seed": None}
+                for t in trials
+                if "settings" in t.user_attrs
+            )
+            settings["seed"] = self._config.run.seed + repeats
+            trial.set_user_attr("settings", settings)
+        self._open[trial.number + 1] = trial
+        return Proposal(trial.number + 1, settings)
+
+    def started(self, proposal: Proposal) -> None:
+        """Opens the trial's run in MLflow, or opens it again."""
+        if proposal.number in self._recorded:
+            return
+        run_id = self._runs.get(proposal.number)
+        config = replace(self._config.base(), name=None, **proposal.settings)
+        if run_id is None:
+            name = f"{proposal.number:03d} " + " ".join(
+                f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}"
+                for key, value in proposal.settings.items()
+                if value is not None or key == "clipping"
+            )
+            run_id = self._tracker.start(
+                name, {**self._tags, "trial": str(proposal.number)}, self._parent
+            )
+            self._runs[proposal.number] = run_id
+        self._tracker.reopen(run_id)
+        self._tracker.log_params(run_id, flat(config))
+        self._tracker.add_text(run_id, to_json(config), "config.json")
+        self._recorded[proposal.number] = int(self._tracker.metrics(run_id).get("epoch", 0))
+
+    def reported(self, number: int, metrics: dict[str, Any]) -> bool:
+        """Writes down an epoch's metrics, once; returns whether the trial is to be cut."""
+        trial = self._open[number]
+        if metrics["epoch"] > self._recorded[number]:
+            self._tracker.log(self._runs[number], metrics, metrics["epoch"])
+            self._recorded[number] = metrics["epoch"]
+        if metrics["outcome"] != "running" and metrics["outcome"] != "finished":
+            return False
+        step = metrics["samples_seen"]
+        known = self._storage.get_trial(trial._trial_id).intermediate_values
+        if step not in known:
+            trial.report(metrics[METRIC], step)
+        return metrics["outcome"] == "running" and trial.should_prune()
+
+    def ended(
+        self, number: int, outcome: Outcome, value: float | None, error: str | None = None
+    ) -> None:
+        """Closes a trial in the study and in MLflow.
+
+        A diverged trial, or one that ran out of memory, tells the sampler to avoid the place; one
+        that failed for another reason tells it nothing.
+
+        Args:
+            value: the last METRIC of a finished trial.
+            error: why it failed.
+        """
+        trial = self._open.pop(number)
+        trial.set_user_attr("outcome", outcome)
+        too_large = outcome == "failed" and "out of memory" in (error or "").lower()
+        if outcome == "pruned":
+            self._study.tell(trial, state=TrialState.PRUNED)
+        elif outcome == "diverged" or too_large:
+            trial.set_constraint("infeasible", 1.0)
+            self._study.tell(trial, 0.0)
+        elif outcome == "failed":
+            self._study.tell(trial, state=TrialState.FAIL)
+        else:
+            trial.set_constraint("infeasible", 0.0)
+            self._study.tell(trial, value)
+        self._tracker.finish(
+            self._runs[number], outcome, {"error": error[:5000]} if error else None
+        )
+
+    def release(self) -> None:
+        """Lets every trial that is under way wait for a later `propose`; none is left running."""
+        self._open.clear()
+        for trial in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+            self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+            run_id = self._runs.get(trial.number + 1)
+            if run_id is not None:
+                self._tracker.finish(run_id, "interrupted")

@@ -1,0 +1,109 @@
+"""One training from its configuration to its recorded result."""
+
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import TrainingFailedError, UserCallback
+
+from nflab.checkpoints import Checkpoints
+from nflab.config import Config, Interrupted, flat, to_json
+from nflab.interrupts import ignore_interrupts
+from nflab.progress import TrainingProgress, console
+from nflab.session import open_session
+from nflab.tracking import Outcome, Tracker
+from nflab.train import first_error, fit
+
+POLL_SECONDS = 2.0
+"""How often the progress of a training is looked up."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a training ended."""
+
+    outcome: Outcome
+    metrics: dict[str, float]
+    """Last value of each metric, as MLflow recorded it."""
+    run_id: str
+    error: str | None
+    """Why it failed, with the traceback of the first worker that did."""
+    logs: str
+    """Where the log of each worker is."""
+
+
+def run_training(config: Config, experiment: str, resume: bool = False) -> TrainingResult:
+    """Trains a validated configuration on the cluster, as a run of the MLflow experiment.
+
+    Args:
+        resume: continue the run called `config.run.name` from its last checkpoint.
+
+    Raises:
+        ConfigError: the name, a store or the cluster cannot be used.
+        Interrupted: Ctrl-C or SIGTERM; the run can be resumed.
+    """
+    session = open_session(config, experiment, resume)
+    config, tracker = session.config, session.tracker
+    console().print(
+        f"training {session.name}: {config.schedule.epochs} epochs, {session.placement}"
+    )
+    outcome: Outcome = "failed"
+    error = None
+    run_id = ""
+    try:
+        run_id = tracker.find(session.name) or tracker.start(session.name, session.tags)
+        tracker.reopen(run_id)
+        tracker.log_params(run_id, flat(config))
+        tracker.add_text(run_id, to_json(config), "config.json")
+        recorder = _Recorder(tracker, run_id, int(tracker.metrics(run_id).get("epoch", 0)))
+        progress = TrainingProgress(config.schedule.epochs)
+        history = partial(tracker.history, run_id)
+        # In a thread: Ctrl-C is for this one, which knows what to write down.
+        pool = ThreadPoolExecutor(max_workers=1)
+        training = pool.submit(fit, config, session.placement, session.folder, recorder)
+        while True:
+            try:
+                training.result(timeout=POLL_SECONDS)
+                break
+            except NotYet:
+                progress.show(history)
+        progress.show(history)
+        outcome = tracker.outcome(run_id)
+        with Checkpoints(f"{session.folder}/checkpoints").last() as folder:
+            if folder is not None and outcome == "finished":
+                tracker.add_file(run_id, Path(folder) / "weights.pt")
+    except TrainingFailedError as failure:
+        first = first_error(failure)
+        error = first.text if first else str(failure)
+    except KeyboardInterrupt:
+        ignore_interrupts()
+        outcome = "interrupted"
+        raise Interrupted(session.name) from None
+    except BaseException:
+        error = traceback.format_exc()
+        raise
+    finally:
+        if run_id:
+            tracker.finish(run_id, outcome, {"error": error[:5000]} if error else None)
+        ray.shutdown()
+    return TrainingResult(outcome, tracker.metrics(run_id), run_id, error, f"{session.folder}/logs")
+
+
+class _Recorder(UserCallback):
+    """Writes every report to MLflow once, from Ray Train's controller process."""
+
+    def __init__(self, tracker: Tracker, run_id: str, recorded: int) -> None:
+        self._tracker, self._run_id, self._recorded = tracker, run_id, recorded
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: object
+    ) -> None:
+        if metrics[0]["epoch"] > self._recorded:
+            self._tracker.log(self._run_id, metrics[0], metrics[0]["epoch"])
+            self._recorded = metrics[0]["epoch"]
+        self._tracker.tag(self._run_id, "outcome", metrics[0]["outcome"])
