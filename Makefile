@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 ARGS ?=
 
-.PHONY: install sweep test head ui clean
+.PHONY: install sweep test test-faults head ui clean
 
 install: .venv/installed
 
@@ -21,7 +21,10 @@ test: install  ## everything that must hold
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --ignore tests/faults $(ARGS)
+
+test-faults: install  ## processes killed at random moments; takes longer
+	$(BIN)/pytest tests/faults $(ARGS)
 
 head: install  ## a local Ray to submit jobs to
 	@bash cluster/local_head.sh

@@ -1,6 +1,7 @@
 """What all tests share: one local Ray, and a way to run a script as a user does."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def ray_address() -> Iterator[str]:
     """Address of the session's Ray, for scripts that connect to a cluster."""
-    context = ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    context = ray.init(address="local", num_cpus=2, include_dashboard=True, log_to_driver=False)
     yield context.address_info["gcs_address"]
     ray.shutdown()
 
@@ -39,7 +40,7 @@ Script = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def run_script(
-    folder: Path, env: dict[str, str], name: str, *arguments: str
+    folder: Path, env: dict[str, str], name: str, *arguments: str, root: Path = ROOT
 ) -> "subprocess.CompletedProcess[str]":
     """Runs `experiments/NAME ARGUMENTS` in `folder`, with `env` over the environment of the tests.
 
@@ -47,7 +48,7 @@ def run_script(
     """
     inherited = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     return subprocess.run(
-        [sys.executable, str(ROOT / "experiments" / name), *arguments],
+        [sys.executable, str(root / "experiments" / name), *arguments],
         cwd=folder,
         env={**inherited, **env},
         capture_output=True,
@@ -85,3 +86,24 @@ def stop_marked(mark: str) -> None:
         except psutil.Error:  # already gone
             continue
     psutil.wait_procs(found, timeout=10)
+
+
+def edited_copy(folder: Path, edits: dict[str, tuple[str, str]]) -> Path:
+    """A copy of the checkout's files with lines inserted.
+
+    Args:
+        edits: for each file, the beginning of a line, and what is inserted before that line.
+    """
+    listed = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(
+        ["git", "-C", str(ROOT), *listed], capture_output=True, text=True, check=True
+    ).stdout
+    for name in filter(None, names.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    for name, (before, inserted) in edits.items():
+        text = (folder / name).read_text()
+        assert text.count(f"\n{before}") == 1, (name, before)
+        (folder / name).write_text(text.replace(f"\n{before}", f"\n{inserted}{before}"))
+    return folder

@@ -67,7 +67,10 @@ def test_imports_run_from_experiments_to_nflab_to_nfnet() -> None:
 @pytest.mark.parametrize(
     ("library", "homes"),
     [
-        ("ray", {"cluster.py", "train.py", "training.py", "tune.py", "sweep.py"}),
+        (
+            "ray",
+            {"cluster.py", "worker_setup.py", "train.py", "training.py", "tune.py", "sweep.py"},
+        ),
         ("mlflow", {"tracking.py"}),
         ("optuna", {"recipes.py", "ledger.py", "figures.py"}),
         ("tyro", {"config.py", "cli.py"}),

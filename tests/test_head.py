@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import time
 import urllib.error
@@ -15,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tests.conftest import ROOT, free_port, stop_marked
+from tests.conftest import ROOT, edited_copy, free_port, stop_marked
 
 SWEEP = "experiments/agc_sweep.py --trials 2 --epochs 1 --batch-size 64"
 
@@ -96,22 +95,15 @@ def test_a_job_runs_from_any_folder(head: Head) -> None:
 def test_an_edited_copy_runs_its_own_code_of_both_packages_on_workers_too(
     head: Head, tmp_path: Path
 ) -> None:
-    copy = tmp_path / "copy"
-    tracked = subprocess.run(
-        ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    for name in filter(None, tracked.split("\0")):
-        if (ROOT / name).is_file():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, copy / name)
-    edit(copy / "nfnet/schedule.py", "def warmup_cosine(", "    return 0.0625\n")
-    edit(
-        copy / "platform/nflab/loop.py",
-        "metrics |= evaluate(",
-        "        metrics['train_loss'] = 7\n",
+    copy = edited_copy(
+        tmp_path / "copy",
+        {
+            "nfnet/schedule.py": ("    fraction = ", "    return 0.0625\n"),
+            "platform/nflab/loop.py": (
+                "        history.append(metrics)",
+                "        metrics['train_loss'] = 7\n",
+            ),
+        },
     )
     before = time.time()
     parent = head.submit(copy, "--working-dir", ".")
@@ -121,16 +113,6 @@ def test_an_edited_copy_runs_its_own_code_of_both_packages_on_workers_too(
     for run in children:
         assert run.data.metrics["learning_rate"] == 0.0625
         assert run.data.metrics["train_loss"] == 7
-
-
-def edit(path: Path, after: str, line: str) -> None:
-    """Inserts a line before the first statement after a definition, or after a line."""
-    lines = path.read_text().splitlines(keepends=True)
-    at = next(i for i, text in enumerate(lines) if after in text)
-    if after.startswith("def "):
-        quotes = [i for i in range(at, len(lines)) if '"""' in lines[i]]
-        at = quotes[1]
-    path.write_text("".join([*lines[: at + 1], line, *lines[at + 1 :]]))
 
 
 @pytest.mark.parametrize("token", [None, "0" * 64])

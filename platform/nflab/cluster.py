@@ -13,6 +13,7 @@ import yaml
 import nflab
 import nfnet
 from nflab.config import ConfigError, ScaleConfig
+from nflab.worker_setup import point_at_own_cluster
 
 WORKERS_PER_CORE = 8
 """CPU workers that may share a core of a Ray that the platform starts itself."""
@@ -83,7 +84,10 @@ def _start(address: str) -> None:
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"py_modules": [str(Path(m.__path__[0])) for m in (nflab, nfnet)]},
+            runtime_env={
+                "py_modules": [str(Path(m.__path__[0])) for m in (nflab, nfnet)],
+                "worker_process_setup_hook": point_at_own_cluster,
+            },
         )
     except (ConnectionError, ray.exceptions.RayError) as error:
         reason = str(error).splitlines()[0]

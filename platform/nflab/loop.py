@@ -82,6 +82,8 @@ def train(config: Config, worker: Worker) -> None:
         with worker.checkpoints.last() as folder:
             if folder is not None:
                 history = _load(folder, model, optimizer, ema, worker.device)
+    if history:
+        print(f"continues after epoch {len(history)}")
     for past in history:
         worker.report(past)
     network: nn.Module = model

@@ -1,0 +1,146 @@
+"""Errors and losses inside runs: recorded, told, and never in the way of the others."""
+
+import re
+import time
+from pathlib import Path
+
+import ray
+from ray.util import placement_group_table
+
+from tests.conftest import edited_copy, run_script
+from tests.faults.stores import Stores
+
+
+def test_a_trial_that_crashes_is_recorded_and_the_sweep_goes_on(
+    tmp_path: Path, ray_address: str
+) -> None:
+    copy = edited_copy(
+        tmp_path / "copy",
+        {
+            "platform/nflab/loop.py": (
+                "    batch_size = config",
+                "    if config.optimizer.clipping is None or config.optimizer.clipping > 0.05:\n"
+                "        raise ValueError('boom')\n",
+            )
+        },
+    )
+    stores = Stores(tmp_path, "agc_sweep", "x")
+    env = {**stores.env, "RAY_ADDRESS": ray_address}
+    flags = ["--name", "x", "--trials", "4", "--epochs", "1"]
+    done = run_script(tmp_path, env, "agc_sweep.py", *flags, root=copy)
+    assert done.returncode == 0, done.stdout + done.stderr
+    outcomes = stores.outcomes()
+    assert set(outcomes.values()) == {"failed", "finished"}
+    stores.agree(4)
+    for number, outcome in outcomes.items():
+        if outcome == "failed":
+            assert "ValueError: boom" in stores.tags(number)["error"]
+            log = tmp_path / "runs" / "x" / "trials" / f"{number:04d}" / "logs" / "rank-0.log"
+            assert "ValueError: boom" in log.read_text()
+            assert str(log.parent) in done.stdout
+    assert "ValueError: boom" in done.stdout
+
+
+def test_a_crash_of_one_worker_ends_its_run_and_shows_that_workers_traceback(
+    tmp_path: Path, ray_address: str
+) -> None:
+    copy = edited_copy(
+        tmp_path / "copy",
+        {
+            "platform/nflab/loop.py": (
+                "        history.append(metrics)",
+                "        if worker.rank == 1:\n            raise ValueError('rank 1 went boom')\n",
+            )
+        },
+    )
+    stores = Stores(tmp_path, "train", "x")
+    env = {**stores.env, "RAY_ADDRESS": ray_address}
+    flags = ["--name", "x", "--epochs", "3", "--num-workers", "2"]
+    done = run_script(tmp_path, env, "train.py", *flags, root=copy)
+    assert done.returncode == 1
+    assert "rank 1 went boom" in done.stdout
+    assert stores.outcome() == ("FAILED", "failed")
+    log = tmp_path / "runs" / "x" / "logs" / "rank-1.log"
+    assert "rank 1 went boom" in log.read_text()
+    assert str(log.parent) in done.stdout
+
+
+def test_a_sweep_whose_trials_all_fail_says_so(tmp_path: Path, ray_address: str) -> None:
+    copy = edited_copy(
+        tmp_path / "copy",
+        {"platform/nflab/loop.py": ("    batch_size = config", "    raise ValueError('boom')\n")},
+    )
+    stores = Stores(tmp_path, "agc_sweep", "x")
+    env = {**stores.env, "RAY_ADDRESS": ray_address}
+    flags = ["--name", "x", "--trials", "2", "--epochs", "1"]
+    done = run_script(tmp_path, env, "agc_sweep.py", *flags, root=copy)
+    assert done.returncode == 1
+    assert "every trial failed" in done.stderr
+    assert stores.outcome() == ("FAILED", "failed")
+    stores.agree(2)
+
+
+def test_a_sweep_whose_trials_all_diverge_is_a_result(tmp_path: Path, ray_address: str) -> None:
+    stores = Stores(tmp_path, "agc_sweep", "x")
+    env = {**stores.env, "RAY_ADDRESS": ray_address}
+    flags = [
+        "--name",
+        "x",
+        "--trials",
+        "2",
+        "--epochs",
+        "2",
+        "--base-learning-rate",
+        "1e6",
+        "--clipping",
+        "none",
+    ]
+    done = run_script(tmp_path, env, "agc_sweep.py", *flags)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert stores.outcomes() == {1: "diverged", 2: "diverged"}
+    assert stores.outcome() == ("FINISHED", "finished")
+    stores.agree(2)
+
+
+def test_the_workers_of_a_cut_trial_are_gone_within_10_seconds(
+    tmp_path: Path, ray_address: str
+) -> None:
+    stores = Stores(tmp_path, "agc_sweep", "x")
+    env = {**stores.env, "RAY_ADDRESS": ray_address}
+    # Rungs after 2 epochs: of trials with little clipping at all, few can pass.
+    flags = [
+        "--name",
+        "x",
+        "--trials",
+        "3",
+        "--epochs",
+        "8",
+        "--num-workers",
+        "2",
+        "--augmentation-level",
+        "0",
+    ]
+    done = run_script(tmp_path, env, "agc_sweep.py", *flags)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "pruned" in stores.outcomes().values()
+    stores.agree(3)
+    # One trial at a time fits, so each began when those before it had left their workers. Starting
+    # takes some 10 s of imports; Ray Train gives up on workers that it does not get after 60 s.
+    begins = {
+        number: [
+            time.mktime(time.strptime(text, "%Y-%m-%d %H:%M:%S"))
+            for text in re.findall(r"(\S+ \S+) rank 0 begins", log)
+        ]
+        for number, log in stores.logs().items()
+    }
+    runs = stores.children()
+    for number in (2, 3):
+        if runs[number - 1].data.tags["outcome"] == "pruned":
+            assert begins[number][0] - runs[number - 1].info.end_time / 1000 < 45
+    deadline = time.monotonic() + 10
+    while held := [
+        group for group in placement_group_table().values() if group["state"] == "CREATED"
+    ]:
+        assert time.monotonic() < deadline, held
+        time.sleep(0.5)
+    assert ray.available_resources()["CPU"] == 2

@@ -1,0 +1,197 @@
+"""Real processes killed at random moments: nothing is lost, nothing is repeated."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from nflab.config import Config, from_json
+from nflab.loop import Worker, train
+from tests.conftest import ROOT
+from tests.faults.stores import Stores
+
+KILLS = 5
+
+
+class Run:
+    """A script started in a session of its own, with a Ray of its own."""
+
+    def __init__(self, stores: Stores, script: str, *arguments: str) -> None:
+        env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        self.log = (stores.folder / "output.log").open("a+")
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "experiments" / script), *arguments],
+            env={**env, **stores.env},
+            cwd=stores.folder,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def wait(self, timeout: float) -> int:
+        return self.process.wait(timeout)
+
+    def output(self) -> str:
+        self.log.seek(0)
+        return self.log.read()
+
+    def family(self, word: str) -> list[psutil.Process]:
+        """Processes below this one with a word in their command lines."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                if word in " ".join(process.cmdline()):
+                    found.append(process)
+            except psutil.Error:  # it has ended
+                continue
+        return found
+
+
+def wait_until(condition: Callable[[], bool], run: Run, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if run.process.poll() is not None:
+            return
+        assert time.monotonic() < deadline, run.output()
+        time.sleep(0.2)
+
+
+def reported(stores: Stores) -> int:
+    """How many epochs have been recorded over all runs."""
+    return sum(int(run.data.metrics.get("epoch", 0)) for run in stores.runs())
+
+
+@pytest.fixture
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    seed = int(os.environ.get("NFLAB_TEST_SEED", random.SystemRandom().randrange(10**6)))
+    print(f"NFLAB_TEST_SEED={seed} repeats these moments")
+    return random.Random(seed)
+
+
+def check_exact(stores: Stores, number: int) -> None:
+    """A finished trial has the very result of the same run without interruption."""
+    run = stores.children()[number]
+    path = Path(run.info.artifact_uri) / "config.json"
+    reports: list[dict[str, float]] = []
+    train(from_json(Config, path.read_text()), Worker(report=reports.append))
+    for metric in ("val_loss", "val_top1", "test_top1"):
+        assert reports[-1][metric] == run.data.metrics[metric]
+
+
+def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was(
+    tmp_path: Path, chance: random.Random
+) -> None:
+    stores = Stores(tmp_path, "agc_sweep", "s")
+    flags = ["--name", "s", "--trials", "4", "--epochs", "30"]
+    for kill in range(KILLS):
+        config = tmp_path / "runs" / "s" / "config.json"
+        arguments = ["--resume", "s"] if config.exists() else flags
+        run, before = Run(stores, "agc_sweep.py", *arguments), reported(stores)
+        if kill % 2 == 0:  # in the middle of training, else at any moment of the start
+            wait_until(lambda before=before: reported(stores) > before, run)  # type: ignore[misc]
+            time.sleep(chance.uniform(0, 2))
+        else:
+            time.sleep(chance.uniform(1, 20))
+        run.process.kill()
+        run.wait(10)
+    arguments = ["--resume", "s"]
+    run = Run(stores, "agc_sweep.py", *arguments)
+    assert run.wait(300) == 0, run.output()
+    stores.agree(4)
+    assert stores.outcome() == ("FINISHED", "finished")
+    assert set(stores.outcomes().values()) <= {"finished", "pruned", "diverged"}
+    assert any("continues after epoch" in log for log in stores.logs().values())
+    finished = [n for n, outcome in stores.outcomes().items() if outcome == "finished"]
+    check_exact(stores, finished[0])
+
+
+def test_a_sweep_outlives_its_trials_processes(tmp_path: Path, chance: random.Random) -> None:
+    stores = Stores(tmp_path, "agc_sweep", "s")
+    run = Run(stores, "agc_sweep.py", *["--name", "s", "--trials", "4", "--epochs", "30"])
+    killed = 0
+    while killed < KILLS and run.process.poll() is None:
+        before = reported(stores)
+        wait_until(lambda before=before: reported(stores) > before, run)  # type: ignore[misc]
+        time.sleep(chance.uniform(0, 1.5))
+        if trials := run.family("ray::ImplicitFunc"):
+            chance.choice(trials).kill()
+            killed += 1
+    assert run.wait(300) == 0, run.output()
+    assert killed >= 3
+    stores.agree(4)
+    # A trial may be among the failed if chance chose it four times.
+    assert list(stores.outcomes().values()).count("failed") <= 1
+
+
+def test_a_sweep_whose_ray_is_killed_goes_on_where_it_was(
+    tmp_path: Path, chance: random.Random
+) -> None:
+    stores = Stores(tmp_path, "agc_sweep", "s")
+    arguments = ["--name", "s", "--trials", "4", "--epochs", "30"]
+    for kill in range(KILLS):
+        run, before = Run(stores, "agc_sweep.py", *arguments), reported(stores)
+        wait_until(lambda before=before: reported(stores) > before, run)  # type: ignore[misc]
+        time.sleep(chance.uniform(0, 1))
+        for process in run.family("raylet" if kill % 2 else "gcs_server"):
+            process.kill()
+        try:
+            run.wait(60)
+        except subprocess.TimeoutExpired:
+            run.process.kill()
+            run.wait(10)
+        arguments = ["--resume", "s"]
+    run = Run(stores, "agc_sweep.py", *arguments)
+    assert run.wait(300) == 0, run.output()
+    stores.agree(4)
+    assert stores.outcome() == ("FINISHED", "finished")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_sweep_ends_soon_with_nothing_left_running(
+    tmp_path: Path, chance: random.Random, number: signal.Signals
+) -> None:
+    stores = Stores(tmp_path, "agc_sweep", "s")
+    run = Run(stores, "agc_sweep.py", *["--name", "s", "--trials", "4", "--epochs", "30"])
+    wait_until(lambda: reported(stores) > 0, run)
+    time.sleep(chance.uniform(0, 2))
+    run.process.send_signal(number)
+    assert run.wait(20) == 130, run.output()
+    assert "--resume s" in run.output()
+    assert all(r.info.status != "RUNNING" for r in stores.runs())
+    assert all(t.state.name != "RUNNING" for t in stores.study().trials)
+    assert stores.outcome() == ("KILLED", "interrupted")
+
+
+def test_an_interrupted_training_goes_on_to_the_same_result(
+    tmp_path: Path, chance: random.Random
+) -> None:
+    stores = Stores(tmp_path, "train", "t")
+    what = ["--epochs", "40", "--batch-size", "32", "--num-workers", "2"]
+    arguments = ["--name", "t", *what]
+    for kill in range(KILLS):
+        run, before = Run(stores, "train.py", *arguments), reported(stores)
+        wait_until(lambda before=before: reported(stores) > before, run)  # type: ignore[misc]
+        time.sleep(chance.uniform(0, 1))
+        if kill % 2:
+            run.process.kill()
+            run.wait(10)
+        else:
+            run.process.send_signal(signal.SIGINT)
+            assert run.wait(20) == 130, run.output()
+            assert stores.outcome() == ("KILLED", "interrupted")
+        arguments = ["--resume", "t"]
+    run = Run(stores, "train.py", *arguments)
+    assert run.wait(200) == 0, run.output()
+    run = Run(stores, "train.py", "--name", "u", *what)
+    assert run.wait(200) == 0, run.output()
+    interrupted, whole = sorted(stores.runs(), key=lambda r: str(r.info.run_name))
+    assert stores.steps(interrupted) == stores.steps(whole) == list(range(1, 41))
+    for metric in ("train_loss", "val_loss", "test_top1"):
+        assert interrupted.data.metrics[metric] == whole.data.metrics[metric]

@@ -1,0 +1,192 @@
+"""The ledger against the real study and the real MLflow store, without Ray."""
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from optuna.trial import FrozenTrial, TrialState
+
+from nflab.config import SweepConfig, replace
+from nflab.ledger import Proposal, TrialLedger
+from nflab.tracking import Tracker
+
+CONFIG = replace(SweepConfig(), name="sweep", epochs=8, warmup_epochs=1.0, trials=6, seed=3)
+SAMPLES = 1024
+
+
+class Stores:
+    """A study and an MLflow store in a temporary folder, opened as often as asked."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.url = folder, f"sqlite:///{folder}/study.db"
+        self.tracker = Tracker(f"sqlite:///{folder}/mlflow.db", str(folder), "test")
+        self.parent = self.tracker.start("sweep", {})
+
+    def open(self, config: SweepConfig = CONFIG) -> TrialLedger:
+        return TrialLedger(
+            config, self.url, self.tracker, self.parent, {"git_commit": "x"}, SAMPLES
+        )
+
+    def trials(self) -> list[FrozenTrial]:
+        return optuna.load_study(study_name="sweep", storage=self.url).trials
+
+    def runs(self) -> dict[int, Run]:
+        client = MlflowClient(self.tracker.uri)
+        children = self.tracker.children(self.parent)
+        return {number: client.get_run(run_id) for number, run_id in children.items()}
+
+    def agree(self) -> None:
+        """Study and MLflow say the same of every trial."""
+        runs = self.runs()
+        states = {
+            "finished": (TrialState.COMPLETE, "FINISHED"),
+            "diverged": (TrialState.COMPLETE, "FINISHED"),
+            "pruned": (TrialState.PRUNED, "KILLED"),
+            "failed": (TrialState.FAIL, "FAILED"),
+            "interrupted": (TrialState.WAITING, "KILLED"),
+        }
+        for trial in self.trials():
+            run = runs[trial.number + 1]
+            assert states[run.data.tags["outcome"]] == (trial.state, run.info.status)
+            epochs = MlflowClient(self.tracker.uri).get_metric_history(run.info.run_id, "val_top1")
+            recorded = {point.step * SAMPLES: point.value for point in epochs}
+            if run.data.tags["outcome"] != "diverged":
+                assert recorded == trial.intermediate_values
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Stores:
+    return Stores(tmp_path)
+
+
+def epoch(number: int, top1: float, outcome: str = "running") -> dict[str, Any]:
+    return {
+        "epoch": number,
+        "samples_seen": number * SAMPLES,
+        "val_top1": top1,
+        "train_loss": 1 / number,
+        "outcome": outcome,
+        "config": {"not": "a metric"},
+    }
+
+
+def begin(ledger: TrialLedger) -> Proposal:
+    proposal = ledger.propose()
+    ledger.started(proposal)
+    return proposal
+
+
+def finish(ledger: TrialLedger, top1: float) -> Proposal:
+    proposal = begin(ledger)
+    for e in range(1, 8):
+        assert not ledger.reported(proposal.number, epoch(e, top1))
+    assert not ledger.reported(proposal.number, epoch(8, top1, "finished"))
+    ledger.ended(proposal.number, "finished", top1)
+    return proposal
+
+
+def test_a_trial_that_is_cut_is_pruned_with_its_values(stores: Stores) -> None:
+    ledger = stores.open()
+    finish(ledger, 90)
+    number = begin(ledger).number
+    # Rungs lie at 2 epochs (a quarter of 8, past the warm-up) and 6.
+    assert not ledger.reported(number, epoch(1, 10))
+    assert ledger.reported(number, epoch(2, 11))
+    ledger.ended(number, "pruned", 11)
+    trial = stores.trials()[1]
+    assert trial.state == TrialState.PRUNED
+    assert trial.intermediate_values == {SAMPLES: 10, 2 * SAMPLES: 11}
+    stores.agree()
+    assert ledger.missing == 4
+
+
+def test_no_trial_is_cut_before_the_warm_up_is_over(stores: Stores) -> None:
+    ledger = stores.open(replace(CONFIG, warmup_epochs=5.0))
+    finish(ledger, 90)
+    number = begin(ledger).number
+    assert [ledger.reported(number, epoch(e, 1)) for e in range(1, 7)] == [False] * 5 + [True]
+
+
+@pytest.mark.parametrize("why", ["diverged", "out of memory"])
+def test_what_cannot_be_trained_tells_the_sampler_to_avoid_it(stores: Stores, why: str) -> None:
+    ledger = stores.open()
+    number = begin(ledger).number
+    if why == "diverged":
+        ledger.reported(number, epoch(1, 0.0, "diverged") | {"train_loss": float("nan")})
+        ledger.ended(number, "diverged", 0.0)
+    else:
+        ledger.ended(number, "failed", None, "CUDA error: out of memory")
+    trial = stores.trials()[0]
+    assert (trial.state, trial.value) == (TrialState.COMPLETE, 0)
+    assert trial.constraints == {"infeasible": 1.0}
+    assert stores.runs()[1].data.tags["outcome"] == ("diverged" if why == "diverged" else "failed")
+
+
+def test_a_failed_trial_is_recorded_with_its_error(stores: Stores) -> None:
+    ledger = stores.open()
+    number = begin(ledger).number
+    ledger.ended(number, "failed", None, "Traceback\nValueError: 7 is odd")
+    assert stores.trials()[0].state == TrialState.FAIL
+    assert "7 is odd" in stores.runs()[1].data.tags["error"]
+    stores.agree()
+
+
+def test_released_trials_wait_and_are_proposed_again_as_they_were(stores: Stores) -> None:
+    ledger = stores.open()
+    finish(ledger, 80)
+    first, second = begin(ledger), begin(ledger)
+    for e in (1, 2, 3):
+        ledger.reported(first.number, epoch(e, 85))
+    ledger.release()
+    stores.agree()
+    again = stores.open()
+    assert again.missing == 5
+    assert [begin(again), begin(again)] == [first, second]
+    # A continued trial repeats the reports that led to its checkpoint.
+    for e in range(1, 8):
+        again.reported(first.number, epoch(e, 85))
+    again.ended(first.number, "finished", 85)
+    again.ended(second.number, "failed", None, "x")
+    stores.agree()
+    history = stores.tracker.history(stores.runs()[first.number].info.run_id, "val_top1")
+    assert [step for step, _ in history] == list(range(1, 8))
+    assert len(stores.runs()) == 3
+
+
+def test_a_driver_that_was_killed_leaves_what_a_new_one_needs(stores: Stores) -> None:
+    """The first ledger is forgotten without a word, as kill -9 would have it."""
+    lost = stores.open()
+    interrupted = begin(lost)
+    lost.reported(interrupted.number, epoch(1, 50))
+    proposed_only = lost.propose()  # killed before its run was made
+    finish(lost, 70)
+    untold = begin(lost)
+    lost._open[untold.number].set_user_attr("outcome", "failed")
+    lost._study.tell(lost._open[untold.number], state=TrialState.FAIL)  # killed before MLflow knew
+    again = stores.open()
+    assert stores.runs()[untold.number].data.tags["outcome"] == "failed"
+    assert again.missing == 4
+    assert [again.propose(), again.propose()] == [interrupted, proposed_only]
+    assert again.propose().number == 5
+
+
+def test_proposals_depend_on_the_seed_and_not_on_interruptions(stores: Stores) -> None:
+    ledger = stores.open()
+    at_once = [ledger.propose().settings for _ in range(4)]
+    (stores.folder / "other").mkdir()
+    other = Stores(stores.folder / "other")
+    one_by_one = [other.open().propose().settings]
+    for _ in range(3):
+        reopened = other.open()
+        reopened._study.tell(reopened._study.ask(), state=TrialState.FAIL)
+        one_by_one.append(reopened.propose().settings)
+    assert at_once == one_by_one
+    assert len({str(settings) for settings in at_once}) == 4
+
+
+def test_a_configuration_proposed_again_runs_with_the_next_seed(stores: Stores) -> None:
+    ledger = stores.open(replace(CONFIG, searched=()))
+    assert [ledger.propose().settings for _ in range(3)] == [{"seed": 3}, {"seed": 4}, {"seed": 5}]
