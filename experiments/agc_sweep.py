@@ -40,8 +40,14 @@ def show(result: "SweepResult", config: SweepConfig) -> None:
     for _, trial in result.trials.head(5).iterrows():
         table.add_row(*(_cell(trial.get(column)) for column in columns))
     out.print(table)
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in result.importances.items())
-    out.print(f"What mattered most (share of the variance): {shares or 'too few trials to say'}")
+    found = [
+        f"{name.replace('_', ' ')} {i.share:.0%} ({i.low:.0%} to {i.high:.0%})"
+        for name, i in result.importances.items()
+    ]
+    out.print(
+        f"What mattered most (share of the variance in {result.judged} trials, 80 % interval): "
+        f"{', '.join(found) or 'too few different results to say'}"
+    )
     out.print(f"Figures: {', '.join(str(p) for p in sorted(result.folder.glob('*.png')))}")
     out.print(f"Browse:  {locations.browse(config.run)}")
     if (result.trials.outcome == "failed").all():

@@ -67,22 +67,14 @@ def parse(kind: type[C], argv: Sequence[str], description: str = "") -> tuple[C,
         for word in argv
         if word.startswith("--")
     }
-    if asked.resume is not None:
-        from nflab.session import stored_config  # takes seconds, and few need it
-
-        defaults = stored_config(kind, asked.resume, asked.storage)
-    elif asked.config is not None:
-        defaults = load(kind, asked.config)
-    else:
-        known("dataset", asked.dataset, list(RECIPES))
-        defaults = _recipe(kind, asked.dataset)
-    stored = defaults
+    defaults = stored = _defaults(kind, asked)
     if isinstance(defaults, SweepConfig):
         searched = tuple(name for name in defaults.search.searched if name not in given)
         defaults = replace(defaults, searched=searched)
-    for flag in ("dataset", "storage"):
-        if flag in given:
-            flags += [f"--{flag}", getattr(asked, flag)]
+    if "dataset" in given:
+        flags += ["--dataset", asked.dataset]
+    if "storage" in given and asked.resume is None:
+        flags += ["--storage", asked.storage]
     try:
         with contextlib.redirect_stderr(io.StringIO()) as said:
             config = tyro.cli(
@@ -97,10 +89,21 @@ def parse(kind: type[C], argv: Sequence[str], description: str = "") -> tuple[C,
             raise
         raise ConfigError(_sentence(said.getvalue())) from None
     if asked.resume is not None:
-        # Where it is kept may be named in another way than it was.
-        config = replace(config, storage=stored.run.storage)
         _refuse_changes(stored, config)
     return config, asked.resume is not None
+
+
+def _defaults(kind: type[C], asked: argparse.Namespace) -> C:
+    """What the flags start from."""
+    if asked.resume is not None:
+        from nflab.session import stored_config  # takes seconds, and few need it
+
+        return stored_config(kind, asked.resume, asked.storage)
+    if asked.config is not None:
+        return load(kind, asked.config)
+    known("dataset", asked.dataset, list(RECIPES))
+    config = RECIPES[asked.dataset].config
+    return kind(**{name: getattr(config, name) for name in Config.__dataclass_fields__})
 
 
 def _refuse_changes(stored: Config, config: Config) -> None:
@@ -120,12 +123,6 @@ def _searched(config: Config) -> list[str]:
     space = RECIPES[config.data.dataset].space
     ranges = [f"{name} ({space.describe(name)})" for name in config.search.searched]
     return [f"Searched, whatever default is shown below: {'; '.join(ranges) or 'nothing'}."]
-
-
-def _recipe(kind: type[C], dataset: str) -> C:
-    config = RECIPES[dataset].config
-    parts = {name: getattr(config, name) for name in Config.__dataclass_fields__}
-    return kind(**parts)
 
 
 def _sentence(box: str) -> str:

@@ -1,6 +1,7 @@
 """Figures and importances of a sweep, from the table of its trials."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,28 +14,59 @@ from matplotlib.figure import Figure
 
 from nflab.recipes import SearchSpace
 
+RESAMPLES = 20
+"""How often trials are drawn anew for the interval of an importance."""
+
 _COLORS = {"finished": "C0", "pruned": "0.65", "diverged": "C3", "failed": "k"}
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Share of the variance in validation top-1 that a setting explains, in 0..1."""
+
+    share: float
+    low: float
+    high: float
+    """The middle 80 % of the shares when trials are drawn anew from those that were run."""
 
 
 def importances(
     trials: pd.DataFrame, space: SearchSpace, searched: tuple[str, ...]
-) -> dict[str, float]:
-    """Share of the variance in validation top-1 that each searched setting explains (fANOVA).
+) -> dict[str, Importance]:
+    """How much each searched setting mattered (fANOVA), the most important first.
 
-    Rests on the last value of every trial that reported one, pruned or not: what was cut early
-    says as much about its settings. Empty if fewer than four did, or if all came out the same.
+    Rests on the last value of every trial that reported one (see `judged`), pruned or not: what
+    was cut early says as much about its settings. Empty if fewer than four did, or if all came
+    out the same.
     """
-    judged = trials[trials.val_top1.notna()] if "val_top1" in trials else trials[:0]
-    if len(judged) < 4 or judged.val_top1.nunique() < 2:
+    told = judged(trials)
+    if len(told) < 4 or told.val_top1.nunique() < 2 or not searched:
         return {}
+    shares = _shares(told, space, searched)
+    samples = [told.sample(len(told), replace=True, random_state=s) for s in range(RESAMPLES)]
+    drawn = [_shares(s, space, searched) for s in samples if s.val_top1.nunique() > 1]
+    return {
+        name: Importance(shares[name], *np.quantile([d[name] for d in drawn], [0.1, 0.9]).tolist())
+        for name in sorted(shares, key=lambda name: -shares[name])
+    }
+
+
+def judged(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials whose results say something: all that reported a validation top-1."""
+    return trials[trials.val_top1.notna()]
+
+
+def _shares(
+    trials: pd.DataFrame, space: SearchSpace, searched: tuple[str, ...]
+) -> dict[str, float]:
     study = optuna.create_study(direction="maximize")
     distributions = space.distributions(searched)
-    for _, row in judged.iterrows():
+    for _, row in trials.iterrows():
         drawn = space.draw({name: setting(name, row[name]) for name in searched})
         study.add_trial(
             optuna.trial.create_trial(params=drawn, distributions=distributions, value=row.val_top1)
         )
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=32, seed=0)
     return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 
@@ -103,20 +135,25 @@ def draw_top1(trials: pd.DataFrame, path: Path, title: str) -> None:
     figure.colorbar(
         ScalarMappable(scale, "viridis"), ax=axes, label="validation top-1 (%)", extend="min"
     )
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=4, frameon=False)
+    if len(trials):
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=4, frameon=False)
     _save(figure, path)
 
 
-def draw_importances(shares: Mapping[str, float], path: Path, title: str) -> None:
+def draw_importances(found: Mapping[str, Importance], path: Path, title: str) -> None:
     """Bars of how much of the variance in validation top-1 each setting explains."""
-    figure, axes = _new(7.5, 1.2 + 0.5 * max(1, len(shares)))
-    names = sorted(shares, key=lambda name: shares[name])
-    bars = axes.barh([name.replace("_", " ") for name in names], [shares[n] for n in names])
-    axes.bar_label(bars, fmt="%.2f", padding=3)
-    axes.set_xlim(0, 1.05)
-    axes.set_xlabel("share of the variance in validation top-1 (fANOVA)")
+    figure, axes = _new(7.5, 1.2 + 0.5 * max(1, len(found)))
+    names = list(found)[::-1]
+    share = np.array([found[name].share for name in names])
+    # The share of all trials may lie outside what most redrawn ones say.
+    low = share - np.minimum(share, [found[name].low for name in names])
+    high = np.maximum(share, [found[name].high for name in names]) - share
+    labels = [name.replace("_", " ") for name in names]
+    axes.barh(labels, share, xerr=[low, high] if names else None, ecolor="0.3", capsize=4)
+    axes.set_xlim(0, 1.02)
+    axes.set_xlabel("share of the variance in validation top-1 (fANOVA; lines: 80 % interval)")
     axes.set_title(title)
-    if not shares:
+    if not found:
         axes.text(0.5, 0.5, "too few different results", ha="center", transform=axes.transAxes)
         axes.set_yticks([])
     _save(figure, path)
@@ -155,7 +192,8 @@ def draw_learning_curves(
     axes.set_ylim(0, 102)
     axes.set_title(title)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    if curves:
+        axes.legend(loc="lower right")
     _save(figure, path)
 
 

@@ -26,12 +26,13 @@ def read_text(uri: str) -> str | None:
 
 
 def write_text(uri: str, text: str) -> None:
-    """Writes a file, and the folders above it.
+    """Writes a file, and the folders above it: whole or not at all.
 
     Raises:
         OSError: it cannot be written.
     """
     files, path = open_uri(uri)
     files.create_dir(path.rsplit("/", 1)[0], recursive=True)
-    with files.open_output_stream(path) as stream:
+    with files.open_output_stream(f"{path}.part") as stream:
         stream.write(text.encode())
+    files.move(f"{path}.part", path)

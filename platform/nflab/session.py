@@ -65,7 +65,7 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
 
 
 def stored_config(kind: type[C], name: str, storage: str | None) -> C:
-    """The configuration that the run called `name` was started with.
+    """The configuration that the run called `name` was started with, kept where it is found.
 
     Raises:
         ConfigError: there is no such run in the storage.
@@ -74,7 +74,7 @@ def stored_config(kind: type[C], name: str, storage: str | None) -> C:
     text = read_text(_config_file(f"{where}/{name}"))
     if text is None:
         raise ConfigError(f"there is no run {name!r} to resume in {where}")
-    return from_json(kind, text)
+    return replace(from_json(kind, text), storage=where)
 
 
 def _config_file(folder: str) -> str:

@@ -27,8 +27,10 @@ class SweepResult:
 
     trials: pd.DataFrame
     """One row a trial, best first (see `Tracker.trials`); `val_top1` and `test_top1` in percent."""
-    importances: dict[str, float]
-    """Share of the variance in validation top-1 by searched setting."""
+    importances: dict[str, figures.Importance]
+    """How much each searched setting mattered, the most important first."""
+    judged: int
+    """Trials that the importances rest on."""
     folder: Path
     """Where the figures and the table are."""
     run_id: str
@@ -115,6 +117,7 @@ def _conclude(session: Session[SweepConfig], parent: str) -> SweepResult:
     trials = trials.sort_values(["done", METRIC], ascending=False, kind="stable")
     trials = trials.drop(columns="done")
     space, searched = RECIPES[config.data.dataset].space, config.search.searched
+    judged = len(figures.judged(trials))
     shares = figures.importances(trials, space, searched)
     folder = Path(session.folder if is_local(session.folder) else tempfile.mkdtemp("-nflab"))
     curves = [
@@ -124,7 +127,7 @@ def _conclude(session: Session[SweepConfig], parent: str) -> SweepResult:
     size = f"{config.model.model} on {config.data.dataset}, {config.schedule.epochs} epochs"
     figures.draw_top1(trials, folder / "top1.png", f"Validation top-1: {size}")
     figures.draw_importances(
-        shares, folder / "importances.png", f"What mattered in {len(trials)} trials: {size}"
+        shares, folder / "importances.png", f"What mattered in {judged} trials: {size}"
     )
     figures.draw_learning_curves(curves, folder / "learning_curves.png", f"Learning curves: {size}")
     trials.to_csv(folder / "trials.csv", index=False)
@@ -140,4 +143,4 @@ def _conclude(session: Session[SweepConfig], parent: str) -> SweepResult:
                     tracker.add_file(parent, checkpoint / file, "best_trial")
     failed = bool((trials.outcome == "failed").all())
     tracker.finish(parent, "failed" if failed else "finished")
-    return SweepResult(trials, shares, folder, parent)
+    return SweepResult(trials, shares, judged, folder, parent)

@@ -107,7 +107,7 @@ class Tracker:
 
     def find(self, name: str) -> str | None:
         """The id of the run of that name that is no other's child; None if there is none."""
-        found = self._search(f"attributes.run_name = '{name.replace(chr(39), '')}'")
+        found = self._search(f"attributes.run_name = '{name}'")
         return next((r.info.run_id for r in found if _PARENT not in r.data.tags), None)
 
     def children(self, parent: str) -> dict[int, str]:

@@ -26,7 +26,7 @@ def test_a_trial_that_crashes_is_recorded_and_the_sweep_goes_on(
     )
     stores = Stores(tmp_path, "agc_sweep", "x")
     env = {**stores.env, "RAY_ADDRESS": ray_address}
-    flags = ["--name", "x", "--trials", "4", "--epochs", "1"]
+    flags = "--name x --trials 4 --epochs 1".split()
     done = run_script(tmp_path, env, "agc_sweep.py", *flags, root=copy)
     assert done.returncode == 0, done.stdout + done.stderr
     outcomes = stores.outcomes()
@@ -55,7 +55,7 @@ def test_a_crash_of_one_worker_ends_its_run_and_shows_that_workers_traceback(
     )
     stores = Stores(tmp_path, "train", "x")
     env = {**stores.env, "RAY_ADDRESS": ray_address}
-    flags = ["--name", "x", "--epochs", "3", "--num-workers", "2"]
+    flags = "--name x --epochs 3 --num-workers 2".split()
     done = run_script(tmp_path, env, "train.py", *flags, root=copy)
     assert done.returncode == 1
     assert "rank 1 went boom" in done.stdout
@@ -72,7 +72,7 @@ def test_a_sweep_whose_trials_all_fail_says_so(tmp_path: Path, ray_address: str)
     )
     stores = Stores(tmp_path, "agc_sweep", "x")
     env = {**stores.env, "RAY_ADDRESS": ray_address}
-    flags = ["--name", "x", "--trials", "2", "--epochs", "1"]
+    flags = "--name x --trials 2 --epochs 1".split()
     done = run_script(tmp_path, env, "agc_sweep.py", *flags, root=copy)
     assert done.returncode == 1
     assert "every trial failed" in done.stderr
@@ -83,18 +83,7 @@ def test_a_sweep_whose_trials_all_fail_says_so(tmp_path: Path, ray_address: str)
 def test_a_sweep_whose_trials_all_diverge_is_a_result(tmp_path: Path, ray_address: str) -> None:
     stores = Stores(tmp_path, "agc_sweep", "x")
     env = {**stores.env, "RAY_ADDRESS": ray_address}
-    flags = [
-        "--name",
-        "x",
-        "--trials",
-        "2",
-        "--epochs",
-        "2",
-        "--base-learning-rate",
-        "1e6",
-        "--clipping",
-        "none",
-    ]
+    flags = "--name x --trials 2 --epochs 2 --base-learning-rate 1e6 --clipping none".split()
     done = run_script(tmp_path, env, "agc_sweep.py", *flags)
     assert done.returncode == 0, done.stdout + done.stderr
     assert stores.outcomes() == {1: "diverged", 2: "diverged"}
@@ -108,18 +97,7 @@ def test_the_workers_of_a_cut_trial_are_gone_within_10_seconds(
     stores = Stores(tmp_path, "agc_sweep", "x")
     env = {**stores.env, "RAY_ADDRESS": ray_address}
     # Rungs after 2 epochs: of trials with little clipping at all, few can pass.
-    flags = [
-        "--name",
-        "x",
-        "--trials",
-        "3",
-        "--epochs",
-        "8",
-        "--num-workers",
-        "2",
-        "--augmentation-level",
-        "0",
-    ]
+    flags = "--name x --trials 3 --epochs 8 --num-workers 2 --augmentation-level 0".split()
     done = run_script(tmp_path, env, "agc_sweep.py", *flags)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "pruned" in stores.outcomes().values()

@@ -89,7 +89,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was(
     tmp_path: Path, chance: random.Random
 ) -> None:
     stores = Stores(tmp_path, "agc_sweep", "s")
-    flags = ["--name", "s", "--trials", "4", "--epochs", "30"]
+    flags = "--name s --trials 4 --epochs 30".split()
     for kill in range(KILLS):
         config = tmp_path / "runs" / "s" / "config.json"
         arguments = ["--resume", "s"] if config.exists() else flags
@@ -114,7 +114,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was(
 
 def test_a_sweep_outlives_its_trials_processes(tmp_path: Path, chance: random.Random) -> None:
     stores = Stores(tmp_path, "agc_sweep", "s")
-    run = Run(stores, "agc_sweep.py", *["--name", "s", "--trials", "4", "--epochs", "30"])
+    run = Run(stores, "agc_sweep.py", *"--name s --trials 4 --epochs 30".split())
     killed = 0
     while killed < KILLS and run.process.poll() is None:
         before = reported(stores)
@@ -134,7 +134,7 @@ def test_a_sweep_whose_ray_is_killed_goes_on_where_it_was(
     tmp_path: Path, chance: random.Random
 ) -> None:
     stores = Stores(tmp_path, "agc_sweep", "s")
-    arguments = ["--name", "s", "--trials", "4", "--epochs", "30"]
+    arguments = "--name s --trials 4 --epochs 30".split()
     for kill in range(KILLS):
         run, before = Run(stores, "agc_sweep.py", *arguments), reported(stores)
         wait_until(lambda before=before: reported(stores) > before, run)  # type: ignore[misc]
@@ -158,7 +158,7 @@ def test_an_interrupted_sweep_ends_soon_with_nothing_left_running(
     tmp_path: Path, chance: random.Random, number: signal.Signals
 ) -> None:
     stores = Stores(tmp_path, "agc_sweep", "s")
-    run = Run(stores, "agc_sweep.py", *["--name", "s", "--trials", "4", "--epochs", "30"])
+    run = Run(stores, "agc_sweep.py", *"--name s --trials 4 --epochs 30".split())
     wait_until(lambda: reported(stores) > 0, run)
     time.sleep(chance.uniform(0, 2))
     run.process.send_signal(number)
@@ -173,7 +173,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result(
     tmp_path: Path, chance: random.Random
 ) -> None:
     stores = Stores(tmp_path, "train", "t")
-    what = ["--epochs", "40", "--batch-size", "32", "--num-workers", "2"]
+    what = "--epochs 40 --batch-size 32 --num-workers 2".split()
     arguments = ["--name", "t", *what]
     for kill in range(KILLS):
         run, before = Run(stores, "train.py", *arguments), reported(stores)
