@@ -142,7 +142,7 @@ class SweepProgress:
         for name in ("epoch", "validation top-1"):
             table.add_column(name, justify="right")
         table.add_column("outcome")
-        for number, row in self._rows.items():
+        for number, row in sorted(self._rows.items()):
             table.add_row(
                 str(number),
                 *(_short(row.settings[name]) for name in columns),
