@@ -12,7 +12,7 @@ Example:
 
 from typing import TYPE_CHECKING
 
-import _checkout  # noqa: F401
+import _start  # noqa: F401
 from rich.table import Table
 
 from nflab import cli, locations

@@ -6,7 +6,7 @@ Example:
   python experiments/train.py --clipping 0.08 --batch-size 64 --num-workers 2
 """
 
-import _checkout  # noqa: F401
+import _start  # noqa: F401
 
 from nflab import cli, locations
 from nflab.config import Config

@@ -26,6 +26,7 @@ class Run:
     def __init__(self, stores: Stores, script: str, *arguments: str) -> None:
         env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         self.log = (stores.folder / "output.log").open("a+")
+        self.begun = self.output().count(" a run, on CPU")
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "experiments" / script), *arguments],
             env={**env, **stores.env},
@@ -44,7 +45,9 @@ class Run:
 
     def family(self, word: str) -> list[psutil.Process]:
         """Processes below this one with a word in their command lines."""
-        found = []
+        found: list[psutil.Process] = []
+        if self.process.poll() is not None:
+            return found
         for process in psutil.Process(self.process.pid).children(recursive=True):
             try:
                 if word in " ".join(process.cmdline()):
@@ -61,6 +64,18 @@ def wait_until(condition: Callable[[], bool], run: Run, seconds: float = 120) ->
             return
         assert time.monotonic() < deadline, run.output()
         time.sleep(0.2)
+
+
+def train_on(run: Run, stores: Stores) -> None:
+    """Waits until this run, not one before it, has recorded an epoch."""
+    begun = run.begun
+
+    def connected() -> bool:
+        return run.output().count(" a run, on CPU") > begun
+
+    wait_until(connected, run)
+    before = reported(stores)
+    wait_until(lambda: reported(stores) > before, run)
 
 
 def reported(stores: Stores) -> int:
@@ -89,13 +104,13 @@ def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was(
     tmp_path: Path, chance: random.Random
 ) -> None:
     stores = Stores(tmp_path, "agc_sweep", "s")
-    flags = "--name s --trials 4 --epochs 30".split()
+    flags = "--name s --trials 5 --epochs 60".split()
     for kill in range(KILLS):
         config = tmp_path / "runs" / "s" / "config.json"
         arguments = ["--resume", "s"] if config.exists() else flags
-        run, before = Run(stores, "agc_sweep.py", *arguments), reported(stores)
+        run = Run(stores, "agc_sweep.py", *arguments)
         if kill % 2 == 0:  # in the middle of training, else at any moment of the start
-            wait_until(lambda before=before: reported(stores) > before, run)  # type: ignore[misc]
+            train_on(run, stores)
             time.sleep(chance.uniform(0, 2))
         else:
             time.sleep(chance.uniform(1, 20))
@@ -104,7 +119,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was(
     arguments = ["--resume", "s"]
     run = Run(stores, "agc_sweep.py", *arguments)
     assert run.wait(300) == 0, run.output()
-    stores.agree(4)
+    stores.agree(5)
     assert stores.outcome() == ("FINISHED", "finished")
     assert set(stores.outcomes().values()) <= {"finished", "pruned", "diverged"}
     assert any("continues after epoch" in log for log in stores.logs().values())
@@ -114,7 +129,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was(
 
 def test_a_sweep_outlives_its_trials_processes(tmp_path: Path, chance: random.Random) -> None:
     stores = Stores(tmp_path, "agc_sweep", "s")
-    run = Run(stores, "agc_sweep.py", *"--name s --trials 4 --epochs 30".split())
+    run = Run(stores, "agc_sweep.py", *"--name s --trials 6 --epochs 80".split())
     killed = 0
     while killed < KILLS and run.process.poll() is None:
         before = reported(stores)
@@ -124,8 +139,8 @@ def test_a_sweep_outlives_its_trials_processes(tmp_path: Path, chance: random.Ra
             chance.choice(trials).kill()
             killed += 1
     assert run.wait(300) == 0, run.output()
-    assert killed >= 3
-    stores.agree(4)
+    assert killed == KILLS
+    stores.agree(6)
     # A trial may be among the failed if chance chose it four times.
     assert list(stores.outcomes().values()).count("failed") <= 1
 
@@ -134,10 +149,10 @@ def test_a_sweep_whose_ray_is_killed_goes_on_where_it_was(
     tmp_path: Path, chance: random.Random
 ) -> None:
     stores = Stores(tmp_path, "agc_sweep", "s")
-    arguments = "--name s --trials 4 --epochs 30".split()
+    arguments = "--name s --trials 6 --epochs 80".split()
     for kill in range(KILLS):
-        run, before = Run(stores, "agc_sweep.py", *arguments), reported(stores)
-        wait_until(lambda before=before: reported(stores) > before, run)  # type: ignore[misc]
+        run = Run(stores, "agc_sweep.py", *arguments)
+        train_on(run, stores)
         time.sleep(chance.uniform(0, 1))
         for process in run.family("raylet" if kill % 2 else "gcs_server"):
             process.kill()
@@ -149,7 +164,7 @@ def test_a_sweep_whose_ray_is_killed_goes_on_where_it_was(
         arguments = ["--resume", "s"]
     run = Run(stores, "agc_sweep.py", *arguments)
     assert run.wait(300) == 0, run.output()
-    stores.agree(4)
+    stores.agree(6)
     assert stores.outcome() == ("FINISHED", "finished")
     assert set(stores.outcomes().values()) <= {"finished", "pruned", "diverged"}
 
@@ -177,8 +192,8 @@ def test_an_interrupted_training_goes_on_to_the_same_result(
     what = "--epochs 40 --batch-size 32 --num-workers 2".split()
     arguments = ["--name", "t", *what]
     for kill in range(KILLS):
-        run, before = Run(stores, "train.py", *arguments), reported(stores)
-        wait_until(lambda before=before: reported(stores) > before, run)  # type: ignore[misc]
+        run = Run(stores, "train.py", *arguments)
+        train_on(run, stores)
         time.sleep(chance.uniform(0, 1))
         if kill % 2:
             run.process.kill()
