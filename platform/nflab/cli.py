@@ -37,7 +37,9 @@ def main(kind: type[C], run: Callable[[C, bool], None], description: str) -> Non
     except ConfigError as error:
         _end(f"error: {error}", 2)
     except Interrupted as interrupted:
-        _end(f"interrupted; to go on: python {sys.argv[0]} --resume {interrupted}", 130)
+        storage = f" --storage {config.run.storage}" if config.run.storage else ""
+        command = f"python {sys.argv[0]} --resume {interrupted}{storage}"
+        _end(f"interrupted; to go on: {command}", 130)
     except KeyboardInterrupt:
         _end("interrupted before anything was started", 130)
 
@@ -67,6 +69,8 @@ def parse(kind: type[C], argv: Sequence[str], description: str = "") -> tuple[C,
         for word in argv
         if word.startswith("--")
     }
+    if asked.resume is not None and asked.config is not None:
+        raise ConfigError("--resume goes on with its own configuration: leave --config out")
     defaults = stored = _defaults(kind, asked)
     if isinstance(defaults, SweepConfig):
         searched = tuple(name for name in defaults.search.searched if name not in given)

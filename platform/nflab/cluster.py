@@ -64,8 +64,8 @@ def connect(scale: ScaleConfig) -> Placement:
     """
     address = os.environ.get("RAY_ADDRESS", "local")
     own = address == "local"
-    if own and not scale.gpus_per_worker and not torch.cuda.is_available():
-        place(scale, Resources(cpus=os.cpu_count() or 1, gpus=0, own=True))
+    if own:
+        place(scale, Resources(os.cpu_count() or 1, torch.cuda.device_count(), own=True))
     _start(address)
     present = ray.cluster_resources()
     launchable = {} if own else ray.get(_launchable.remote())
@@ -136,6 +136,10 @@ def place(scale: ScaleConfig, resources: Resources) -> Placement:
     gpus = scale.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if resources.gpus >= 1 else 0.0
+    if gpus > resources.gpus:
+        raise ConfigError(
+            f"gpus_per_worker {gpus:g} is more than the {resources.gpus:g} GPUs that there are"
+        )
     if resources.own and not gpus:
         limit = int(WORKERS_PER_CORE * resources.cpus)
         cpus = min(1.0, resources.cpus / scale.num_workers)

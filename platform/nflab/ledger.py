@@ -73,15 +73,9 @@ class TrialLedger:
             ),
         )
         self._open: dict[int, optuna.Trial] = {}
-        self._runs = tracker.children(parent)
+        self._runs: dict[int, str] = {}
         self._recorded: dict[int, int] = {}
         self.release()
-        for trial in self._study.get_trials(deepcopy=False):
-            run_id = self._runs.get(trial.number + 1)
-            if trial.state.is_finished() and run_id:
-                outcome = trial.user_attrs["outcome"]
-                if tracker.outcome(run_id) != outcome:
-                    tracker.finish(run_id, outcome)
 
     @property
     def missing(self) -> int:
@@ -144,10 +138,18 @@ class TrialLedger:
         if metrics["outcome"] != "running" and metrics["outcome"] != "finished":
             return False
         step = metrics["samples_seen"]
-        known = self._storage.get_trial(trial._trial_id).intermediate_values
-        if step not in known:
+        known = self._storage.get_trial(trial._trial_id)
+        if step not in known.intermediate_values:
             trial.report(metrics[METRIC], step)
-        return metrics["outcome"] == "running" and trial.should_prune()
+        elif step != known.last_step:
+            return False  # repeated by a trial that goes on, and judged before
+        if metrics["outcome"] == "finished":
+            return False
+        # Written down, for the pruner does not judge the same rung again.
+        cut = known.user_attrs.get("cut", False) or trial.should_prune()
+        if cut:
+            trial.set_user_attr("cut", True)
+        return cut
 
     def ended(
         self, number: int, outcome: Outcome, value: float | None, error: str | None = None
@@ -179,10 +181,18 @@ class TrialLedger:
         )
 
     def release(self) -> None:
-        """Lets every trial that is under way wait for a later `propose`; none is left running."""
+        """Lets every trial that is under way wait for a later `propose`, and MLflow say what the
+        study does; nothing is left running in either."""
         self._open.clear()
         for trial in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
             self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
-            run_id = self._runs.get(trial.number + 1)
-            if run_id is not None:
-                self._tracker.finish(run_id, "interrupted")
+        self._runs = self._tracker.children(self._parent)
+        ended = {
+            trial.number + 1: trial.user_attrs.get("outcome", "failed")
+            for trial in self._study.get_trials(deepcopy=False)
+            if trial.state.is_finished()
+        }
+        for number, run_id in self._runs.items():
+            outcome = ended.get(number, "interrupted")
+            if self._tracker.outcome(run_id) != outcome:
+                self._tracker.finish(run_id, outcome)

@@ -1,14 +1,16 @@
 """What every recorded run begins with: its name, its stores and its place on the cluster."""
 
+import fcntl
 import time
 from dataclasses import dataclass
-from typing import Generic
+from pathlib import Path
+from typing import IO, Generic
 
 from nflab import cluster, locations
 from nflab.cluster import Placement
-from nflab.config import C, ConfigError, RunConfig, from_json, replace, to_json
+from nflab.config import C, ConfigError, RunConfig, SweepConfig, from_json, replace, to_json
 from nflab.data import load_dataset
-from nflab.files import open_uri, read_text, write_text
+from nflab.files import is_local, open_uri, read_text, write_text
 from nflab.interrupts import interrupts_deferred
 from nflab.tracking import Tracker, code_tags
 
@@ -25,6 +27,8 @@ class Session(Generic[C]):
     placement: Placement
     tags: dict[str, str]
     """What every run of the session is tagged with."""
+    lock: IO[str] | None
+    """Held while the run goes on, so that no other process goes on with it too."""
 
     @property
     def name(self) -> str:
@@ -52,16 +56,17 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
         raise ConfigError(
             f"{name!r} exists: continue it with --resume {name}, or choose another --name"
         )
+    lock = _lock(folder)
     with interrupts_deferred():
         placement = cluster.connect(config.scale)
-    write_text(_config_file(folder), to_json(config))
     tags = {
         **code_tags(),
         "dataset_fingerprint": load_dataset(config.data.dataset).fingerprint,
         "world_size": str(placement.num_workers),
         "placement": str(placement),
     }
-    return Session(config, folder, tracker, placement, tags)
+    write_text(_config_file(folder), to_json(config))
+    return Session(config, folder, tracker, placement, tags, lock)
 
 
 def stored_config(kind: type[C], name: str, storage: str | None) -> C:
@@ -71,14 +76,33 @@ def stored_config(kind: type[C], name: str, storage: str | None) -> C:
         ConfigError: there is no such run in the storage.
     """
     where = locations.storage(RunConfig(storage=storage))
-    text = read_text(_config_file(f"{where}/{name}"))
+    try:
+        text = read_text(_config_file(f"{where}/{name}"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the storage {where}: {error}") from None
     if text is None:
         raise ConfigError(f"there is no run {name!r} to resume in {where}")
+    if ('"search": {' in text) != issubclass(kind, SweepConfig):
+        what = "training" if issubclass(kind, SweepConfig) else "sweep"
+        raise ConfigError(f"{name!r} is a {what}: resume it with the script that started it")
     return replace(from_json(kind, text), storage=where)
 
 
 def _config_file(folder: str) -> str:
     return f"{folder}/config.json"
+
+
+def _lock(folder: str) -> IO[str] | None:
+    """Marks a run as being run by this process, as long as it lives."""
+    if not is_local(folder):
+        return None
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    lock = (Path(folder) / ".lock").open("w", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ConfigError(f"another process is running {folder}: wait for it, or end it") from None
+    return lock
 
 
 def _check_writable(storage: str) -> None:
@@ -87,6 +111,6 @@ def _check_writable(storage: str) -> None:
         write_text(probe, "")
         files, path = open_uri(probe)
         files.delete_file(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"cannot write to the storage {storage}: {reason}") from None

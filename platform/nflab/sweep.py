@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import ray
 
-from nflab import figures
+from nflab import figures, locations
 from nflab.checkpoints import Checkpoints
 from nflab.config import Interrupted, SweepConfig, flat, to_json
 from nflab.data import load_dataset
@@ -71,7 +71,6 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
             run_trials(config.base(), session.placement, session.folder, ledger, progress)
         return _conclude(session, parent)
     except KeyboardInterrupt:
-        ignore_interrupts()
         _stop(tracker, parent, ledger, "interrupted")
         raise Interrupted(session.name) from None
     except BaseException:
@@ -85,6 +84,7 @@ def _stop(
     tracker: Tracker, parent: str | None, ledger: TrialLedger | None, outcome: Outcome
 ) -> None:
     """Leaves nothing marked as running."""
+    ignore_interrupts()
     if ledger is not None:
         ledger.release()
     if parent is not None:
@@ -92,8 +92,12 @@ def _stop(
 
 
 def _study_url(session: Session[SweepConfig]) -> str:
-    """Optuna's study: a file beside the trials."""
-    return f"sqlite:///{session.folder}/study.db"
+    """Optuna's study: a file beside the trials; of trials in object storage, on this machine."""
+    if is_local(session.folder):
+        return f"sqlite:///{session.folder}/study.db"
+    folder = locations.checkout() / "runs" / session.name
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder}/study.db"
 
 
 def _samples_per_epoch(config: SweepConfig) -> int:

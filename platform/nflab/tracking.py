@@ -15,7 +15,6 @@ from urllib.request import urlopen
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException
 
 import nflab
 import nfnet
@@ -64,13 +63,13 @@ class Tracker:
             storage: where artifacts go if `uri` is a local store; a server decides for itself.
 
         Raises:
-            ConfigError: the store cannot be opened, or no server answers within 5 seconds.
+            ConfigError: the store cannot be opened, or no server answers within 2 seconds.
         """
         self.uri = uri
         self.experiment = experiment
         try:
             if uri.startswith("http"):
-                urlopen(f"{uri.rstrip('/')}/health", timeout=5).close()
+                urlopen(f"{uri.rstrip('/')}/health", timeout=2).close()
             elif uri.startswith("sqlite:///"):
                 Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             self._open()
@@ -84,7 +83,7 @@ class Tracker:
                     experiment, artifact_location=root, tags=_MODEL_TRAINING
                 )
             )
-        except (OSError, MlflowException) as error:
+        except Exception as error:  # drivers of stores raise their own kinds
             reason = str(error).splitlines()[0]
             raise ConfigError(f"cannot open the tracking store {uri}: {reason}") from None
 
@@ -117,12 +116,15 @@ class Tracker:
 
     def reopen(self, run_id: str) -> None:
         """A run goes on that had been interrupted, or may have been."""
+        if "error" in self._client.get_run(run_id).data.tags:
+            self._client.delete_tag(run_id, "error")
         self._client.set_tag(run_id, "outcome", "running")
         self._client.update_run(run_id, status="RUNNING")
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
-        """Records parameters, in one request; again is no error if they are the same."""
-        written = [Param(key, _text(value)) for key, value in params.items()]
+        """Records the parameters that the run does not have yet, in one request."""
+        known = self._client.get_run(run_id).data.params
+        written = [Param(key, _text(value)) for key, value in params.items() if key not in known]
         self._client.log_batch(run_id, params=written)
 
     def log(self, run_id: str, metrics: Mapping[str, Any], step: int) -> None:

@@ -27,7 +27,7 @@ def validate(config: Config) -> None:
     )
     require(
         c["clipping"] is None or (c["clipping"] > 0 and math.isfinite(c["clipping"])),
-        f"clipping {c['clipping']} must be above 0; to train without clipping, say none",
+        f"clipping {c['clipping']} must be a finite number above 0; to train without, say none",
     )
     require(
         0 <= c["augmentation_level"] <= 10,

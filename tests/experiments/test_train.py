@@ -1,3 +1,4 @@
+import fcntl
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,17 @@ def test_a_storage_that_cannot_be_written_is_refused(script: Script, tmp_path: P
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert str(tmp_path / "file" / "runs") in done.stderr
+
+
+def test_a_run_that_another_process_runs_is_refused(script: Script, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "x"
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = script("train.py", "--name", "x")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "another process" in done.stderr
 
 
 def test_a_tracking_server_that_does_not_answer_is_refused(script: Script) -> None:

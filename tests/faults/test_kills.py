@@ -154,7 +154,9 @@ def test_a_sweep_whose_ray_is_killed_goes_on_where_it_was(
         run = Run(stores, "agc_sweep.py", *arguments)
         train_on(run, stores)
         time.sleep(chance.uniform(0, 1))
-        for process in run.family("raylet" if kill % 2 else "gcs_server"):
+        victims = run.family("raylet" if kill % 2 else "gcs_server")
+        assert victims, run.output()
+        for process in victims:
             process.kill()
         try:
             run.wait(20)

@@ -51,6 +51,8 @@ def refuse(argv: list[str], kind: type[Config], monkeypatch: pytest.MonkeyPatch)
         ("--resume missing", "'missing'"),
         ("--config missing.json", "missing.json"),
         ("--config", "--config"),
+        ("--resume missing --config missing.json", "leave --config out"),
+        ("--resume x --storage foo://x", "foo://x"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_sentence_before_ray_starts(
@@ -128,6 +130,15 @@ def test_a_resumed_run_has_its_own_configuration_and_no_other(tmp_path: Path) ->
         cli.parse(Config, [*flags, "--seed", "1", "--clipping", "0.1"])
     assert "seed 9 -> 1" in str(caught.value)
     assert "clipping 0.02 -> 0.1" in str(caught.value)
+
+
+def test_a_sweep_is_no_training_to_resume(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    flags = ["--resume", "x", "--storage", str(tmp_path)]
+    for stored, asked in ((SweepConfig(), Config), (Config(), SweepConfig)):
+        (tmp_path / "x" / "config.json").write_text(to_json(stored))
+        with pytest.raises(ConfigError, match="with the script that started it"):
+            cli.parse(asked, flags)
 
 
 def test_help_shows_every_flag(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,7 +50,6 @@ def test_runs_fit_the_cluster(
         (LAPTOP, ScaleConfig(num_workers=17), 16),
         (CPU_CLUSTER, ScaleConfig(num_workers=11), 10),
         (GPU_CLUSTER, ScaleConfig(num_workers=9), 8),
-        (CPU_CLUSTER, ScaleConfig(num_workers=1, gpus_per_worker=1), 0),
     ],
 )
 def test_more_workers_than_can_ever_run_are_refused(
@@ -58,6 +57,11 @@ def test_more_workers_than_can_ever_run_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=f"num_workers {scale.num_workers} .* hold {limit}$"):
         place(scale, resources)
+
+
+def test_gpus_that_are_not_there_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"gpus_per_worker 1 .* 0 GPUs"):
+        place(ScaleConfig(gpus_per_worker=1), CPU_CLUSTER)
 
 
 def test_the_most_resources_are_those_of_every_node_type_at_its_maximum() -> None:

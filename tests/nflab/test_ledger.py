@@ -156,6 +156,28 @@ def test_released_trials_wait_and_are_proposed_again_as_they_were(stores: Stores
     assert len(stores.runs()) == 3
 
 
+def test_a_trial_that_was_to_be_cut_is_cut_when_it_goes_on(stores: Stores) -> None:
+    ledger = stores.open()
+    finish(ledger, 90)
+    number = begin(ledger).number
+    assert [ledger.reported(number, epoch(e, 10)) for e in (1, 2)] == [False, True]
+    again = stores.open()  # killed before the cut was carried out
+    assert begin(again).number == number
+    assert [again.reported(number, epoch(e, 10)) for e in (1, 2)] == [False, True]
+
+
+def test_a_run_that_the_study_says_has_ended_is_not_left_running(stores: Stores) -> None:
+    ledger = stores.open()
+    number = begin(ledger).number
+    ledger.reported(number, epoch(1, 50, "finished"))
+    ledger._open[number].set_user_attr("outcome", "finished")
+    ledger._study.tell(ledger._open[number], 50.0)  # interrupted before MLflow knew
+    ledger._tracker.start("never known", {"trial": "2"}, stores.parent)
+    ledger.release()
+    assert stores.runs()[number].info.status == "FINISHED"
+    assert stores.runs()[2].info.status == "KILLED"
+
+
 def test_a_driver_that_was_killed_leaves_what_a_new_one_needs(stores: Stores) -> None:
     """The first ledger is forgotten without a word, as kill -9 would have it."""
     lost = stores.open()
