@@ -13,6 +13,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from nflab.config import SweepConfig, flat, replace, to_json
+from nflab.progress import describe
 from nflab.recipes import RECIPES
 from nflab.streams import Stream, keys
 from nflab.tracking import Outcome, Tracker
@@ -115,11 +116,7 @@ class TrialLedger:
         run_id = self._runs.get(proposal.number)
         config = replace(self._config.base(), name=None, **proposal.settings)
         if run_id is None:
-            name = f"{proposal.number:03d} " + " ".join(
-                f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}"
-                for key, value in proposal.settings.items()
-                if value is not None or key == "clipping"
-            )
+            name = f"{proposal.number:03d} {describe(proposal.settings)}"
             run_id = self._tracker.start(
                 name, {**self._tags, "trial": str(proposal.number)}, self._parent
             )

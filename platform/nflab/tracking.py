@@ -43,9 +43,6 @@ METRICS = (
 )
 """What is recorded of a report."""
 
-# Else MLflow's pages open with what they show of language-model applications.
-_MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
-
 # Not for a person: that a new store was laid out, table by table.
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 
@@ -79,9 +76,7 @@ class Tracker:
             self.experiment_id = (
                 found.experiment_id
                 if found
-                else self._client.create_experiment(
-                    experiment, artifact_location=root, tags=_MODEL_TRAINING
-                )
+                else self._client.create_experiment(experiment, artifact_location=root)
             )
         except Exception as error:  # drivers of stores raise their own kinds
             reason = str(error).splitlines()[0]
