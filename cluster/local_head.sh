@@ -18,7 +18,7 @@ if ! ray get-auth-token --generate >"$log" 2>&1; then
     exit 1
 fi
 if ! ray start --head --port "${RAY_PORT:-6379}" --dashboard-host 127.0.0.1 \
-    --dashboard-port "${dashboard#*:}" --disable-usage-stats >"$log" 2>&1; then
+    --dashboard-port "${dashboard#*:}" --dashboard-agent-listen-port 0 --disable-usage-stats >"$log" 2>&1; then
     cat "$log" >&2
     exit 1
 fi
