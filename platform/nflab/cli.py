@@ -9,8 +9,8 @@ from typing import NoReturn
 
 import tyro
 
-from nflab.config import C, Config, ConfigError, Interrupted, SweepConfig, flat, load, replace
-from nflab.interrupts import raise_on_interrupt
+from nflab.config import C, Config, ConfigError, SweepConfig, flat, load, replace
+from nflab.interrupts import Interrupted, raise_on_interrupt
 from nflab.recipes import RECIPES
 from nflab.validate import known, validate
 

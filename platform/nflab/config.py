@@ -31,10 +31,6 @@ class ConfigError(ValueError):
     """A configuration that cannot be run; the message is one sentence for the user."""
 
 
-class Interrupted(Exception):
-    """A run was stopped by Ctrl-C or SIGTERM; the message is its name."""
-
-
 @dataclass(frozen=True)
 class ModelConfig:
     """Which network is trained."""

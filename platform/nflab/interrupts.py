@@ -4,6 +4,11 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+
+class Interrupted(Exception):
+    """A run was stopped by Ctrl-C or SIGTERM; the message is its name."""
+
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -42,7 +42,6 @@ class _Row:
     epoch: int = 0
     val_top1: float | None = None
     outcome: str = "running"
-    last: float = field(default_factory=time.monotonic)
 
 
 class TrainingProgress:
@@ -103,7 +102,7 @@ class SweepProgress:
     def reported(self, number: int, epoch: int, val_top1: float) -> None:
         """A trial has finished an epoch."""
         row = self._rows[number]
-        row.epoch, row.val_top1, row.last = epoch, val_top1, time.monotonic()
+        row.epoch, row.val_top1 = epoch, val_top1
 
     def ended(self, number: int, outcome: str, error: str | None) -> None:
         """A trial is over."""

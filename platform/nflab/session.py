@@ -1,14 +1,16 @@
 """What every recorded run begins with: its name, its stores and its place on the cluster."""
 
 import fcntl
+import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Generic
 
 from nflab import cluster, locations
 from nflab.cluster import Placement
-from nflab.config import C, ConfigError, RunConfig, SweepConfig, from_json, replace, to_json
+from nflab.config import C, Config, ConfigError, RunConfig, SweepConfig, from_json, replace, to_json
 from nflab.data import load_dataset
 from nflab.files import is_local, open_uri, read_text, write_text
 from nflab.interrupts import interrupts_deferred
@@ -51,12 +53,12 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
     folder = f"{storage}/{name}"
     _check_writable(storage)
     tracker = Tracker(uri, storage, experiment)
+    lock = _lock(folder)
     exists = read_text(_config_file(folder)) is not None or tracker.find(name) is not None
     if exists and not resume:
         raise ConfigError(
             f"{name!r} exists: continue it with --resume {name}, or choose another --name"
         )
-    lock = _lock(folder)
     with interrupts_deferred():
         placement = cluster.connect(config.scale)
     tags = {
@@ -82,10 +84,18 @@ def stored_config(kind: type[C], name: str, storage: str | None) -> C:
         raise ConfigError(f"cannot read the storage {where}: {error}") from None
     if text is None:
         raise ConfigError(f"there is no run {name!r} to resume in {where}")
-    if ('"search": {' in text) != issubclass(kind, SweepConfig):
-        what = "training" if issubclass(kind, SweepConfig) else "sweep"
+    stored = from_json(SweepConfig if _is_sweep(text) else Config, text)
+    if type(stored) is not kind:
+        what = "sweep" if isinstance(stored, SweepConfig) else "training"
         raise ConfigError(f"{name!r} is a {what}: resume it with the script that started it")
-    return replace(from_json(kind, text), storage=where)
+    return replace(stored, storage=where)
+
+
+def _is_sweep(text: str) -> bool:
+    """Whether a stored configuration has a section on searching."""
+    with suppress(json.JSONDecodeError):
+        return "search" in json.loads(text)
+    return False  # reading it says what is wrong
 
 
 def _config_file(folder: str) -> str:

@@ -9,10 +9,10 @@ import ray
 
 from nflab import figures, locations
 from nflab.checkpoints import Checkpoints
-from nflab.config import Interrupted, SweepConfig, flat, to_json
+from nflab.config import SweepConfig, flat, to_json
 from nflab.data import load_dataset
 from nflab.files import is_local
-from nflab.interrupts import ignore_interrupts
+from nflab.interrupts import Interrupted, ignore_interrupts
 from nflab.ledger import METRIC, TrialLedger
 from nflab.progress import SweepProgress, console
 from nflab.recipes import RECIPES

@@ -12,8 +12,8 @@ import ray
 from ray.train import TrainingFailedError, UserCallback
 
 from nflab.checkpoints import Checkpoints
-from nflab.config import Config, Interrupted, flat, to_json
-from nflab.interrupts import ignore_interrupts
+from nflab.config import Config, flat, to_json
+from nflab.interrupts import Interrupted, ignore_interrupts
 from nflab.progress import TrainingProgress, console
 from nflab.session import open_session
 from nflab.tracking import Outcome, Tracker

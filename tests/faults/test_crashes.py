@@ -1,5 +1,6 @@
 """Errors and losses inside runs: recorded, told, and never in the way of the others."""
 
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,23 +12,30 @@ from tests.conftest import edited_copy, run_script
 from tests.faults.stores import Stores
 
 
+def run_broken(
+    stores: Stores, address: str, script: str, flags: str, before: str, inserted: str
+) -> "subprocess.CompletedProcess[str]":
+    """Runs a script of a copy whose training loop has lines inserted before a line of it."""
+    edits = {"platform/nflab/loop.py": (before, inserted)}
+    copy = edited_copy(stores.folder / "copy", edits)
+    env = {**stores.env, "RAY_ADDRESS": address}
+    arguments = ["--name", stores.name, *flags.split()]
+    return run_script(stores.folder, env, script, *arguments, root=copy)
+
+
 def test_a_trial_that_crashes_is_recorded_and_the_sweep_goes_on(
     tmp_path: Path, ray_address: str
 ) -> None:
-    copy = edited_copy(
-        tmp_path / "copy",
-        {
-            "platform/nflab/loop.py": (
-                "    batch_size = config",
-                "    if config.optimizer.clipping is None or config.optimizer.clipping > 0.05:\n"
-                "        raise ValueError('boom')\n",
-            )
-        },
-    )
     stores = Stores(tmp_path, "agc_sweep", "x")
-    env = {**stores.env, "RAY_ADDRESS": ray_address}
-    flags = "--name x --trials 4 --epochs 1".split()
-    done = run_script(tmp_path, env, "agc_sweep.py", *flags, root=copy)
+    done = run_broken(
+        stores,
+        ray_address,
+        "agc_sweep.py",
+        "--trials 4 --epochs 1",
+        "    batch_size = config",
+        "    if config.optimizer.clipping is None or config.optimizer.clipping > 0.05:\n"
+        "        raise ValueError('boom')\n",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     outcomes = stores.outcomes()
     assert set(outcomes.values()) == {"failed", "finished"}
@@ -44,36 +52,35 @@ def test_a_trial_that_crashes_is_recorded_and_the_sweep_goes_on(
 def test_a_crash_of_one_worker_ends_its_run_and_shows_that_workers_traceback(
     tmp_path: Path, ray_address: str
 ) -> None:
-    copy = edited_copy(
-        tmp_path / "copy",
-        {
-            "platform/nflab/loop.py": (
-                "        history.append(metrics)",
-                "        if worker.rank == 1:\n            raise ValueError('rank 1 went boom')\n",
-            )
-        },
-    )
     stores = Stores(tmp_path, "train", "x")
-    env = {**stores.env, "RAY_ADDRESS": ray_address}
-    flags = "--name x --epochs 3 --num-workers 2".split()
-    done = run_script(tmp_path, env, "train.py", *flags, root=copy)
+    done = run_broken(
+        stores,
+        ray_address,
+        "train.py",
+        "--epochs 3 --num-workers 2",
+        "        history.append(metrics)",
+        "        if worker.rank == 1:\n            raise ValueError('rank 1 went boom')\n",
+    )
     assert done.returncode == 1
     assert "rank 1 went boom" in done.stdout
     assert stores.outcome() == ("FAILED", "failed")
     log = tmp_path / "runs" / "x" / "logs" / "rank-1.log"
     assert "rank 1 went boom" in log.read_text()
     assert str(log.parent) in done.stdout
+    # The issue's own limit, from the worker's last line to the end of the run.
+    assert stores.parent().info.end_time / 1000 - log.stat().st_mtime < 10
 
 
 def test_a_sweep_whose_trials_all_fail_says_so(tmp_path: Path, ray_address: str) -> None:
-    copy = edited_copy(
-        tmp_path / "copy",
-        {"platform/nflab/loop.py": ("    batch_size = config", "    raise ValueError('boom')\n")},
-    )
     stores = Stores(tmp_path, "agc_sweep", "x")
-    env = {**stores.env, "RAY_ADDRESS": ray_address}
-    flags = "--name x --trials 2 --epochs 1".split()
-    done = run_script(tmp_path, env, "agc_sweep.py", *flags, root=copy)
+    done = run_broken(
+        stores,
+        ray_address,
+        "agc_sweep.py",
+        "--trials 2 --epochs 1",
+        "    batch_size = config",
+        "    raise ValueError('boom')\n",
+    )
     assert done.returncode == 1
     assert "every trial failed" in done.stderr
     assert stores.outcome() == ("FAILED", "failed")

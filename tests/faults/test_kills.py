@@ -185,6 +185,10 @@ def test_an_interrupted_sweep_ends_soon_with_nothing_left_running(
     assert all(r.info.status != "RUNNING" for r in stores.runs())
     assert all(t.state.name != "RUNNING" for t in stores.study().trials)
     assert stores.outcome() == ("KILLED", "interrupted")
+    run = Run(stores, "agc_sweep.py", "--resume", "s")
+    assert run.wait(300) == 0, run.output()
+    stores.agree(4)
+    assert stores.outcome() == ("FINISHED", "finished")
 
 
 def test_an_interrupted_training_goes_on_to_the_same_result(

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from nflab.config import SweepConfig, replace
 from nflab.ledger import Proposal, TrialLedger
 from nflab.tracking import Tracker
+from tests.faults.stores import STATES
 
 CONFIG = replace(SweepConfig(), name="sweep", epochs=8, warmup_epochs=1.0, trials=6, seed=3)
 SAMPLES = 1024
@@ -41,16 +42,9 @@ class Stores:
     def agree(self) -> None:
         """Study and MLflow say the same of every trial."""
         runs = self.runs()
-        states = {
-            "finished": (TrialState.COMPLETE, "FINISHED"),
-            "diverged": (TrialState.COMPLETE, "FINISHED"),
-            "pruned": (TrialState.PRUNED, "KILLED"),
-            "failed": (TrialState.FAIL, "FAILED"),
-            "interrupted": (TrialState.WAITING, "KILLED"),
-        }
         for trial in self.trials():
             run = runs[trial.number + 1]
-            assert states[run.data.tags["outcome"]] == (trial.state, run.info.status)
+            assert STATES[run.data.tags["outcome"]] == (trial.state, run.info.status)
             epochs = MlflowClient(self.tracker.uri).get_metric_history(run.info.run_id, "val_top1")
             recorded = {point.step * SAMPLES: point.value for point in epochs}
             if run.data.tags["outcome"] != "diverged":
