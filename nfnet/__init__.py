@@ -16,18 +16,21 @@ Normalization", 2021 (arXiv 2102.06171).
 """
 
 from nfnet.agc import adaptive_clip_grad_, num_units
+from nfnet.create import create_model
 from nfnet.ema import EMA
+from nfnet.flops import count_flops
 from nfnet.haiku import load_haiku
-from nfnet.model import create_model, layer_group
+from nfnet.model import layer_group
 from nfnet.optim import SGD_AGC, param_groups
 from nfnet.random import hash_keys, uniform
 from nfnet.schedule import warmup_cosine
-from nfnet.variants import list_models
+from nfnet.zoo import list_models
 
 __all__ = [
     "EMA",
     "SGD_AGC",
     "adaptive_clip_grad_",
+    "count_flops",
     "create_model",
     "hash_keys",
     "layer_group",

@@ -1,4 +1,4 @@
-"""Convolutions, pooling, activations and the baseline's batch norm."""
+"""Convolutions, pooling, activations, channel attention and the baseline's batch norm."""
 
 import math
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "relu": (F.relu, 1.7139588594436646),
     "gelu": (partial(F.gelu, approximate="tanh"), 1.7015043497085571),
+    "gelu_exact": (F.gelu, 1.7015043497085571),
     "silu": (F.silu, 1.7881293296813965),
 }
 
@@ -38,7 +39,7 @@ def pad_same(
         The image (padded if need be), and the symmetric padding still to be applied.
     """
     vertical, horizontal = (
-        max((math.ceil(size / s) - 1) * s + k - size, 0)
+        max((-(-size // s) - 1) * s + k - size, 0)
         for size, k, s in zip(x_NCHW.shape[-2:], kernel, stride, strict=True)
     )
     if vertical % 2 == 0 and horizontal % 2 == 0:
@@ -61,7 +62,12 @@ class SameMaxPool2d(nn.Module):
 
 
 class SameConv2d(nn.Conv2d):
-    """Convolution with `SAME` padding, no bias and He initialisation: the baseline's."""
+    """Convolution without bias and with He initialisation, as the baseline's.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, groups, bias: as in `nn.Conv2d`.
+        same_padding: pad as `pad_same` does; else by half the kernel on all sides.
+    """
 
     def __init__(
         self,
@@ -71,8 +77,18 @@ class SameConv2d(nn.Conv2d):
         stride: int = 1,
         groups: int = 1,
         bias: bool = False,
+        same_padding: bool = True,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, groups=groups, bias=bias)
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding=kernel_size // 2,
+            groups=groups,
+            bias=bias,
+        )
+        self.same_padding = same_padding
 
     def reset_parameters(self) -> None:
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
@@ -84,9 +100,10 @@ class SameConv2d(nn.Conv2d):
         return self.weight
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        height, width = self.kernel_size
-        vertical, horizontal = self.stride
-        x_NCHW, padding = pad_same(x_NCHW, (height, width), (vertical, horizontal))
+        padding = self.padding
+        if self.same_padding:
+            (height, width), (vertical, horizontal) = self.kernel_size, self.stride
+            x_NCHW, padding = pad_same(x_NCHW, (height, width), (vertical, horizontal))
         return F.conv2d(x_NCHW, self.kernel(), self.bias, self.stride, padding, groups=self.groups)
 
 
@@ -98,9 +115,11 @@ class ScaledStdConv2d(SameConv2d):
     Source: arXiv 2102.06171, equation 1, with the authors' code's lower bound.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, groups: as in `nn.Conv2d`.
+        in_channels, out_channels, kernel_size, stride, groups, same_padding: as in `SameConv2d`.
         input_scale: a constant factor of the input. A convolution is linear, so it is
             applied to the kernel, which is far smaller than the images.
+        eps: timm's way against a division by zero: added to the variance, in place of the
+            lower bound. At a large fan-in the two differ by up to a percent.
     """
 
     MIN_NORM = 1e-2
@@ -112,11 +131,22 @@ class ScaledStdConv2d(SameConv2d):
         kernel_size: int,
         stride: int = 1,
         groups: int = 1,
+        same_padding: bool = True,
         input_scale: float = 1.0,
+        eps: float | None = None,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, groups, bias=True)
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            groups,
+            bias=True,
+            same_padding=same_padding,
+        )
         self.gain = nn.Parameter(torch.ones(out_channels, 1, 1, 1))
         self.input_scale = input_scale
+        self.eps = eps
 
     def reset_parameters(self) -> None:
         nn.init.kaiming_normal_(self.weight, nonlinearity="linear")
@@ -125,9 +155,62 @@ class ScaledStdConv2d(SameConv2d):
 
     def kernel(self) -> Tensor:
         centred = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        norm = torch.linalg.vector_norm(centred, dim=(1, 2, 3), keepdim=True)
-        w_hat: Tensor = centred * (self.gain * self.input_scale / norm.clamp_min(self.MIN_NORM))
+        if self.eps is None:
+            norm = torch.linalg.vector_norm(centred, dim=(1, 2, 3), keepdim=True)
+            norm = norm.clamp_min(self.MIN_NORM)
+        else:
+            fan_in = self.weight[0].numel()
+            norm = (centred.square().sum((1, 2, 3), keepdim=True) + self.eps * fan_in).sqrt()
+        w_hat: Tensor = centred * (self.gain * self.input_scale / norm)
         return w_hat
+
+
+class SqueezeExcite(nn.Module):
+    """Scales each channel by a gate in (0, 1) that two linear layers draw from all averages.
+
+    Args:
+        channels: channels C of the (N, C, H, W) input and output.
+        ratio: hidden channels over C, rounded to a multiple of 8.
+
+    Source: arXiv 1709.01507; arXiv 2102.06171, appendix E. The linear layers are 1x1
+    convolutions so that timm's weights fit.
+    """
+
+    def __init__(self, channels: int, ratio: float) -> None:
+        super().__init__()
+        hidden = max(8, int(channels * ratio + 4) // 8 * 8)
+        self.fc1 = nn.Conv2d(channels, hidden, 1)
+        self.fc2 = nn.Conv2d(hidden, channels, 1)
+        for fc in (self.fc1, self.fc2):
+            # Haiku's default for linear layers, which the authors left as it was.
+            std = fc.in_channels**-0.5
+            nn.init.trunc_normal_(fc.weight, std=std, a=-2 * std, b=2 * std)
+            assert fc.bias is not None
+            nn.init.zeros_(fc.bias)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        gate_NC11 = self.fc2(F.relu(self.fc1(x_NCHW.mean((2, 3), keepdim=True))))
+        return x_NCHW * gate_NC11.sigmoid()
+
+
+class EfficientChannelAttention(nn.Module):
+    """Scales each channel by a gate in (0, 1) that a convolution along the channels draws.
+
+    Args:
+        channels: channels C of the (N, C, H, W) input and output; the kernel grows with log2 C.
+
+    Source: arXiv 1910.03151, section 3.2.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        size = int((math.log2(channels) + 1) / 2)
+        size = max(3, size if size % 2 else size + 1)
+        self.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        gate_N1C = self.conv(x_NCHW.mean((2, 3))[:, None]).sigmoid()
+        return x_NCHW * gate_N1C[:, 0, :, None, None]
 
 
 class _GlobalSum(torch.autograd.Function):

@@ -1,28 +1,53 @@
-"""What the models of the family are made of, and the table of those with a name."""
+"""What the networks of the family are made of."""
 
-import difflib
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
 
 from nfnet.layers import ACTIVATIONS
 
-STEMS = ("7x7_pool", "3x3")
+# Strides of a stem's convolutions and, at the end, of its pooling.
+STEMS: dict[str, tuple[int, ...]] = {
+    "7x7_pool": (2, 2),
+    "deep": (2, 1, 1, 2),
+    "3x3_stride2": (2,),
+    "3x3": (1,),
+}
+ATTENTIONS = ("none", "se", "eca")
+REFERENCES = ("authors", "timm")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A pre-activation bottleneck network, normalizer-free or batch-normalised.
+    """A pre-activation residual network with bottlenecks, normalizer-free or batch-normalised.
 
     Args:
         depths: blocks in each stage.
-        widths: output channels of each stage; the first stage keeps the stem's resolution,
-            every other one halves it.
-        stem: "7x7_pool" (stride 2, then a 3x3 max pool of stride 2) or "3x3" (stride 1, for
-            small images).
-        stem_width: output channels of the stem.
+        widths: output channels of each stage.
+        stem: "7x7_pool" (stride 2, then a 3x3 max pool of stride 2), "deep" (four 3x3
+            convolutions, the first and the last of stride 2), "3x3_stride2", or "3x3"
+            (stride 1, for small images). Every stage halves the resolution, but the first only
+            after "3x3_stride2".
+        stem_width: output channels of the stem; None is half the first stage's.
         batch_norm: batch norm before every activation, in place of scaled weight
             standardization, gammas, alpha and beta.
         bottleneck_ratio: channels inside a block over its output channels.
+        inverted: over its input channels instead, the first block's ratio 1, and the attention
+            stands inside the block, as in EfficientNets.
+        group_size: input channels that each output of a block's 3x3 convolutions sees; None is
+            all of them. Channels inside a block are rounded to a multiple of it.
+        second_conv: a second 3x3 convolution in each block.
+        attention: channel attention of each block: "none", "se" (squeeze-excite) or "eca".
+        se_ratio: hidden channels of squeeze-excite over its input's.
+        pooled_shortcut: a shortcut that halves the resolution averages 2x2 pixels before its 1x1
+            convolution; else that convolution has stride 2.
+        final_ratio: output channels of the 1x1 convolution after the last stage over the last
+            width; 0 for no such convolution.
+        skip_gain: a learnable scalar, 0 at first, ends each residual branch; else the gain of
+            its last convolution is 0 at first.
+        same_padding: pad as TensorFlow's `SAME`; else by half the kernel on all sides.
+        gamma_in_kernels: every kernel, the stem's first too, is multiplied by gamma and the final
+            activation is not; else every activation is.
+        reference: whose arithmetic: "authors" (standardised kernels have a lower bound, GELU
+            is its tanh form) or "timm" (1e-5 is added to a kernel's variance, GELU is exact).
         alpha: scale of the residual branch (normalizer-free only).
         activation: "relu", "gelu" or "silu".
         in_channels: channels of the images.
@@ -33,14 +58,28 @@ class Variant:
 
     Raises:
         ValueError: a value is out of its range.
+
+    Source: arXiv 2102.06171, section 3 and appendix E; arXiv 2101.08692; timm's `nfnet.py` for
+    the models that are timm's own.
     """
 
     depths: tuple[int, ...]
     widths: tuple[int, ...] = (256, 512, 1024, 2048)
     stem: str = "7x7_pool"
-    stem_width: int = 64
+    stem_width: int | None = 64
     batch_norm: bool = False
     bottleneck_ratio: float = 0.25
+    inverted: bool = False
+    group_size: int | None = None
+    second_conv: bool = False
+    attention: str = "none"
+    se_ratio: float = 0.5
+    pooled_shortcut: bool = False
+    final_ratio: float = 0.0
+    skip_gain: bool = True
+    same_padding: bool = True
+    gamma_in_kernels: bool = False
+    reference: str = "authors"
     alpha: float = 0.2
     activation: str = "relu"
     in_channels: int = 3
@@ -57,23 +96,63 @@ class Variant:
                 f"depths {self.depths} and widths {self.widths} differ in length, expected one of "
                 "each per stage; give both."
             )
-        for name in ("stem_width", "in_channels", "num_classes"):
+        for name in ("stem_width", "group_size"):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name))
+        for name in ("in_channels", "num_classes"):
             _check_count(name, getattr(self, name))
         for depth in self.depths:
             _check_count("a depth", depth)
         for width in self.widths:
             _check_count("a width", width)
-            if not (width * self.bottleneck_ratio).is_integer():
-                raise ValueError(
-                    f"width {width} times the bottleneck ratio {self.bottleneck_ratio} is not "
-                    "whole; choose another width."
-                )
+            self._check_inside(width)
         for name in ("drop_rate", "stochdepth_rate"):
             rate = getattr(self, name)
             if not 0 <= rate < 1:
                 raise ValueError(f"{name} is {rate}, expected a number in [0, 1); 0 turns it off.")
-        _check_choice("stem", self.stem, STEMS)
+        _check_choice("stem", self.stem, tuple(STEMS))
+        _check_choice("attention", self.attention, ATTENTIONS)
+        _check_choice("reference", self.reference, REFERENCES)
         _check_choice("activation", self.activation, tuple(ACTIVATIONS))
+
+    def _check_inside(self, width: int) -> None:
+        inside = width * self.bottleneck_ratio
+        if self.group_size is None and not inside.is_integer():
+            raise ValueError(
+                f"width {width} times the bottleneck ratio {self.bottleneck_ratio} is not "
+                "whole; choose another width."
+            )
+        if self.group_size is not None and inside < self.group_size:
+            raise ValueError(
+                f"width {width} leaves {inside:g} channels inside a block, fewer than a group of "
+                f"{self.group_size}; choose a larger width or a smaller group_size."
+            )
+
+    @property
+    def stem_channels(self) -> tuple[int, ...]:
+        """Output channels of each of the stem's convolutions."""
+        last = self.widths[0] // 2 if self.stem_width is None else self.stem_width
+        return (16, 32, 64, last) if self.stem == "deep" else (last,)
+
+    @property
+    def stage_strides(self) -> tuple[int, ...]:
+        """Stride of each stage's first block."""
+        return (2 if self.stem == "3x3_stride2" else 1, *[2] * (len(self.depths) - 1))
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image along each side of one pixel of the last features."""
+        total = 1
+        for stride in (*STEMS[self.stem], *self.stage_strides):
+            total *= stride
+        return total
+
+    def inside_width(self, in_channels: int, out_channels: int, first: bool) -> int:
+        """Channels inside a block; `first` is the network's first block."""
+        ratio = 1.0 if self.inverted and first else self.bottleneck_ratio
+        width = ratio * (in_channels if self.inverted else out_channels)
+        group = self.group_size or 1
+        return int(width / group + 0.5) * group
 
 
 def _check_count(name: str, value: object) -> None:
@@ -86,65 +165,3 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(
             f"{name} is {value!r}, expected one of {', '.join(choices)}; choose one of them."
         )
-
-
-def _with_twin(size: str, variant: Variant) -> dict[str, Variant]:
-    """A normalizer-free ResNet and its batch-normalised twin."""
-    return {
-        f"dm_nf_resnet{size}": variant,
-        f"preact_resnet{size}": replace(variant, batch_norm=True),
-    }
-
-
-_DIGITS = Variant(
-    depths=(1, 1, 1),
-    widths=(32, 64, 128),
-    stem="3x3",
-    stem_width=16,
-    in_channels=1,
-    num_classes=10,
-)
-
-VARIANTS: dict[str, Variant] = {
-    **_with_twin("50", Variant(depths=(3, 4, 6, 3))),
-    **_with_twin("101", Variant(depths=(3, 4, 23, 3))),
-    **_with_twin("152", Variant(depths=(3, 8, 36, 3))),
-    **_with_twin("200", Variant(depths=(3, 24, 36, 3))),
-    **_with_twin("_digits", _DIGITS),
-}
-
-# The rest is what makes a variant the network its name promises.
-_OVERRIDES = (
-    "widths",
-    "depths",
-    "stem",
-    "stem_width",
-    "in_channels",
-    "num_classes",
-    "drop_rate",
-    "stochdepth_rate",
-)
-assert set(_OVERRIDES) <= {field.name for field in fields(Variant)}
-
-
-def list_models() -> list[str]:
-    """The names that `create_model` knows, sorted."""
-    return sorted(VARIANTS)
-
-
-def find_variant(name: str, overrides: dict[str, Any]) -> Variant:
-    """The variant of this name with some of its fields replaced.
-
-    Raises:
-        ValueError: the name or an override is unknown, or a value is out of its range.
-    """
-    if name not in VARIANTS:
-        close = difflib.get_close_matches(name, VARIANTS) or list_models()
-        raise ValueError(f"there is no model {name!r}; did you mean {' or '.join(close)}?")
-    for override in overrides:
-        if override not in _OVERRIDES:
-            close = difflib.get_close_matches(override, _OVERRIDES) or list(_OVERRIDES)
-            raise ValueError(
-                f"{name} has no setting {override!r}; did you mean {' or '.join(close)}?"
-            )
-    return replace(VARIANTS[name], **overrides)

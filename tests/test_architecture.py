@@ -44,7 +44,14 @@ def test_platform_is_a_source_root_and_no_package() -> None:
 
 
 def test_nfnet_knows_torch_and_nothing_of_the_platform() -> None:
-    allowed = {"torch", "torchvision", "numpy", "nfnet"} | sys.stdlib_module_names
+    allowed = {
+        "torch",
+        "torchvision",
+        "numpy",
+        "safetensors",
+        "huggingface_hub",
+        "nfnet",
+    } | sys.stdlib_module_names
     for path in files(PACKAGES["nfnet"]):
         assert imports(path) <= allowed, path
 

@@ -27,11 +27,45 @@ def count(parameters: list[Tensor]) -> int:
 
 
 def test_list_models() -> None:
-    assert nfnet.list_models() == sorted(
-        f"{family}{size}"
-        for family in ("dm_nf_resnet", "preact_resnet")
-        for size in ("50", "101", "152", "200", "_digits")
+    names = nfnet.list_models()
+    assert names == sorted(names)
+    assert {
+        *(f"dm_nfnet_f{n}{plus}" for n in range(8) for plus in ("", "+")),
+        *(
+            f"{family}{size}"
+            for family in ("dm_nf_resnet", "preact_resnet")
+            for size in ("50", "101", "152", "200", "_digits")
+        ),
+    } < set(names)
+
+
+# arXiv 2102.06171, table 3: millions of parameters, and billions of multiply-adds at test size.
+@pytest.mark.parametrize(
+    ("size", "pixels", "parameters", "flops"),
+    [
+        (0, 256, 71.5, 12.38),
+        (1, 320, 132.6, 35.54),
+        (2, 352, 193.8, 62.59),
+        (3, 416, 254.9, 114.76),
+        (4, 512, 316.1, 215.24),
+        (5, 544, 377.2, 289.76),
+        (6, 576, 438.4, 377.28),
+    ],
+)
+def test_sizes_are_the_papers(size: int, pixels: int, parameters: float, flops: float) -> None:
+    with torch.device("meta"):
+        model = nfnet.create_model(f"dm_nfnet_f{size}")
+    assert count(list(model.parameters())) / 1e6 == pytest.approx(parameters, rel=0.005)
+    assert nfnet.count_flops(model, pixels) / 1e9 == pytest.approx(flops, rel=0.005)
+
+
+def test_flops_of_a_network_counted_by_hand() -> None:
+    model = nfnet.create_model(
+        "preact_resnet50", depths=(1,), widths=(8,), stem="3x3", stem_width=4, num_classes=3
     )
+    # Stem 3x3, 3 to 4; block of inner width 2: 1x1, 3x3, 1x1 and the shortcut; the classifier.
+    per_pixel = 9 * 3 * 4 + 4 * 2 + 9 * 2 * 2 + 2 * 8 + 4 * 8
+    assert nfnet.count_flops(model, (5, 7)) == 5 * 7 * per_pixel + 8 * 3
 
 
 @pytest.mark.parametrize(
@@ -67,7 +101,7 @@ def test_parameter_names_are_timms() -> None:
 
 
 @pytest.mark.parametrize("family", ["dm_nf_resnet", "preact_resnet"])
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 47), (50, 31), (1, 1)])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 47), (50, 31), (8, 8)])
 def test_any_image_size_works(family: str, height: int, width: int) -> None:
     model = nfnet.create_model(f"{family}50", num_classes=5, **SMALL).eval()
     with torch.no_grad():
@@ -208,6 +242,7 @@ def test_layer_groups() -> None:
         assert groups["stages.2.5.conv1.weight"] == "stage3"
         assert groups["head.fc.bias"] == "head"
     assert nfnet.layer_group("norm.weight") == "head"
+    assert nfnet.layer_group("final_conv.gain") == "final_conv"
     with pytest.raises(ValueError, match=r"'module\.stem\.conv\.weight' is not in a stem"):
         nfnet.layer_group("module.stem.conv.weight")
 
@@ -231,18 +266,56 @@ def test_bfloat16_autocast_stays_close(name: str) -> None:
     torch.testing.assert_close(features.float(), model.forward_features(x), rtol=0.1, atol=0.15)
 
 
+def test_a_new_classifier_keeps_the_features() -> None:
+    model = nfnet.create_model("dm_nf_resnet_digits").double().eval()
+    x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
+    before = model.forward_features(x)
+    model.reset_classifier(3)
+    assert torch.equal(model.forward_features(x), before)
+    assert model(x).shape == (2, 3)
+    assert (model.variant.num_classes, model.training, model.head.training) == (3, False, False)
+    with pytest.raises(ValueError, match="num_classes is 0"):
+        model.reset_classifier(0)
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    model = nfnet.create_model("dm_nf_resnet_digits", **RANDOM, depths=(2, 2, 2))
+    randomise_skip_gains(model)
+    x, keys = torch.randn(8, 1, 8, 8), nfnet.hash_keys(0, 0, torch.arange(8))
+    grads, inner = [], []
+    hook = model.stages[1][0].conv1.register_forward_hook(lambda *_: inner.append(1))
+    for checkpointing in (False, True):
+        model.grad_checkpointing = checkpointing
+        model.zero_grad()
+        model(x, keys).square().sum().backward()
+        grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    hook.remove()
+    assert len(inner) == 3  # once, then on the way there and on the way back
+    assert len(grads[0]) == len(list(model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+    twin = nfnet.create_model("preact_resnet_digits")
+    twin.grad_checkpointing = True
+    with pytest.raises(ValueError, match="batch norm would take its statistics twice"):
+        twin(torch.randn(2, 1, 8, 8))
+
+
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
         ("dm_nf_resnet51", {}, "no model 'dm_nf_resnet51'; did you mean dm_nf_resnet5?0?"),
-        ("vgg", {}, "no model 'vgg'; did you mean dm_nf_resnet101 or"),
+        ("vgg", {}, "no model 'vgg'; did you mean dm_nf"),
         ("dm_nf_resnet50", {"width": (1,)}, "no setting 'width'; did you mean widths"),
         ("dm_nf_resnet50", {"alpha": 1.0}, "no setting 'alpha'"),
         ("dm_nf_resnet50", {"depths": (1, 1)}, r"depths \(1, 1\) and widths .* differ in length"),
         ("dm_nf_resnet50", {"depths": (), "widths": ()}, "expected one of each per stage"),
         ("dm_nf_resnet50", {"depths": (1, 0, 1, 1)}, "a depth is 0, expected a whole number"),
         ("dm_nf_resnet50", {"widths": (8, 8, 8, 6)}, "width 6 times the bottleneck ratio 0.25"),
-        ("dm_nf_resnet50", {"stem": "5x5"}, "stem is '5x5', expected one of 7x7_pool, 3x3"),
+        ("dm_nf_resnet50", {"stem": "5x5"}, "stem is '5x5', expected one of 7x7_pool, deep"),
+        ("dm_nfnet_f0", {"group_size": 0}, "group_size is 0, expected a whole number"),
+        ("dm_nfnet_f0", {"widths": (32, 64, 96, 96)}, "leaves 16 channels inside a block, fewer"),
+        ("dm_nfnet_f0", {"reference": "jax"}, "reference is 'jax', expected one of authors, timm"),
+        ("nfnet_f0", {"reference": "authors"}, "nfnet_f0 is timm's own model"),
+        ("nfnet_f9", {}, "no model 'nfnet_f9'; did you mean nfnet_f"),
         ("dm_nf_resnet50", {"stem_width": 0}, "stem_width is 0, expected a whole number"),
         ("dm_nf_resnet50", {"num_classes": 0}, "num_classes is 0"),
         ("dm_nf_resnet50", {"drop_rate": 1.0}, r"drop_rate is 1.0, expected a number in \[0, 1\)"),
@@ -258,6 +331,8 @@ def test_refuses_what_it_does_not_know(
 
 def test_refuses_images_and_keys_of_another_shape() -> None:
     model = nfnet.create_model("dm_nf_resnet_digits")
+    with pytest.raises(ValueError, match=r"images have 3 x 8 pixels, fewer than .* stride of 4"):
+        model(torch.zeros(2, 1, 3, 8))
     with pytest.raises(ValueError, match=r"shape \(2, 8, 8, 1\), expected \(N, 1, H, W\)"):
         model(torch.zeros(2, 8, 8, 1))
     with pytest.raises(
