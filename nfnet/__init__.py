@@ -22,22 +22,36 @@ from nfnet.flops import count_flops
 from nfnet.haiku import load_haiku
 from nfnet.model import layer_group
 from nfnet.optim import SGD_AGC, param_groups
+from nfnet.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocessing,
+    eval_transform,
+    preprocessing,
+)
 from nfnet.random import hash_keys, uniform
+from nfnet.sam import SAM
 from nfnet.schedule import warmup_cosine
 from nfnet.zoo import list_models
 
 __all__ = [
     "EMA",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "SAM",
     "SGD_AGC",
+    "Preprocessing",
     "adaptive_clip_grad_",
     "count_flops",
     "create_model",
+    "eval_transform",
     "hash_keys",
     "layer_group",
     "list_models",
     "load_haiku",
     "num_units",
     "param_groups",
+    "preprocessing",
     "uniform",
     "warmup_cosine",
 ]

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import sys
 from collections.abc import Callable, Sequence
@@ -11,10 +12,13 @@ import tyro
 
 from nflab.config import C, Config, ConfigError, SweepConfig, flat, load, replace
 from nflab.interrupts import Interrupted, raise_on_interrupt
-from nflab.recipes import RECIPES
+from nflab.recipes import RECIPES, space_of
 from nflab.validate import known, validate
 
-_CONFIG_HELP = """--config FILE repeats a recorded configuration; flags given beside it win.
+_PRINT = "--print-config"
+
+_CONFIG_HELP = """--recipe NAME starts from a recipe; --print-config shows all settings with their sources.
+--config FILE repeats a recorded configuration; flags given beside it win.
 --resume NAME continues a run that was interrupted, with the configuration it was started with."""
 
 
@@ -30,8 +34,12 @@ def main(kind: type[C], run: Callable[[C, bool], None], description: str) -> Non
         description: what `--help` shows above the flags, ending in an example.
     """
     raise_on_interrupt()
+    argv = sys.argv[1:]
     try:
-        config, resume = parse(kind, sys.argv[1:], description)
+        config, resume = parse(kind, [word for word in argv if word != _PRINT], description)
+        if _PRINT in argv:
+            print(sources(config))
+            return
         validate(config)
         run(config, resume)
     except ConfigError as error:
@@ -47,17 +55,17 @@ def main(kind: type[C], run: Callable[[C, bool], None], description: str) -> Non
 def parse(kind: type[C], argv: Sequence[str], description: str = "") -> tuple[C, bool]:
     """The configuration that flags `argv` stand for, and whether a run is to be resumed.
 
-    Defaults come from `--config FILE`, else from the recipe of `--dataset`. In a search, a flag
+    Defaults come from `--config FILE`, else from `--recipe`. In a search, a flag
     for something that would be searched fixes it. A resumed run has the configuration that it was
     started with.
 
     Raises:
-        ConfigError: the file, the dataset or a flag is wrong, or a flag would change a resumed run.
+        ConfigError: the file, the recipe or a flag is wrong, or a flag would change a resumed run.
     """
     files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     files.add_argument("--config")
     files.add_argument("--resume")
-    files.add_argument("--dataset", default="digits")
+    files.add_argument("--recipe", default="digits")
     files.add_argument("--storage")
     try:
         with contextlib.redirect_stderr(io.StringIO()) as said:
@@ -71,12 +79,14 @@ def parse(kind: type[C], argv: Sequence[str], description: str = "") -> tuple[C,
     }
     if asked.resume is not None and asked.config is not None:
         raise ConfigError("--resume goes on with its own configuration: leave --config out")
+    if asked.config is not None and "recipe" in given:
+        raise ConfigError("--config names the recipe it came from: leave --recipe out")
     defaults = stored = _defaults(kind, asked)
     if isinstance(defaults, SweepConfig):
         searched = tuple(name for name in defaults.search.searched if name not in given)
         defaults = replace(defaults, searched=searched)
-    if "dataset" in given:
-        flags += ["--dataset", asked.dataset]
+    if "recipe" in given and asked.resume is not None:
+        flags += ["--recipe", asked.recipe]
     if "storage" in given and asked.resume is None:
         flags += ["--storage", asked.storage]
     try:
@@ -104,10 +114,25 @@ def _defaults(kind: type[C], asked: argparse.Namespace) -> C:
 
         return stored_config(kind, asked.resume, asked.storage)
     if asked.config is not None:
-        return load(kind, asked.config)
-    known("dataset", asked.dataset, list(RECIPES))
-    config = RECIPES[asked.dataset].config
+        loaded = load(kind, asked.config)
+        known("recipe", loaded.run.recipe, list(RECIPES))
+        return loaded
+    known("recipe", asked.recipe, list(RECIPES))
+    config = RECIPES[asked.recipe].config
     return kind(**{name: getattr(config, name) for name in Config.__dataclass_fields__})
+
+
+def sources(config: Config) -> str:
+    """Every setting with its value and where that comes from, a line each."""
+    recipe = RECIPES[config.run.recipe]
+    expected = flat(recipe.config)
+    lines = []
+    for part in dataclasses.fields(config):
+        lines.append(f"[{part.name}]")
+        for name, value in dataclasses.asdict(getattr(config, part.name)).items():
+            source = recipe.source(name) if expected.get(name, value) == value else "given"
+            lines.append(f"{name} = {value!r:<20} # {source}")
+    return "\n".join(lines)
 
 
 def _refuse_changes(stored: Config, config: Config) -> None:
@@ -124,7 +149,7 @@ def _searched(config: Config) -> list[str]:
     """What a search would vary, in a sentence."""
     if not isinstance(config, SweepConfig):
         return []
-    space = RECIPES[config.data.dataset].space
+    space = space_of(config)
     ranges = [f"{name} ({space.describe(name)})" for name in config.search.searched]
     return [f"Searched, whatever default is shown below: {'; '.join(ranges) or 'nothing'}."]
 

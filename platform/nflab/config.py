@@ -16,15 +16,23 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 
-def _float_or(word: str) -> Any:
-    """Command-line form of `float | None` in which `word` stands for None."""
+def _or(word: str, kind: type[float] | type[int]) -> Any:
+    """Command-line form of `kind | None` in which `word` stands for None."""
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
-        metavar=f"FLOAT|{word}",
-        instance_from_str=lambda args: None if args[0] == word else float(args[0]),
+        metavar=f"{kind.__name__.upper()}|{word}",
+        instance_from_str=lambda args: None if args[0] == word else kind(args[0]),
         is_instance=lambda value: value is None or isinstance(value, float | int),
         str_from_instance=lambda value: [word if value is None else f"{value:g}"],
     )
+
+
+def _float_or(word: str) -> Any:
+    return _or(word, float)
+
+
+def _int_or(word: str) -> Any:
+    return _or(word, int)
 
 
 class ConfigError(ValueError):
@@ -48,7 +56,11 @@ class DataConfig:
     """What it is trained on."""
 
     dataset: str = "digits"
-    """Dataset name; `digits` is embedded: scikit-learn's 1797 real handwritten digits."""
+    """`digits` (embedded: scikit-learn's 1797 real handwritten digits), a folder of images in
+    ImageNet's layout (train/CLASS/..., val/CLASS/...), or one with torchvision's CIFAR files."""
+    image_size: Annotated[int | None, _int_or("auto")] = None
+    """Pixels along each side of images from such a layout, in training and evaluation; auto takes
+    the model's own two sizes."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +68,10 @@ class AugmentationConfig:
     """How training images are varied, beyond the dataset's own random crop."""
 
     augmentation_level: int = 0
-    """RandAugment strength from 0 (off) to 10: two random operations at magnitude 3 x level of
-    torchvision's 30."""
+    """Strength of the authors' RandAugment: 0 is off, 10 the strongest that its operations were
+    made for, above which they extrapolate."""
+    augmentation_layers: int = 4
+    """Random operations that RandAugment applies to each image."""
     mixup: bool = False
     """Blend pairs of images (half of each batch if CutMix is on too)."""
     cutmix: bool = False
@@ -83,6 +97,10 @@ class OptimizerConfig:
     ema_decay: Annotated[float | None, _float_or("none")] = 0.99999
     """Decay per step of the averaged weights that are evaluated, in [0, 1); none evaluates the
     trained weights themselves."""
+    sam_rho: Annotated[float | None, _float_or("none")] = None
+    """Sharpness-aware minimisation: how far to look for a higher loss, > 0; none trains without."""
+    sam_fraction: float = 0.2
+    """Part of each batch that decides where to look, in (0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +114,29 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class PrecisionConfig:
+    """With which arithmetic."""
+
+    precision: str = "float32"
+    """Type of activations, float32 or bfloat16; parameters, gradients and the loss are float32."""
+    channels_last: bool = False
+    """Keep images and kernels with their channels last in memory, which some devices prefer."""
+    compile: bool = False
+    """Let torch.compile write the network's kernels: minutes at the start, then faster steps."""
+
+
+@dataclass(frozen=True)
 class ScaleConfig:
     """On how much hardware; never changes what is computed."""
 
     num_workers: int = 1
     """Worker processes that each take a slice of every batch."""
+    micro_batch_size: Annotated[int | None, _int_or("none")] = None
+    """Images that a worker's memory holds at once: its slice of a batch is cut into such pieces,
+    whose gradients add up; none takes the slice whole."""
+    loaders: Annotated[int | None, _int_or("auto")] = None
+    """Processes that read images for each worker; auto is none for a dataset in memory, else
+    what there are of CPU cores."""
     gpus_per_worker: Annotated[float | None, _float_or("auto")] = None
     """GPUs each worker takes; auto takes 1 where the cluster has or can launch GPU nodes, else
     trains on CPUs."""
@@ -110,6 +146,8 @@ class ScaleConfig:
 class RunConfig:
     """Identity of the run, and where its results go."""
 
+    recipe: str = "digits"
+    """Where settings come from that no flag gives, and what a sweep searches."""
     seed: int = 0
     """Seed of everything random: initial weights, order, augmentation, search."""
     name: str | None = None
@@ -130,6 +168,7 @@ class Config:
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     run: RunConfig = field(default_factory=RunConfig)
 

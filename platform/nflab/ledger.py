@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from nflab.config import SweepConfig, flat, replace, to_json
 from nflab.progress import describe
-from nflab.recipes import RECIPES
+from nflab.recipes import space_of
 from nflab.streams import Stream, keys
 from nflab.tracking import Outcome, Tracker
 
@@ -58,7 +58,7 @@ class TrialLedger:
             samples_per_epoch: the fewest images that any batch size trains on in an epoch.
         """
         self._config, self._tracker, self._parent, self._tags = config, tracker, parent, tags
-        self._space = RECIPES[config.data.dataset].space
+        self._space = space_of(config)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         # Rungs in samples seen, the same for every batch size; none before the warm-up is over.
         epochs = config.schedule.epochs

@@ -5,6 +5,7 @@ Tune or nothing) reaches it only as a `Worker`.
 """
 
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,7 +17,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 import nfnet
 from nflab.checkpoints import Checkpoints
@@ -24,6 +24,7 @@ from nflab.config import Config, to_json
 from nflab.data import Dataset, load_dataset
 from nflab.data.batches import eval_batches, train_batches
 from nflab.data.dataset import Split
+from nflab.network import Network, autocast, memory_format, part_of_batch
 from nflab.streams import Stream, keys
 
 CHECK_EVERY = 16
@@ -42,6 +43,8 @@ class Worker:
     """Called by every worker after each epoch with the metrics."""
     rank: int = 0
     world_size: int = 1
+    local_world_size: int = 1
+    """Processes of the run on this machine."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     checkpoints: Checkpoints | None = None
     """Where rank 0 saves after each epoch, and what all continue from; None saves nothing."""
@@ -50,32 +53,34 @@ class Worker:
 def train(config: Config, worker: Worker) -> None:
     """Trains one configuration and reports after each epoch.
 
-    Metrics of an epoch: `epoch` (1-based), `train_loss`, `val_loss`, `val_top1` (percent),
-    `learning_rate` (of the last step), `images_per_second`, `samples_seen` (since the start),
-    `clipped_fraction/<layer group>`, and `outcome`: "running", then "finished" with `test_loss` and
-    `test_top1`, or "diverged" as soon as a loss is not finite (its val_top1 is 0: a diverged
-    network classifies nothing).
+    Metrics of an epoch: `epoch` (1-based), `train_loss`, `val_loss`, `val_top1` and `val_top5`
+    (percent), `learning_rate` (of the last step), `images_per_second`, `samples_seen` (since the
+    start), `clipped_fraction/<layer group>`, and `outcome`: "running", then "finished" with
+    `test_loss`, `test_top1` and `test_top5`, or "diverged" as soon as a loss is not finite (its
+    val_top1 is 0: a diverged network classifies nothing).
 
     A run that continues from a checkpoint first repeats the reports that led to it, since whoever
     was listening may have been lost before it wrote the last ones down.
     """
-    dataset = load_dataset(config.data.dataset)
+    dataset = load_dataset(config)
     torch.manual_seed(config.run.seed)
     model = nfnet.create_model(
         config.model.model,
-        num_classes=dataset.num_classes,
+        num_classes=len(dataset.class_names),
         drop_rate=config.model.drop_rate,
         stochdepth_rate=config.model.stochdepth_rate,
         in_channels=dataset.image_shape[0],
         # A large stem would leave nothing of a small image.
         **({"stem": "3x3"} if max(dataset.image_shape[1:]) <= SMALL_IMAGE else {}),
-    ).to(worker.device)
+    )
+    model = model.to(worker.device).to(memory_format=memory_format(config))
     optimizer = nfnet.SGD_AGC(
         nfnet.param_groups(model, config.optimizer.weight_decay, config.optimizer.clipping),
         lr=0.0,
         momentum=config.optimizer.momentum,
     )
-    decay = config.optimizer.ema_decay
+    rho, decay = config.optimizer.sam_rho, config.optimizer.ema_decay
+    sam = None if rho is None else nfnet.SAM(optimizer, rho)
     ema = None if decay is None else nfnet.EMA(model, decay)
     history: list[dict[str, Any]] = []
     if worker.checkpoints is not None:
@@ -86,21 +91,20 @@ def train(config: Config, worker: Worker) -> None:
         print(f"continues after epoch {len(history)}")
     for past in history:
         worker.report(past)
-    network: nn.Module = model
-    if worker.world_size > 1:
-        network = DistributedDataParallel(model)
+    network = Network(config, model, worker.device, worker.world_size)
 
     batch_size = config.optimizer.batch_size
     steps_per_epoch = dataset.sizes["train"] // batch_size
     peak = config.optimizer.base_learning_rate * batch_size / 256
     clipped = ClippedFraction(model, optimizer)
+    ahead = loaders(config, dataset, worker)
 
     for epoch in range(len(history), config.schedule.epochs):
         started = time.monotonic()
-        network.train()
+        model.train()
         loss_sum = torch.zeros((), dtype=torch.float64, device=worker.device)
         finite = True
-        batches = train_batches(dataset, config, epoch, worker.rank, worker.world_size)
+        batches = train_batches(dataset, config, epoch, worker.rank, worker.world_size, ahead)
         for step, batch in enumerate(batches, start=epoch * steps_per_epoch):
             learning_rate = nfnet.warmup_cosine(
                 step,
@@ -111,20 +115,17 @@ def train(config: Config, worker: Worker) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
             keys_N = keys(config.run.seed, Stream.MODEL, step, batch.places_N)
-            logits_NK = network(batch.images_NCHW.to(worker.device), keys_N.to(worker.device))
-            losses_N = F.cross_entropy(
-                logits_NK, batch.targets_NK.to(worker.device), reduction="none"
-            )
-            # DDP averages over workers; slices may differ in size, so each sums its own images and
-            # divides by its share of the global batch.
-            loss = losses_N.sum() * worker.world_size / batch_size
             optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            if sam is not None:
+                fraction = config.optimizer.sam_fraction
+                part, kept_N, size = part_of_batch(batch, batch_size, fraction)
+                network.add_gradient(part, keys_N[kept_N], size)
+                sam.ascend()
+            loss_sum += network.add_gradient(batch, keys_N, batch_size)
+            (sam or optimizer).step()
             if ema is not None:
                 ema.update(model, step)
             clipped.update()
-            loss_sum += loss.detach().double() / worker.world_size
             last = step == (epoch + 1) * steps_per_epoch - 1
             if last or step % CHECK_EVERY == 0:
                 train_loss = _sum_over_workers(loss_sum, worker)
@@ -143,13 +144,13 @@ def train(config: Config, worker: Worker) -> None:
         }
         evaluated = model if ema is None else ema.model
         if finite:
-            metrics |= evaluate(evaluated, dataset, "val", batch_size, worker)
+            metrics |= evaluate(config, evaluated, dataset, "val", worker)
         # The last step of an epoch may be what broke the network.
         if not finite or not math.isfinite(metrics["val_loss"]):
             worker.report({**metrics, "outcome": "diverged", "val_top1": 0.0})
             return
         if epoch + 1 == config.schedule.epochs:
-            metrics |= evaluate(evaluated, dataset, "test", batch_size, worker)
+            metrics |= evaluate(config, evaluated, dataset, "test", worker)
             metrics["outcome"] = "finished"
         else:
             metrics["outcome"] = "running"
@@ -163,22 +164,47 @@ def train(config: Config, worker: Worker) -> None:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, dataset: Dataset, split: Split, batch_size: int, worker: Worker
+    config: Config, model: nn.Module, dataset: Dataset, split: Split, worker: Worker
 ) -> dict[str, float]:
-    """Mean cross-entropy (nats) and top-1 accuracy (percent) over a split, each image once."""
+    """Mean cross-entropy (nats), top-1 and top-5 accuracy (percent) over a split.
+
+    Each image counts once, on any number of workers.
+    """
     was_training = model.training
     model.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=worker.device)
-    slice_size = max(1, batch_size // worker.world_size)
-    for images, labels in eval_batches(dataset, split, slice_size, worker.rank, worker.world_size):
-        logits_NK, labels = model(images.to(worker.device)), labels.to(worker.device)
+    sums = torch.zeros(3, dtype=torch.float64, device=worker.device)
+    slice_size = max(1, config.optimizer.batch_size // worker.world_size)
+    batches = eval_batches(
+        dataset,
+        split,
+        min(slice_size, config.scale.micro_batch_size or slice_size),
+        worker.rank,
+        worker.world_size,
+        loaders(config, dataset, worker),
+    )
+    for images, labels in batches:
+        with autocast(config, worker.device):
+            logits_NK = model(images.to(worker.device, memory_format=memory_format(config)))
+        logits_NK, labels = logits_NK.float(), labels.to(worker.device)
         sums[0] += F.cross_entropy(logits_NK, labels, reduction="sum")
-        sums[1] += (logits_NK.argmax(dim=1) == labels).sum()
+        ranked_NK = logits_NK.topk(min(5, logits_NK.shape[1]), dim=1).indices
+        hits_NK = ranked_NK == labels[:, None]
+        sums[1] += hits_NK[:, 0].sum()
+        sums[2] += hits_NK.sum()
     model.train(was_training)
     if worker.world_size > 1:
         dist.all_reduce(sums)
-    loss, top1 = (sums / dataset.sizes[split]).tolist()
-    return {f"{split}_loss": loss, f"{split}_top1": 100 * top1}
+    loss, top1, top5 = (sums / dataset.sizes[split]).tolist()
+    return {f"{split}_loss": loss, f"{split}_top1": 100 * top1, f"{split}_top5": 100 * top5}
+
+
+def loaders(config: Config, dataset: Dataset, worker: Worker) -> int:
+    """Processes that read images for this worker."""
+    if config.scale.loaders is not None:
+        return config.scale.loaders
+    if dataset.in_memory:
+        return 0
+    return max(1, len(os.sched_getaffinity(0)) // worker.local_world_size)
 
 
 class ClippedFraction:

@@ -1,4 +1,4 @@
-"""What each dataset is trained with, and what is searched: every such number stands here."""
+"""Recipes: what an experiment starts from, where each number comes from, and what is searched."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
-from nflab.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from nflab.config import Config, replace
 
 
 @dataclass(frozen=True)
@@ -70,28 +70,103 @@ class SearchSpace:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A dataset's default configuration and search space."""
+    """Defaults of a configuration, each with its source, and what a sweep searches around them."""
 
-    config: Config
+    settings: Mapping[str, tuple[Any, str]]
+    """Leaf name -> (value, where it comes from)."""
     space: SearchSpace
 
+    @property
+    def config(self) -> Config:
+        """The configuration; settings that the recipe does not name keep their defaults."""
+        return replace(Config(), **{name: value for name, (value, _) in self.settings.items()})
+
+    def source(self, name: str) -> str:
+        """Where the value of a setting comes from."""
+        return self.settings[name][1] if name in self.settings else "nflab's default"
+
+
+_PAPER = "arXiv 2102.06171"
+_CODE = "the authors' released code"
+_PAPER_SPACE = SearchSpace(
+    clipping=(0.01, 0.16), batch_size=(256, 4096), augmentation_level=(0, 20)
+)
+
+# ImageNet, as both the paper's models and its ablations are trained.
+_COMMON: dict[str, tuple[Any, str]] = {
+    "dataset": ("imagenet", "give its folder with --dataset"),
+    "base_learning_rate": (0.1, f"{_PAPER}, section 4.1: 0.1 for a batch of 256, scaled linearly"),
+    "momentum": (0.9, f"{_PAPER}, section 4.1: Nesterov"),
+    "label_smoothing": (0.1, f"{_PAPER}, section 5"),
+    "warmup_epochs": (5.0, f"{_PAPER}, section 4.1"),
+}
+
+_F_LEVELS = (5, 10, 10, 15, 15, 15, 15)
+_F_DROP_RATES = (0.2, 0.3, 0.4, 0.4, 0.5, 0.5, 0.5)
+
+
+def _nfnet(size: int) -> Recipe:
+    """The paper's training of an F model on ImageNet."""
+    settings = {
+        **_COMMON,
+        "recipe": (f"nfnet_f{size}", "its name"),
+        "model": (f"dm_nfnet_f{size}", f"{_PAPER}, table 1, with its pixels and depths"),
+        "drop_rate": (_F_DROP_RATES[size], f"{_PAPER}, table 1"),
+        "stochdepth_rate": (0.25, f"{_PAPER}, appendix A, and {_CODE}"),
+        "augmentation_level": (_F_LEVELS[size], f"{_PAPER}, table 1 and {_CODE}"),
+        "augmentation_layers": (4, f"{_PAPER}, section 5"),
+        "mixup": (True, f"{_PAPER}, section 5; on half of each batch in {_CODE}"),
+        "cutmix": (True, f"{_PAPER}, section 5; on the other half in {_CODE}"),
+        "batch_size": (4096, f"{_PAPER}, section 5"),
+        "clipping": (0.01, f"{_PAPER}, section 5"),
+        "weight_decay": (2e-5, f"{_PAPER}, section 5"),
+        "ema_decay": (0.99999, f"{_PAPER}, section 5; its warm-up is of {_CODE}"),
+        "epochs": (360, f"{_PAPER}, section 5"),
+        "precision": ("bfloat16", f"{_PAPER}, section 5, over float32 parameters"),
+    }
+    if size >= 5:
+        settings["sam_rho"] = (0.05, f"{_PAPER}, section 5, after arXiv 2010.01412")
+        settings["sam_fraction"] = (0.2, f"{_PAPER}, section 5: a part of the batch, to save time")
+    return Recipe(settings, _PAPER_SPACE)
+
+
+def _ablation(name: str, model: str) -> Recipe:
+    """The paper's ablations of clipping, and their batch-normalised baseline."""
+    baseline = model.startswith("preact")
+    clipping = (None, "the baseline has none") if baseline else (0.01, f"{_PAPER}, figure 2")
+    settings = {
+        **_COMMON,
+        "recipe": (name, "its name"),
+        "model": (model, f"{_PAPER}, section 4.1"),
+        "batch_size": (1024, f"{_PAPER}, figure 2: one of 256 to 4096"),
+        "clipping": clipping,
+        "weight_decay": (1e-4, f"{_CODE}, the ResNets' configuration"),
+        "ema_decay": (None, f"{_CODE}, the ResNets' configuration"),
+        "epochs": (90, f"{_PAPER}, section 4.1"),
+    }
+    return Recipe(settings, _PAPER_SPACE)
+
+
+_ABLATIONS = {
+    f"{family}{depth}_ablation": f"{model}{depth}"
+    for family, model in (("nf_resnet", "dm_nf_resnet"), ("preact_resnet", "preact_resnet"))
+    for depth in (50, 200)
+}
 
 RECIPES = {
-    # base_learning_rate: the smallest batch, 16, gets the paper's 0.1.
     "digits": Recipe(
-        Config(optimizer=OptimizerConfig(base_learning_rate=1.6)),
+        {
+            "base_learning_rate": (1.6, "gives the smallest batch, 16, the paper's 0.1"),
+            "augmentation_layers": (2, "4 would leave little of 8x8 pixels"),
+        },
         SearchSpace(clipping=(0.01, 0.64), batch_size=(16, 128), augmentation_level=(0, 10)),
     ),
-    # The ablations of clipping (paper, section 4.1; the authors' released ResNet configuration).
-    "imagenet": Recipe(
-        Config(
-            model=ModelConfig(model="dm_nf_resnet50"),
-            data=DataConfig(dataset="imagenet"),
-            optimizer=OptimizerConfig(
-                batch_size=1024, clipping=0.01, weight_decay=1e-4, ema_decay=None
-            ),
-            schedule=ScheduleConfig(epochs=90, warmup_epochs=5),
-        ),
-        SearchSpace(clipping=(0.01, 0.16), batch_size=(256, 4096), augmentation_level=(0, 10)),
-    ),
+    **{f"nfnet_f{size}": _nfnet(size) for size in range(7)},
+    **{name: _ablation(name, model) for name, model in _ABLATIONS.items()},
 }
+"""Every number that an experiment starts from, by the recipe's name."""
+
+
+def space_of(config: Config) -> SearchSpace:
+    """What a sweep around this configuration searches."""
+    return RECIPES[config.run.recipe].space

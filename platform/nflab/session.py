@@ -63,7 +63,7 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
         placement = cluster.connect(config.scale)
     tags = {
         **code_tags(),
-        "dataset_fingerprint": load_dataset(config.data.dataset).fingerprint,
+        "dataset_fingerprint": load_dataset(config).fingerprint,
         "world_size": str(placement.num_workers),
         "placement": str(placement),
     }

@@ -15,7 +15,7 @@ from nflab.files import is_local
 from nflab.interrupts import Interrupted, ignore_interrupts
 from nflab.ledger import METRIC, TrialLedger
 from nflab.progress import SweepProgress, console
-from nflab.recipes import RECIPES
+from nflab.recipes import space_of
 from nflab.session import Session, open_session
 from nflab.tracking import Outcome, Tracker
 from nflab.tune import run_trials, trial_folder
@@ -49,7 +49,7 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
     """
     session = open_session(config, experiment, resume)
     config, tracker = session.config, session.tracker
-    space, planned = RECIPES[config.data.dataset].space, config.search.trials
+    space, planned = space_of(config), config.search.trials
     parent = ledger = None
     try:
         parent = tracker.find(session.name) or tracker.start(session.name, session.tags)
@@ -102,10 +102,10 @@ def _study_url(session: Session[SweepConfig]) -> str:
 
 def _samples_per_epoch(config: SweepConfig) -> int:
     """The fewest training images that an epoch of whole batches has, over the batch sizes."""
-    size = load_dataset(config.data.dataset).sizes["train"]
+    size = load_dataset(config).sizes["train"]
     batch_sizes = [config.optimizer.batch_size]
     if "batch_size" in config.search.searched:
-        batch_sizes = RECIPES[config.data.dataset].space.batch_sizes()
+        batch_sizes = space_of(config).batch_sizes()
     return min(size // batch_size * batch_size for batch_size in batch_sizes)
 
 
@@ -120,7 +120,7 @@ def _conclude(session: Session[SweepConfig], parent: str) -> SweepResult:
     trials["done"] = trials.outcome == "finished"
     trials = trials.sort_values(["done", METRIC], ascending=False, kind="stable")
     trials = trials.drop(columns="done")
-    space, searched = RECIPES[config.data.dataset].space, config.search.searched
+    space, searched = space_of(config), config.search.searched
     judged = len(figures.judged(trials))
     shares = figures.importances(trials, space, searched)
     folder = Path(session.folder if is_local(session.folder) else tempfile.mkdtemp("-nflab"))

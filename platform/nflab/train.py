@@ -73,6 +73,7 @@ def _train_worker(parameters: dict[str, _Job]) -> None:
         report=report,
         rank=rank,
         world_size=context.get_world_size(),
+        local_world_size=context.get_local_world_size(),
         device=get_device(),
         checkpoints=Checkpoints(f"{job.folder}/checkpoints"),
     )

@@ -5,9 +5,9 @@ import math
 import re
 
 import nfnet
-from nflab.config import Config, SweepConfig, flat, require
-from nflab.data import dataset_names, load_dataset
-from nflab.recipes import RECIPES
+from nflab.config import Config, ConfigError, SweepConfig, flat, require
+from nflab.data import DatasetError, load_dataset
+from nflab.recipes import RECIPES, space_of
 
 
 def validate(config: Config) -> None:
@@ -18,7 +18,8 @@ def validate(config: Config) -> None:
     """
     c = flat(config)
     known("model", c["model"], nfnet.list_models())
-    known("dataset", c["dataset"], dataset_names())
+    known("recipe", c["recipe"], list(RECIPES))
+    known("precision", c["precision"], ["float32", "bfloat16"])
     for name in ("drop_rate", "stochdepth_rate", "momentum", "label_smoothing"):
         require(0 <= c[name] < 1, f"{name} {c[name]:g} must be at least 0 and below 1")
     require(
@@ -30,8 +31,26 @@ def validate(config: Config) -> None:
         f"clipping {c['clipping']} must be a finite number above 0; to train without, say none",
     )
     require(
-        0 <= c["augmentation_level"] <= 10,
-        f"augmentation_level {c['augmentation_level']} must be from 0 (off) to 10",
+        c["augmentation_level"] >= 0,
+        f"augmentation_level {c['augmentation_level']} must be at least 0, which is off",
+    )
+    require(
+        c["augmentation_layers"] >= 1,
+        f"augmentation_layers {c['augmentation_layers']} must be at least 1",
+    )
+    require(
+        c["sam_rho"] is None or (c["sam_rho"] > 0 and math.isfinite(c["sam_rho"])),
+        f"sam_rho {c['sam_rho']} must be a finite number above 0; to train without, say none",
+    )
+    require(
+        0 < c["sam_fraction"] <= 1, f"sam_fraction {c['sam_fraction']:g} must be above 0, at most 1"
+    )
+    for name in ("image_size", "micro_batch_size"):
+        require(c[name] is None or c[name] >= 1, f"{name} {c[name]} must be at least 1")
+    require(c["loaders"] is None or c["loaders"] >= 0, f"loaders {c['loaders']} must be at least 0")
+    require(
+        c["micro_batch_size"] is None or not c["model"].startswith("preact_"),
+        f"micro_batch_size {c['micro_batch_size']} would cut batch norm's batch: leave it out",
     )
     for name in ("base_learning_rate", "weight_decay", "warmup_epochs"):
         require(
@@ -56,13 +75,21 @@ def validate(config: Config) -> None:
     searched = config.search.searched if isinstance(config, SweepConfig) else ()
     if isinstance(config, SweepConfig):
         require(config.search.trials >= 1, f"trials {config.search.trials} must be at least 1")
-        space = RECIPES[c["dataset"]].space
+        space = space_of(config)
         batch_sizes = space.batch_sizes() if "batch_size" in searched else [c["batch_size"]]
         for name in searched:
             known("searched setting", name, space.names())
     else:
         batch_sizes = [c["batch_size"]]
-    train_size = load_dataset(c["dataset"]).sizes["train"]
+    try:
+        dataset = load_dataset(config)
+    except DatasetError as error:
+        raise ConfigError(str(error)) from None
+    require(
+        c["image_size"] is None or not dataset.in_memory,
+        f"image_size {c['image_size']} is for folders of images: {c['dataset']} has its own",
+    )
+    train_size = dataset.sizes["train"]
     for batch_size in batch_sizes:
         require(batch_size >= 1, f"batch_size {batch_size} must be at least 1")
         require(

@@ -58,7 +58,7 @@ def test_every_trial_is_recorded_once_and_whole(swept: tuple[dict[str, str], str
             name: "none" if value is None else str(value) for name, value in flat(config).items()
         }
         tags = run.data.tags
-        assert tags["dataset_fingerprint"] == load_dataset("digits").fingerprint
+        assert tags["dataset_fingerprint"] == load_dataset(Config()).fingerprint
         assert tags["world_size"] == "1"
         assert re.fullmatch(r"[0-9a-f]{40}(-edited)?|unknown", tags["git_commit"])
         status = {"finished": "FINISHED", "diverged": "FINISHED", "pruned": "KILLED"}
@@ -92,7 +92,7 @@ def test_the_parent_holds_the_best_trial_and_the_figures(
     assert str(config["optimizer"]["batch_size"]) == best.data.params["batch_size"]
     model = nfnet.create_model(config["model"]["model"]).eval()
     model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
-    digits = load_dataset("digits")
+    digits = load_dataset(Config())
     images, labels = digits.eval_images("test", torch.arange(digits.sizes["test"]))
     pixels = (images.float() / 255 - digits.mean) / digits.std
     top1 = 100 * (model(pixels).argmax(1) == labels).double().mean()

@@ -25,7 +25,17 @@ def refuse(argv: list[str], kind: type[Config], monkeypatch: pytest.MonkeyPatch)
     [
         ("--model dm_nf_resnet5", "dm_nf_resnet50"),
         ("--dataset digit", "digits"),
-        ("--dataset imagenet", "imagenet"),
+        ("--recipe digit", "digits"),
+        ("--recipe nfnet_f0", "'imagenet' is neither"),
+        ("--recipe digits --config missing.json", "leave --recipe out"),
+        ("--image-size 32", "image_size 32"),
+        ("--precision float16", "bfloat16"),
+        ("--sam-rho 0", "sam_rho 0"),
+        ("--sam-fraction 0", "sam_fraction 0"),
+        ("--micro-batch-size 0", "micro_batch_size 0"),
+        ("--micro-batch-size 8 --model preact_resnet_digits", "batch norm"),
+        ("--loaders -1", "loaders -1"),
+        ("--augmentation-layers 0", "augmentation_layers 0"),
         ("--modle x", "--modle"),
         ("--clipping 0", "clipping 0"),
         ("--clipping -0.1", "clipping -0.1"),
@@ -37,7 +47,7 @@ def refuse(argv: list[str], kind: type[Config], monkeypatch: pytest.MonkeyPatch)
         ("--batch-size 100000", "1071 training images"),
         ("--batch-size 2 --num-workers 3", "num_workers 3"),
         ("--num-workers 0", "num_workers 0"),
-        ("--augmentation-level 11", "augmentation_level 11"),
+        ("--augmentation-level -1", "augmentation_level -1"),
         ("--epochs 0", "epochs 0"),
         ("--warmup-epochs 50", "warmup_epochs 50"),
         ("--drop-rate 1", "drop_rate 1"),
@@ -77,9 +87,9 @@ def test_a_sweep_refuses_no_trials(
     assert "trials 0" in capsys.readouterr().err
 
 
-def test_defaults_are_the_datasets_recipe() -> None:
+def test_defaults_are_the_recipes() -> None:
     assert cli.parse(Config, [])[0] == RECIPES["digits"].config
-    assert cli.parse(Config, ["--dataset", "imagenet"])[0] == RECIPES["imagenet"].config
+    assert cli.parse(Config, ["--recipe", "nfnet_f3"])[0] == RECIPES["nfnet_f3"].config
     assert cli.parse(SweepConfig, [])[0].base() == RECIPES["digits"].config
 
 

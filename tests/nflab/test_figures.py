@@ -68,5 +68,5 @@ def test_a_draw_stands_for_the_settings_it_is_made_of(name: str) -> None:
 
 def test_the_search_spaces_are_the_papers_and_the_laptops() -> None:
     assert SPACE.batch_sizes() == [16, 32, 64, 128]
-    assert RECIPES["imagenet"].space.batch_sizes() == [256, 512, 1024, 2048, 4096]
-    assert RECIPES["imagenet"].space.clipping == (0.01, 0.16)
+    assert RECIPES["nf_resnet50_ablation"].space.batch_sizes() == [256, 512, 1024, 2048, 4096]
+    assert RECIPES["nf_resnet50_ablation"].space.clipping == (0.01, 0.16)

@@ -65,7 +65,7 @@ def test_recorded_weights_give_the_recorded_accuracy(tmp_path: Path) -> None:
     assert config == SMALL
     model = nfnet.create_model(config.model.model).eval()
     model.load_state_dict(torch.load(checkpoint / "weights.pt", weights_only=True))
-    digits = load_dataset("digits")
+    digits = load_dataset(Config())
     images, labels = digits.eval_images("test", torch.arange(digits.sizes["test"]))
     pixels = (images.float() / 255 - digits.mean) / digits.std
     top1 = 100 * (model(pixels).argmax(1) == labels).double().mean()

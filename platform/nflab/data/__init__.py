@@ -1,22 +1,39 @@
-"""Datasets and how their images become the batches of an exact experiment."""
+"""Datasets behind one interface, and the exact batches of an experiment."""
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from pathlib import Path
 
-from nflab.data.dataset import Dataset
-from nflab.data.digits import Digits
+import nfnet
+from nflab.config import Config
+from nflab.data.arrays import cifar, digits, is_cifar
+from nflab.data.dataset import Dataset, DatasetError
+from nflab.data.folder import ImageFolder
 
-__all__ = ["Dataset", "dataset_names", "load_dataset"]
-
-_DATASETS: dict[str, Callable[[], Dataset]] = {"digits": Digits}
+__all__ = ["Dataset", "DatasetError", "load_dataset"]
 
 
-def dataset_names() -> list[str]:
-    """Names that `load_dataset` knows."""
-    return sorted(_DATASETS)
+def load_dataset(config: Config) -> Dataset:
+    """The dataset of a configuration, at the pixels that its model takes.
+
+    Raises:
+        DatasetError: it is no known name or folder, or cannot be used.
+    """
+    sizes = nfnet.preprocessing(config.model.model)
+    pixels = config.data.image_size
+    if pixels is not None:
+        sizes = dataclasses.replace(sizes, train_size=pixels, test_size=pixels)
+    return _load(config.data.dataset, sizes)
 
 
 @functools.cache
-def load_dataset(name: str) -> Dataset:
-    """The dataset called `name`, one of `dataset_names()`."""
-    return _DATASETS[name]()
+def _load(name: str, sizes: nfnet.Preprocessing) -> Dataset:
+    if name == "digits":
+        return digits()
+    folder = Path(name)
+    if not folder.is_dir():
+        raise DatasetError(
+            f"dataset {name!r} is neither 'digits' nor a folder on this machine: "
+            "give the folder of the images"
+        )
+    return cifar(folder) if is_cifar(folder) else ImageFolder(folder, sizes)

@@ -5,12 +5,16 @@ Everything random is a function: the order of (seed, epoch); an image's crop and
 meet the same network however a batch is cut and wherever a run resumes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as Items
 
 from nflab.config import Config
 from nflab.data.dataset import Dataset, Split
@@ -37,47 +41,97 @@ def cut(size: int, rank: int, world_size: int) -> slice:
 
 
 def train_batches(
-    dataset: Dataset, config: Config, epoch: int, rank: int, world_size: int
+    dataset: Dataset, config: Config, epoch: int, rank: int, world_size: int, loaders: int = 0
 ) -> Iterator[Batch]:
     """One worker's slices of the global batches of an epoch, in order.
 
     The last images of the epoch's order, too few for a whole batch, wait for another epoch's order.
+
+    Args:
+        loaders: processes that make batches ahead of time; 0 makes them when they are asked for.
     """
-    seed, batch_size = config.run.seed, config.optimizer.batch_size
-    level, size = config.augmentation.augmentation_level, dataset.sizes["train"]
-    mixup, cutmix = config.augmentation.mixup, config.augmentation.cutmix
+    seed, size = config.run.seed, dataset.sizes["train"]
     order = keys(seed, Stream.ORDER, epoch, torch.arange(size)).argsort()
+    steps = size // config.optimizer.batch_size
+
+    make = partial(_train_batch, dataset, config, epoch, order, rank, world_size)
+    return _in_order(make, steps, loaders)
+
+
+def _train_batch(
+    dataset: Dataset,
+    config: Config,
+    epoch: int,
+    order: Tensor,
+    rank: int,
+    world_size: int,
+    step: int,
+) -> Batch:
+    """A worker's slice of one global batch: a function of the arguments alone."""
+    seed, batch_size = config.run.seed, config.optimizer.batch_size
+    augmentation, classes = config.augmentation, len(dataset.class_names)
+    members = order[step * batch_size : (step + 1) * batch_size]
     own = torch.arange(batch_size)[cut(batch_size, rank, world_size)]
 
     def crop(indices_N: Tensor) -> tuple[Tensor, Tensor]:
         return dataset.train_images(indices_N, keys(seed, Stream.CROP, epoch, indices_N))
 
-    for step in range(size // batch_size):
-        members = order[step * batch_size : (step + 1) * batch_size]
-        images, labels = crop(members[own])
-        targets = F.one_hot(labels, dataset.num_classes).double()
-        if mixup or cutmix:
-            mix_keys = keys(seed, Stream.MIX, epoch, step * batch_size + own)
-            mixing = draw_mixing(mix_keys, own, batch_size, mixup, cutmix)
-            partners, partner_labels = crop(members[mixing.partner_N])
-            images, share_N = mix(images, partners, mixing)
-            share = share_N[:, None]
-            targets = share * targets + (1 - share) * F.one_hot(partner_labels, dataset.num_classes)
-        images = rand_augment(images, keys(seed, Stream.AUGMENT, epoch, members[own]), level)
-        smoothing = config.optimizer.label_smoothing
-        targets = (1 - smoothing) * targets + smoothing / dataset.num_classes
-        yield Batch(standardise(images, dataset), targets.float(), own)
+    images, labels = crop(members[own])
+    targets = F.one_hot(labels, classes).double()
+    if augmentation.mixup or augmentation.cutmix:
+        mix_keys = keys(seed, Stream.MIX, epoch, step * batch_size + own)
+        mixing = draw_mixing(mix_keys, own, batch_size, augmentation.mixup, augmentation.cutmix)
+        partners, partner_labels = crop(members[mixing.partner_N])
+        images, share_N = mix(images, partners, mixing)
+        share = share_N[:, None]
+        targets = share * targets + (1 - share) * F.one_hot(partner_labels, classes)
+    images = rand_augment(
+        images,
+        keys(seed, Stream.AUGMENT, epoch, members[own]),
+        augmentation.augmentation_layers,
+        augmentation.augmentation_level,
+    )
+    smoothing = config.optimizer.label_smoothing
+    targets = (1 - smoothing) * targets + smoothing / classes
+    return Batch(standardise(images, dataset), targets.float(), own)
 
 
 def eval_batches(
-    dataset: Dataset, split: Split, batch_size: int, rank: int, world_size: int
+    dataset: Dataset, split: Split, batch_size: int, rank: int, world_size: int, loaders: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One worker's share of a split, each image once: standardised images and labels (N,)."""
-    for indices in torch.arange(dataset.sizes[split])[
-        cut(dataset.sizes[split], rank, world_size)
-    ].split(batch_size):
-        images, labels = dataset.eval_images(split, indices)
-        yield standardise(images, dataset), labels
+    own = torch.arange(dataset.sizes[split])[cut(dataset.sizes[split], rank, world_size)]
+    pieces = own.split(batch_size) if len(own) else ()
+    return _in_order(partial(_eval_batch, dataset, split, pieces), len(pieces), loaders)
+
+
+def _eval_batch(
+    dataset: Dataset, split: Split, pieces: Sequence[Tensor], number: int
+) -> tuple[Tensor, Tensor]:
+    images, labels = dataset.eval_images(split, pieces[number])
+    return standardise(images, dataset), labels
+
+
+T = TypeVar("T")
+
+
+class _Made(Items[T], Generic[T]):
+    """Items of a `DataLoader` that a function makes from their numbers."""
+
+    def __init__(self, make: Callable[[int], T]) -> None:
+        self._make = make
+
+    def __getitem__(self, number: int) -> T:
+        return self._make(number)
+
+
+def _in_order(make: Callable[[int], T], count: int, loaders: int) -> Iterator[T]:
+    if loaders == 0 or count == 0:
+        return map(make, range(count))
+    loader: DataLoader[T] = DataLoader(
+        _Made(make), batch_size=None, sampler=range(count), num_workers=min(loaders, count)
+    )
+    return iter(loader)
 
 
 def standardise(images_NCHW: Tensor, dataset: Dataset) -> Tensor:

@@ -8,12 +8,17 @@ from torch import Tensor
 Split = Literal["train", "val", "test"]
 
 
+class DatasetError(ValueError):
+    """A dataset that cannot be used; the message is one sentence for the user."""
+
+
 class Dataset(Protocol):
     """Images with labels in three fixed splits; the search sees `train` and `val` only."""
 
-    num_classes: int
+    class_names: tuple[str, ...]
+    """Name of each class, in the order of the labels."""
     image_shape: tuple[int, int, int]
-    """(channels, height, width) that a network sees."""
+    """(channels, height, width) of a training image as a network sees it."""
     sizes: Mapping[Split, int]
     """Images in each split."""
     mean: Tensor
@@ -22,6 +27,8 @@ class Dataset(Protocol):
     """Standard deviation likewise."""
     fingerprint: str
     """Changes whenever an image, a label or a split does."""
+    in_memory: bool
+    """Whether images are at hand, without reading files."""
 
     def train_images(self, indices_N: Tensor, keys_N: Tensor) -> tuple[Tensor, Tensor]:
         """Randomly cropped training images, uint8 (N, C, H, W), and labels (N,).

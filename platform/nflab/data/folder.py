@@ -1,0 +1,189 @@
+"""A folder of images in ImageNet's layout, on a local or a shared disk."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+import nfnet
+from nflab.data.dataset import DatasetError, Split
+
+ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"})
+"""Of file names that are images."""
+
+MAX_HELD_OUT = 10_000
+"""Images of ImageNet's training set that the authors set aside to choose settings on."""
+
+CHECKED = 20_000
+"""Files whose headers are read before anything starts, spread over all of them."""
+
+# Random resized crop (paper, section 5; arXiv 1409.4842).
+_AREA = (0.08, 1.0)
+_LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
+_ATTEMPTS = 10
+
+_Files = list[tuple[Path, int]]
+
+
+class ImageFolder:
+    """Implements `Dataset` over `root/train/CLASS/...`, `root/val/CLASS/...` and, if it is there,
+    `root/test/CLASS/...`.
+
+    Without `test`, `val` is the test split, as ImageNet's is in papers, and the validation split is
+    taken from `train`: a tenth of it, spread over all classes, but 10000 images at most.
+
+    Args:
+        root: the folder.
+        sizes: pixels of training and evaluation, and the evaluation's crop.
+
+    Raises:
+        DatasetError: the layout is another, a class has no images, or a file is no image.
+    """
+
+    in_memory = False
+
+    def __init__(self, root: Path, sizes: nfnet.Preprocessing) -> None:
+        self._root, self._sizes = root, sizes
+        self.class_names = _class_names(root)
+        found = {
+            name: self._scan(name)
+            for name in ("train", "val", "test")
+            if name != "test" or (root / "test").is_dir()
+        }
+        if "test" in found:
+            splits: dict[Split, _Files] = {
+                "train": found["train"],
+                "val": found["val"],
+                "test": found["test"],
+            }
+        else:
+            train, held_out = _hold_out(found["train"])
+            splits = {"train": train, "val": held_out, "test": found["val"]}
+        self._files = {split: [path for path, _ in files] for split, files in splits.items()}
+        self._labels = {
+            split: torch.tensor([label for _, label in files]) for split, files in splits.items()
+        }
+        self.sizes: Mapping[Split, int] = {split: len(files) for split, files in splits.items()}
+        self.image_shape = (3, sizes.train_size, sizes.train_size)
+        self.mean = torch.tensor(nfnet.IMAGENET_MEAN)
+        self.std = torch.tensor(nfnet.IMAGENET_STD)
+        digest = hashlib.sha256()
+        for split, files in splits.items():
+            for path, _ in files:
+                size = path.stat().st_size
+                digest.update(f"{split} {path.relative_to(root)} {size}\n".encode())
+        self.fingerprint = digest.hexdigest()[:16]
+        self._check([path for files in splits.values() for path, _ in files])
+
+    def _scan(self, name: str) -> _Files:
+        """Files and labels of a subfolder, in the order of their names."""
+        files: _Files = []
+        for label, class_name in enumerate(self.class_names):
+            folder = self._root / name / class_name
+            paths = (
+                sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS)
+                if folder.is_dir()
+                else []
+            )
+            if not paths:
+                raise DatasetError(
+                    f"class {class_name!r} has no images in {folder}: "
+                    "add some, or remove the class from every split"
+                )
+            files += [(path, label) for path in paths]
+        return files
+
+    def _check(self, paths: list[Path]) -> None:
+        """Reads headers: a file that is no image would end a run hours later."""
+        unreadable = []
+        for path in paths[:: math.ceil(len(paths) / CHECKED)]:
+            try:
+                with Image.open(path):
+                    pass
+            except Exception:  # a damaged file can fail in any way
+                unreadable.append(str(path))
+        if unreadable:
+            raise DatasetError(
+                f"{len(unreadable)} files are no images: {', '.join(unreadable[:3])}"
+                f"{', ...' if len(unreadable) > 3 else ''}; remove or replace them"
+            )
+
+    def train_images(self, indices_N: Tensor, keys_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Random resized crops (bicubic), half of them mirrored."""
+        size = self._sizes.train_size
+        images = []
+        for index, key in zip(indices_N.tolist(), keys_N, strict=True):
+            image = self._read("train", index)
+            box = random_crop(*image.size, key)
+            image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+            pixels = TF.pil_to_tensor(image)
+            flip = nfnet.uniform(nfnet.hash_keys(key, -1)) < 0.5
+            images.append(pixels.flip(2) if flip else pixels)
+        return torch.stack(images), self._labels["train"][indices_N]
+
+    def eval_images(self, split: Split, indices_N: Tensor) -> tuple[Tensor, Tensor]:
+        """The model's own evaluation crop."""
+        images = [
+            TF.pil_to_tensor(self._sizes.crop_image(self._read(split, index)))
+            for index in indices_N.tolist()
+        ]
+        return torch.stack(images), self._labels[split][indices_N]
+
+    def _read(self, split: Split, index: int) -> Image.Image:
+        path = self._files[split][index]
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB")
+        except Exception as error:
+            raise DatasetError(f"cannot read the image {path}: {error}") from None
+
+
+def random_crop(width: int, height: int, key: Tensor) -> tuple[int, int, int, int]:
+    """A random part of an image, by area and ratio of its sides, from a key alone.
+
+    Returns:
+        (left, top, right, bottom) in pixels: the first of ten draws that fits, else the whole.
+    """
+    draws = nfnet.uniform(nfnet.hash_keys(key, torch.arange(4 * _ATTEMPTS))).view(-1, 4)
+    for area, ratio, across, down in draws.tolist():
+        pixels = width * height * (_AREA[0] + (_AREA[1] - _AREA[0]) * area)
+        sides = math.exp(_LOG_RATIO[0] + (_LOG_RATIO[1] - _LOG_RATIO[0]) * ratio)
+        w, h = round(math.sqrt(pixels * sides)), round(math.sqrt(pixels / sides))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(across * (width - w + 1)), int(down * (height - h + 1))
+            return left, top, left + w, top + h
+    return 0, 0, width, height
+
+
+def _class_names(root: Path) -> tuple[str, ...]:
+    for name in ("train", "val"):
+        if not (root / name).is_dir():
+            raise DatasetError(
+                f"{root} has no folder {name!r}: expected {root}/train/CLASS/... and "
+                f"{root}/val/CLASS/..., or torchvision's CIFAR files"
+            )
+    names, other = (
+        {p.name for p in (root / split).iterdir() if p.is_dir()} for split in ("train", "val")
+    )
+    if names != other:
+        differ = sorted(names ^ other)
+        raise DatasetError(
+            f"train and val in {root} have different classes: {', '.join(differ[:3])} "
+            f"{'are' if len(differ) > 1 else 'is'} in one of them only"
+        )
+    if not names:
+        raise DatasetError(f"{root}/train holds no folders: expected one for each class")
+    return tuple(sorted(names))
+
+
+def _hold_out(files: _Files) -> tuple[_Files, _Files]:
+    """What stays for training, and an even sample of the rest."""
+    count = min(MAX_HELD_OUT, len(files) // 10)
+    chosen = {i * len(files) // count for i in range(count)}
+    held_out = [file for i, file in enumerate(files) if i in chosen]
+    return [file for i, file in enumerate(files) if i not in chosen], held_out
