@@ -17,7 +17,7 @@ from nflab.validate import known, validate
 
 _PRINT = "--print-config"
 
-_CONFIG_HELP = """--recipe NAME starts from a recipe; --print-config shows all settings with their sources.
+_CONFIG_HELP = """--recipe NAME starts from a recipe; --print-config shows every setting with its source.
 --config FILE repeats a recorded configuration; flags given beside it win.
 --resume NAME continues a run that was interrupted, with the configuration it was started with."""
 
@@ -131,7 +131,7 @@ def sources(config: Config) -> str:
         lines.append(f"[{part.name}]")
         for name, value in dataclasses.asdict(getattr(config, part.name)).items():
             source = recipe.source(name) if expected.get(name, value) == value else "given"
-            lines.append(f"{name} = {value!r:<20} # {source}")
+            lines.append(f"{f'{name} = {value!r}':<36} # {source}")
     return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
+import nfnet
 from nflab.config import Config, replace
 
 
@@ -107,9 +108,12 @@ _F_DROP_RATES = (0.2, 0.3, 0.4, 0.4, 0.5, 0.5, 0.5)
 
 def _nfnet(size: int) -> Recipe:
     """The paper's training of an F model on ImageNet."""
+    pixels = nfnet.preprocessing(f"dm_nfnet_f{size}")
+    trains, tests = pixels.train_size, pixels.test_size
     settings = {
         **_COMMON,
         "recipe": (f"nfnet_f{size}", "its name"),
+        "image_size": (None, f"{_PAPER}, table 1: trains at {trains} px, evaluates at {tests} px"),
         "model": (f"dm_nfnet_f{size}", f"{_PAPER}, table 1, with its pixels and depths"),
         "drop_rate": (_F_DROP_RATES[size], f"{_PAPER}, table 1"),
         "stochdepth_rate": (0.25, f"{_PAPER}, appendix A, and {_CODE}"),
@@ -137,6 +141,7 @@ def _ablation(name: str, model: str) -> Recipe:
     settings = {
         **_COMMON,
         "recipe": (name, "its name"),
+        "image_size": (None, f"{_CODE}: 224 px, in training and evaluation"),
         "model": (model, f"{_PAPER}, section 4.1"),
         "batch_size": (1024, f"{_PAPER}, figure 2: one of 256 to 4096"),
         "clipping": clipping,

@@ -93,6 +93,74 @@ def test_defaults_are_the_recipes() -> None:
     assert cli.parse(SweepConfig, [])[0].base() == RECIPES["digits"].config
 
 
+def test_a_recipe_is_printed_whole_and_each_number_has_its_source(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = "--recipe nfnet_f1 --print-config --batch-size 512".split()
+    monkeypatch.setattr(sys, "argv", ["experiment.py", *argv])
+    cli.main(Config, lambda config, resume: pytest.fail("it ran"), "")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line[0] != "["]
+    said = {line.split(" = ")[0]: line for line in lines}
+    assert said.keys() == flat(Config()).keys()
+    assert all("# " in line for line in lines)
+    assert "'dm_nfnet_f1'" in said["model"]
+    assert "224 px, evaluates at 320 px" in said["image_size"]
+    assert said["batch_size"].endswith("# given")
+
+
+# paper.md's table and recipe, written down once more.
+@pytest.mark.parametrize(
+    ("size", "drop_rate", "level"),
+    [(0, 0.2, 5), (1, 0.3, 10), (2, 0.4, 10), (3, 0.4, 15), (4, 0.5, 15), (5, 0.5, 15)],
+)
+def test_recipes_of_the_f_models_are_the_papers(size: int, drop_rate: float, level: int) -> None:
+    c = flat(RECIPES[f"nfnet_f{size}"].config)
+    expected = {
+        "model": f"dm_nfnet_f{size}",
+        "drop_rate": drop_rate,
+        "stochdepth_rate": 0.25,
+        "augmentation_level": level,
+        "augmentation_layers": 4,
+        "mixup": True,
+        "cutmix": True,
+        "batch_size": 4096,
+        "clipping": 0.01,
+        "base_learning_rate": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 2e-5,
+        "label_smoothing": 0.1,
+        "ema_decay": 0.99999,
+        "sam_rho": 0.05 if size >= 5 else None,
+        "epochs": 360,
+        "warmup_epochs": 5,
+        "precision": "bfloat16",
+    }
+    assert {name: c[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("family", ["nf_resnet", "preact_resnet"])
+@pytest.mark.parametrize("depth", [50, 200])
+def test_recipes_of_the_ablations_are_the_papers(family: str, depth: int) -> None:
+    c = flat(RECIPES[f"{family}{depth}_ablation"].config)
+    twin = family == "preact_resnet"
+    expected = {
+        "model": f"{family}{depth}" if twin else f"dm_{family}{depth}",
+        "clipping": None if twin else 0.01,
+        "base_learning_rate": 0.1,
+        "weight_decay": 1e-4,
+        "label_smoothing": 0.1,
+        "ema_decay": None,
+        "augmentation_level": 0,
+        "mixup": False,
+        "cutmix": False,
+        "stochdepth_rate": 0.0,
+        "drop_rate": 0.0,
+        "epochs": 90,
+        "warmup_epochs": 5,
+    }
+    assert {name: c[name] for name in expected} == expected
+
+
 def test_flags_change_what_they_name_and_nothing_else() -> None:
     argv = "--clipping none --batch-size 64 --mixup --ema-decay 0.9 --gpus-per-worker auto --name x"
     expected = replace(

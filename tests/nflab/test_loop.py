@@ -7,13 +7,17 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from hypothesis import given
+from hypothesis import strategies as st
 
 import nfnet
 import nfnet.model
 from nflab.checkpoints import Checkpoints
 from nflab.config import Config, from_json, replace, to_json
 from nflab.data import load_dataset
+from nflab.data.batches import Batch, cut
 from nflab.loop import Worker, train
+from nflab.network import part_of_batch
 from nflab.recipes import RECIPES
 
 SMALL = replace(
@@ -193,20 +197,26 @@ def _worker(rank: int, world_size: int, folder: Path, text: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("model", ["dm_nf_resnet_digits", "preact_resnet_digits"])
-def test_the_number_of_workers_changes_nothing_but_rounding(tmp_path: Path, model: str) -> None:
+@pytest.mark.parametrize(
+    ("settings", "pieces"),
+    [
+        ({}, {}),
+        ({"model": "preact_resnet_digits"}, {}),
+        # A part of 2 images of the batch leaves a worker without any.
+        ({"sam_rho": 0.05, "sam_fraction": 0.02}, {"micro_batch_size": 10}),
+        ({"sam_rho": 0.05, "model": "preact_resnet_digits"}, {}),
+    ],
+)
+def test_the_number_of_workers_changes_nothing_but_rounding(
+    tmp_path: Path, settings: dict[str, Any], pieces: dict[str, int]
+) -> None:
     # 100 images a step over 3 workers: slices of 33, 33 and 34.
     # A rate at which rounding is not amplified as it is near divergence.
     config = replace(
-        SMALL,
-        model=model,
-        batch_size=100,
-        base_learning_rate=0.1,
-        mixup=True,
-        augmentation_level=2,
+        SMALL, batch_size=100, base_learning_rate=0.1, mixup=True, augmentation_level=2, **settings
     )
     alone = run(config, tmp_path / "alone").metrics
-    mp.spawn(_worker, (3, tmp_path, to_json(config)), nprocs=3)
+    mp.spawn(_worker, (3, tmp_path, to_json(replace(config, **pieces))), nprocs=3)
     for rank in range(3):
         together = torch.load(tmp_path / f"metrics{rank}.pt", weights_only=True)
         assert len(together) == len(alone)
@@ -216,3 +226,52 @@ def test_the_number_of_workers_changes_nothing_but_rounding(tmp_path: Path, mode
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-5), name
             assert abs(ours["val_top1"] - theirs["val_top1"]) < 0.6  # two images
             assert ours["learning_rate"] == theirs["learning_rate"]
+
+
+def test_sam_changes_the_loss(tmp_path: Path) -> None:
+    """Else the test above would pass without it."""
+    losses = [
+        run(replace(SMALL, sam_rho=rho), tmp_path / str(rho)).metrics[-1]["train_loss"]
+        for rho in (None, 0.05)
+    ]
+    assert abs(losses[0] - losses[1]) > 1e-4 * losses[0]
+
+
+@given(st.integers(1, 60), st.integers(1, 5), st.floats(0.001, 1))
+def test_a_part_of_a_batch_is_the_same_however_it_is_cut(
+    batch_size: int, world_size: int, fraction: float
+) -> None:
+    places = torch.arange(batch_size)
+    parts = []
+    for rank in range(world_size):
+        own = places[cut(batch_size, rank, world_size)]
+        part, kept, size = part_of_batch(Batch(own, own, own), batch_size, fraction)
+        assert torch.equal(own[kept], part.places_N)
+        parts.append(part.places_N)
+    whole, _, _ = part_of_batch(Batch(places, places, places), batch_size, fraction)
+    assert torch.equal(torch.cat(parts), whole.places_N)
+    assert len(whole.places_N) == size == max(1, int(batch_size * fraction))
+
+
+@pytest.mark.parametrize(
+    ("settings", "tolerance"),
+    [
+        ({"precision": "bfloat16"}, 0.02),  # 8 bits of mantissa
+        ({"channels_last": True}, 1e-5),
+        ({"compile": True}, 1e-5),
+        ({"precision": "bfloat16", "channels_last": True, "compile": True}, 0.02),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
+)
+def test_another_arithmetic_leaves_the_loss_where_it_was(
+    tmp_path: Path, settings: dict[str, Any], tolerance: float
+) -> None:
+    config = replace(SMALL, epochs=3, base_learning_rate=0.4)
+    plain = run(config, tmp_path / "plain")
+    other = run(replace(config, **settings), tmp_path / "other")
+    for name in ("train_loss", "val_loss"):
+        curves = [[m[name] for m in reports.metrics] for reports in (plain, other)]
+        assert curves[0] != curves[1]
+        assert curves[1] == pytest.approx(curves[0], rel=tolerance)
+    state = torch.load(other.saved / "state.pt", weights_only=True)
+    assert all(p.dtype == torch.float32 for p in state["model"].values())
