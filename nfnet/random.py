@@ -37,6 +37,9 @@ def _mix(z: _Int64) -> _Int64:
     return z ^ _shift_right(z, 31)
 
 
+# torch.compile (2.15) on a CPU writes beyond its memory where an arange in the graph is multiplied
+# by a number this large; and none of this would gain by it.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def hash_keys(*parts: int | Tensor) -> Tensor:
     """Hash a sequence of integers into one 64-bit key.
 

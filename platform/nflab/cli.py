@@ -17,7 +17,7 @@ from nflab.validate import known, validate
 
 _PRINT = "--print-config"
 
-_CONFIG_HELP = """--recipe NAME starts from a recipe; --print-config shows every setting with its source.
+_CONFIG_HELP = """--recipe NAME starts from a recipe; --print-config shows all settings and sources.
 --config FILE repeats a recorded configuration; flags given beside it win.
 --resume NAME continues a run that was interrupted, with the configuration it was started with."""
 

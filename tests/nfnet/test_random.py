@@ -110,3 +110,11 @@ def test_refuses_nothing_and_other_types() -> None:
         hash_keys()
     with pytest.raises(ValueError, match=r"type torch.float32, expected torch.int64"):
         hash_keys(1, torch.ones(3))
+
+
+def test_keys_are_the_same_in_a_compiled_function() -> None:
+    def draw(keys_N: torch.Tensor) -> torch.Tensor:
+        return uniform(hash_keys(keys_N[:, None], 1, torch.arange(50)))
+
+    keys = hash_keys(3, torch.arange(1000))
+    assert torch.equal(torch.compile(draw)(keys), draw(keys))
