@@ -1,0 +1,222 @@
+"""Datasets on disk: folders of images and CIFAR's files."""
+
+import dataclasses
+import math
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision import datasets
+
+import nfnet
+from nflab.config import Config, replace
+from nflab.data import Dataset, DatasetError, load_dataset
+from nflab.data.batches import eval_batches, train_batches
+from nflab.data.folder import ImageFolder, random_crop
+from tests.photos import write_photos
+
+SIZES = nfnet.Preprocessing(train_size=24, test_size=32, crop=32 / 40, squash=True)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("photos"), {"train": 20, "val": 5})
+
+
+@pytest.fixture
+def own(photos: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(photos, tmp_path / "photos"))
+
+
+def test_without_a_test_folder_val_is_the_test_split_and_a_tenth_of_train_is_held_out(
+    photos: Path,
+) -> None:
+    dataset = ImageFolder(photos, SIZES)
+    assert dataset.class_names == ("china", "flower")
+    assert dataset.sizes == {"train": 36, "val": 4, "test": 10}
+    for split, each in (("val", 2), ("test", 5)):
+        _, labels = dataset.eval_images(split, torch.arange(dataset.sizes[split]))  # type: ignore[arg-type, index]
+        assert torch.bincount(labels).tolist() == [each, each]
+
+
+def test_with_a_test_folder_the_splits_are_the_folders(own: Path) -> None:
+    shutil.copytree(own / "val", own / "test")
+    assert ImageFolder(own, SIZES).sizes == {"train": 40, "val": 10, "test": 10}
+
+
+def test_the_evaluation_crop_is_the_models(photos: Path) -> None:
+    dataset = ImageFolder(photos, SIZES)
+    images, _ = dataset.eval_images("test", torch.tensor([3]))
+    with Image.open(photos / "val" / "china" / "003.jpg") as image:
+        expected = image.resize((40, 40), Image.Resampling.BICUBIC).crop((4, 4, 36, 36))
+    assert torch.equal(images[0], torch.from_numpy(np.array(expected)).permute(2, 0, 1))
+
+
+def test_the_shorter_side_is_resized_where_the_model_does_not_squash(photos: Path) -> None:
+    sizes = dataclasses.replace(SIZES, squash=False)
+    image = Image.new("RGB", (100, 50))
+    image.paste((255, 255, 255), (40, 0, 60, 50))
+    cropped = np.array(sizes.crop_image(image))
+    assert cropped.shape == (32, 32, 3)
+    # 20 of 100 columns, of which the crop keeps 32 of 80.
+    assert cropped[16, :, 0].mean() / 255 == pytest.approx(16 / 32, abs=0.03)
+
+
+@given(st.integers(1, 500), st.integers(1, 500), st.integers(0, 2**31))
+def test_a_random_crop_lies_within_the_image(width: int, height: int, seed: int) -> None:
+    left, top, right, bottom = random_crop(width, height, nfnet.hash_keys(seed))
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+
+
+def test_random_crops_have_the_papers_areas_and_ratios() -> None:
+    keys = nfnet.hash_keys(0, torch.arange(2000))
+    boxes = np.array([random_crop(600, 600, key) for key in keys])
+    w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    area, ratio = w * h / 600**2, np.log(w / h)
+    assert area.min() > 0.079
+    assert abs(ratio).max() < math.log(4 / 3) + 0.02
+    # Large and narrow ones that do not fit are drawn again, so the mean is below 0.54.
+    assert 0.45 < area.mean() < 0.54
+    assert abs(ratio.mean()) < 0.02
+    centres = (boxes[:, 0] + boxes[:, 2]) / 2
+    assert abs(centres.mean() - 300) < 10
+
+
+def test_training_images_are_functions_of_their_keys_and_half_are_mirrored(photos: Path) -> None:
+    dataset = ImageFolder(photos, SIZES)
+    index, keys = torch.full((60,), 7), nfnet.hash_keys(1, torch.arange(60))
+    images, labels = dataset.train_images(index, keys)
+    assert images.shape == (60, 3, 24, 24)
+    assert labels.tolist() == [0] * 60
+    again, _ = dataset.train_images(index[:2], keys[[5, 40]])
+    assert torch.equal(again, images[[5, 40]])
+    assert len({image.numpy().tobytes() for image in images}) == 60
+    flips = nfnet.uniform(nfnet.hash_keys(keys, -1)) < 0.5
+    assert 15 < flips.sum() < 45
+
+
+def config_of(folder: Path) -> Config:
+    return replace(
+        Config(), dataset=str(folder), image_size=24, batch_size=8, mixup=True, cutmix=True
+    )
+
+
+def test_processes_that_read_ahead_change_nothing(photos: Path) -> None:
+    config = config_of(photos)
+    dataset = load_dataset(config)
+    plain, ahead = (list(train_batches(dataset, config, 1, 0, 2, n)) for n in (0, 2))
+    assert len(plain) == len(ahead) == 36 // 8
+    for a, b in zip(plain, ahead, strict=True):
+        assert torch.equal(a.images_NCHW, b.images_NCHW)
+        assert torch.equal(a.targets_NK, b.targets_NK)
+        assert torch.equal(a.places_N, b.places_N)
+    for pair in zip(*(eval_batches(dataset, "test", 3, 1, 2, n) for n in (0, 2)), strict=True):
+        assert torch.equal(pair[0][0], pair[1][0])
+        assert torch.equal(pair[0][1], pair[1][1])
+
+
+def test_the_fingerprint_follows_the_files(own: Path) -> None:
+    before = ImageFolder(own, SIZES).fingerprint
+    assert ImageFolder(own, SIZES).fingerprint == before
+    (own / "train" / "china" / "000.jpg").unlink()
+    assert ImageFolder(own, SIZES).fingerprint != before
+
+
+def break_folder(root: Path, how: str) -> None:
+    if how == "no val":
+        shutil.rmtree(root / "val")
+    elif how == "empty class":
+        shutil.rmtree(root / "val" / "flower")
+        (root / "val" / "flower").mkdir()
+    elif how == "another class":
+        (root / "train" / "tiger").mkdir()
+    elif how == "no classes":
+        for folder in root.glob("*/*"):
+            shutil.rmtree(folder)
+    elif how == "no image":
+        (root / "train" / "china" / "003.jpg").write_text("no image")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("no val", "has no folder 'val'"),
+        ("empty class", "class 'flower' has no images in .*val/flower"),
+        ("another class", "different classes: tiger is in one of them only"),
+        ("no classes", "holds no folders"),
+        ("no image", r"1 files are no images: .*train/china/003\.jpg"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_named(own: Path, how: str, message: str) -> None:
+    break_folder(own, how)
+    with pytest.raises(DatasetError, match=message) as caught:
+        load_dataset(config_of(own))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_image_that_cannot_be_read_is_named_when_it_is_needed(own: Path) -> None:
+    path = own / "train" / "flower" / "007.jpg"
+    path.write_bytes(path.read_bytes()[:1000])
+    config = config_of(own)
+    dataset = load_dataset(config)  # its header is whole
+    for loaders in (0, 2):
+        with pytest.raises(DatasetError, match=r"cannot read the image .*flower/007\.jpg"):
+            list(train_batches(dataset, config, 0, 0, 1, loaders))
+
+
+def write_cifar(folder: Path, per_file: int = 40) -> None:
+    """CIFAR-10's files, in its format, with fewer images."""
+    rng = np.random.default_rng(0)
+    files = folder / "cifar-10-batches-py"
+    files.mkdir(parents=True)
+    for name in [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]:
+        batch = {
+            "data": rng.integers(0, 256, (per_file, 3072), dtype=np.uint8),
+            "labels": [n % 10 for n in range(per_file)],
+        }
+        (files / name).write_bytes(pickle.dumps(batch))
+    names = {"label_names": [f"class {n}" for n in range(10)]}
+    (files / "batches.meta").write_bytes(pickle.dumps(names))
+
+
+@pytest.fixture
+def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    write_cifar(tmp_path)
+    # The checksums are those of the real files.
+    monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
+    return load_dataset(replace(Config(), dataset=str(tmp_path)))
+
+
+def test_cifar_is_split_by_class_and_cropped_with_flips(cifar: Dataset) -> None:
+    assert cifar.sizes == {"train": 180, "val": 20, "test": 40}
+    assert cifar.image_shape == (3, 32, 32)
+    assert cifar.class_names[3] == "class 3"
+    _, labels = cifar.eval_images("val", torch.arange(20))
+    assert torch.bincount(labels).tolist() == [2] * 10
+    images, _ = cifar.eval_images("train", torch.zeros(200, dtype=torch.long))
+    crops, _ = cifar.train_images(
+        torch.zeros(200, dtype=torch.long), nfnet.hash_keys(1, torch.arange(200))
+    )
+    padded = torch.nn.functional.pad(images[0], (4, 4, 4, 4))
+    windows = padded.unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
+    found = {
+        flip: (crops[:, None] == (windows.flip(-1) if flip else windows)).all((2, 3, 4)).any(1)
+        for flip in (False, True)
+    }
+    assert (found[False] ^ found[True]).all()
+    assert 60 < found[True].sum() < 140
+
+
+def test_cifar_files_that_are_not_the_real_ones_are_refused(tmp_path: Path) -> None:
+    write_cifar(tmp_path)
+    with pytest.raises(DatasetError, match="cifar-10-batches-py are not whole"):
+        load_dataset(replace(Config(), dataset=str(tmp_path)))
