@@ -22,7 +22,13 @@ _CONFIG_HELP = """--recipe NAME starts from a recipe; --print-config shows all s
 --resume NAME continues a run that was interrupted, with the configuration it was started with."""
 
 
-def main(kind: type[C], run: Callable[[C, bool], None], description: str) -> None:
+def main(
+    kind: type[C],
+    run: Callable[[C, bool], None],
+    description: str,
+    recipe: str = "digits",
+    trains: bool = True,
+) -> None:
     """Runs an experiment with the configuration that the command line says.
 
     A configuration that cannot be run ends the process with exit code 2 and one sentence; Ctrl-C
@@ -32,15 +38,17 @@ def main(kind: type[C], run: Callable[[C, bool], None], description: str) -> Non
         kind: Config, or SweepConfig for a search.
         run: takes the configuration, and whether to continue the run of that name.
         description: what `--help` shows above the flags, ending in an example.
+        recipe: where settings come from without `--recipe`.
+        trains: whether the dataset's training split is needed.
     """
     raise_on_interrupt()
     argv = sys.argv[1:]
     try:
-        config, resume = parse(kind, [word for word in argv if word != _PRINT], description)
+        config, resume = parse(kind, [word for word in argv if word != _PRINT], description, recipe)
         if _PRINT in argv:
             print(sources(config))
             return
-        validate(config)
+        validate(config, trains)
         run(config, resume)
     except ConfigError as error:
         _end(f"error: {error}", 2)
@@ -52,7 +60,9 @@ def main(kind: type[C], run: Callable[[C, bool], None], description: str) -> Non
         _end("interrupted before anything was started", 130)
 
 
-def parse(kind: type[C], argv: Sequence[str], description: str = "") -> tuple[C, bool]:
+def parse(
+    kind: type[C], argv: Sequence[str], description: str = "", recipe: str = "digits"
+) -> tuple[C, bool]:
     """The configuration that flags `argv` stand for, and whether a run is to be resumed.
 
     Defaults come from `--config FILE`, else from `--recipe`. In a search, a flag
@@ -65,7 +75,7 @@ def parse(kind: type[C], argv: Sequence[str], description: str = "") -> tuple[C,
     files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     files.add_argument("--config")
     files.add_argument("--resume")
-    files.add_argument("--recipe", default="digits")
+    files.add_argument("--recipe", default=recipe)
     files.add_argument("--storage")
     try:
         with contextlib.redirect_stderr(io.StringIO()) as said:

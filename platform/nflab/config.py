@@ -49,6 +49,11 @@ class ModelConfig:
     """Dropout rate before the classifier, in [0, 1)."""
     stochdepth_rate: float = 0.0
     """Stochastic depth: drop rate of the last block, growing linearly with depth, in [0, 1)."""
+    pretrained: str | None = None
+    """Weights to start from, under a new classifier: a safetensors or PyTorch file, the authors'
+    Haiku pickle, or `hub` for timm's copy on the Hugging Face hub."""
+    frozen: tuple[str, ...] = ()
+    """Parts that are not trained: stem, stage1, stage2, ..., final_conv."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,8 @@ class DataConfig:
     """What it is trained on."""
 
     dataset: str = "digits"
-    """`digits` (embedded: scikit-learn's 1797 real handwritten digits), a folder of images in
+    """`digits` (embedded: scikit-learn's 1797 real handwritten digits; `digits:0-4` are those of
+    some classes), a folder of images in
     ImageNet's layout (train/CLASS/..., val/CLASS/...), or one with torchvision's CIFAR files."""
     image_size: Annotated[int | None, _int_or("auto")] = None
     """Pixels along each side of images from such a layout, in training and evaluation; auto takes

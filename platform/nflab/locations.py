@@ -2,8 +2,11 @@
 
 import os
 from pathlib import Path
+from typing import TypeVar
 
 from nflab.config import RunConfig
+
+T = TypeVar("T", str, str | None)
 
 
 def checkout() -> Path:
@@ -27,6 +30,13 @@ def storage(run: RunConfig) -> str:
     """Folder or URI of checkpoints and results, likewise."""
     given = run.storage or os.environ.get("NFLAB_STORAGE") or str(checkout() / "runs")
     return given if "://" in given else str(Path(given).resolve())
+
+
+def absolute(word: T) -> T | str:
+    """The absolute path of what is a file or folder here; other words as they are."""
+    if isinstance(word, str) and Path(word).exists():
+        return str(Path(word).resolve())
+    return word
 
 
 def browse(run: RunConfig) -> str:

@@ -5,49 +5,27 @@ Tune or nothing) reaches it only as a `Worker`.
 """
 
 import math
-import os
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import nfnet
-from nflab.checkpoints import Checkpoints
 from nflab.config import Config, to_json
-from nflab.data import Dataset, load_dataset
-from nflab.data.batches import eval_batches, train_batches
-from nflab.data.dataset import Split
-from nflab.network import Network, autocast, memory_format, part_of_batch
+from nflab.data import load_dataset
+from nflab.data.batches import train_batches
+from nflab.evaluation import evaluate, loaders
+from nflab.models import build_model, set_training
+from nflab.network import Network, memory_format, part_of_batch
 from nflab.streams import Stream, keys
+from nflab.worker import Worker
 
 CHECK_EVERY = 16
 """Steps between two looks at whether the loss is still finite, on all workers alike."""
-
-
-SMALL_IMAGE = 64
-"""Pixels up to which images are small: every model begins with the stem for these."""
-
-
-@dataclass(frozen=True)
-class Worker:
-    """One process's place among those that train a run together, and its line to the outside."""
-
-    report: Callable[[dict[str, Any]], None]
-    """Called by every worker after each epoch with the metrics."""
-    rank: int = 0
-    world_size: int = 1
-    local_world_size: int = 1
-    """Processes of the run on this machine."""
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    checkpoints: Checkpoints | None = None
-    """Where rank 0 saves after each epoch, and what all continue from; None saves nothing."""
 
 
 def train(config: Config, worker: Worker) -> None:
@@ -59,21 +37,15 @@ def train(config: Config, worker: Worker) -> None:
     `test_loss`, `test_top1` and `test_top5`, or "diverged" as soon as a loss is not finite (its
     val_top1 is 0: a diverged network classifies nothing).
 
+    A run that starts from pre-trained weights, with a new classifier on them, first reports what
+    they are worth as epoch 0.
+
     A run that continues from a checkpoint first repeats the reports that led to it, since whoever
     was listening may have been lost before it wrote the last ones down.
     """
     dataset = load_dataset(config)
-    torch.manual_seed(config.run.seed)
-    model = nfnet.create_model(
-        config.model.model,
-        num_classes=len(dataset.class_names),
-        drop_rate=config.model.drop_rate,
-        stochdepth_rate=config.model.stochdepth_rate,
-        in_channels=dataset.image_shape[0],
-        # A large stem would leave nothing of a small image.
-        **({"stem": "3x3"} if max(dataset.image_shape[1:]) <= SMALL_IMAGE else {}),
-    )
-    model = model.to(worker.device).to(memory_format=memory_format(config))
+    model = build_model(config, dataset, new_head=True).to(worker.device)
+    model = model.to(memory_format=memory_format(config))
     optimizer = nfnet.SGD_AGC(
         nfnet.param_groups(model, config.optimizer.weight_decay, config.optimizer.clipping),
         lr=0.0,
@@ -87,8 +59,12 @@ def train(config: Config, worker: Worker) -> None:
         with worker.checkpoints.last() as folder:
             if folder is not None:
                 history = _load(folder, model, optimizer, ema, worker.device)
+    evaluated = model if ema is None else ema.model
     if history:
-        print(f"continues after epoch {len(history)}")
+        print(f"continues after epoch {history[-1]['epoch']}")
+    elif config.model.pretrained is not None:
+        before = [evaluate(config, evaluated, dataset, split, worker) for split in ("val", "test")]
+        history = [{"epoch": 0, **before[0], **before[1], "samples_seen": 0, "outcome": "running"}]
     for past in history:
         worker.report(past)
     network = Network(config, model, worker.device, worker.world_size)
@@ -99,9 +75,9 @@ def train(config: Config, worker: Worker) -> None:
     clipped = ClippedFraction(model, optimizer)
     ahead = loaders(config, dataset, worker)
 
-    for epoch in range(len(history), config.schedule.epochs):
+    for epoch in range(history[-1]["epoch"] if history else 0, config.schedule.epochs):
         started = time.monotonic()
-        model.train()
+        set_training(model, config.model.frozen)
         loss_sum = torch.zeros((), dtype=torch.float64, device=worker.device)
         finite = True
         batches = train_batches(dataset, config, epoch, worker.rank, worker.world_size, ahead)
@@ -142,7 +118,6 @@ def train(config: Config, worker: Worker) -> None:
             "samples_seen": (step + 1) * batch_size,
             **clipped.pop(),
         }
-        evaluated = model if ema is None else ema.model
         if finite:
             metrics |= evaluate(config, evaluated, dataset, "val", worker)
         # The last step of an epoch may be what broke the network.
@@ -160,51 +135,6 @@ def train(config: Config, worker: Worker) -> None:
                 _save(Path(temporary), config, history, model, optimizer, ema)
                 worker.checkpoints.save(Path(temporary), epoch + 1)
         worker.report(metrics)
-
-
-@torch.no_grad()
-def evaluate(
-    config: Config, model: nn.Module, dataset: Dataset, split: Split, worker: Worker
-) -> dict[str, float]:
-    """Mean cross-entropy (nats), top-1 and top-5 accuracy (percent) over a split.
-
-    Each image counts once, on any number of workers.
-    """
-    was_training = model.training
-    model.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=worker.device)
-    slice_size = max(1, config.optimizer.batch_size // worker.world_size)
-    batches = eval_batches(
-        dataset,
-        split,
-        min(slice_size, config.scale.micro_batch_size or slice_size),
-        worker.rank,
-        worker.world_size,
-        loaders(config, dataset, worker),
-    )
-    for images, labels in batches:
-        with autocast(config, worker.device):
-            logits_NK = model(images.to(worker.device, memory_format=memory_format(config)))
-        logits_NK, labels = logits_NK.float(), labels.to(worker.device)
-        sums[0] += F.cross_entropy(logits_NK, labels, reduction="sum")
-        ranked_NK = logits_NK.topk(min(5, logits_NK.shape[1]), dim=1).indices
-        hits_NK = ranked_NK == labels[:, None]
-        sums[1] += hits_NK[:, 0].sum()
-        sums[2] += hits_NK.sum()
-    model.train(was_training)
-    if worker.world_size > 1:
-        dist.all_reduce(sums)
-    loss, top1, top5 = (sums / dataset.sizes[split]).tolist()
-    return {f"{split}_loss": loss, f"{split}_top1": 100 * top1, f"{split}_top5": 100 * top5}
-
-
-def loaders(config: Config, dataset: Dataset, worker: Worker) -> int:
-    """Processes that read images for this worker."""
-    if config.scale.loaders is not None:
-        return config.scale.loaders
-    if dataset.in_memory:
-        return 0
-    return max(1, len(os.sched_getaffinity(0)) // worker.local_world_size)
 
 
 class ClippedFraction:

@@ -158,13 +158,42 @@ _ABLATIONS = {
     for depth in (50, 200)
 }
 
+_DIGITS_SPACE = SearchSpace(clipping=(0.01, 0.64), batch_size=(16, 128), augmentation_level=(0, 10))
+
+_FINETUNE: dict[str, tuple[Any, str]] = {
+    "epochs": (20, "nflab's choice"),
+    "warmup_epochs": (1.0, "nflab's choice"),
+    "ema_decay": (None, "nflab's choice: few steps to average over"),
+}
+
 RECIPES = {
     "digits": Recipe(
         {
             "base_learning_rate": (1.6, "gives the smallest batch, 16, the paper's 0.1"),
             "augmentation_layers": (2, "4 would leave little of 8x8 pixels"),
         },
-        SearchSpace(clipping=(0.01, 0.64), batch_size=(16, 128), augmentation_level=(0, 10)),
+        _DIGITS_SPACE,
+    ),
+    "digits_finetune": Recipe(
+        {
+            **_FINETUNE,
+            "recipe": ("digits_finetune", "its name"),
+            "base_learning_rate": (0.4, "a quarter of what training from scratch takes"),
+            "augmentation_layers": (2, "4 would leave little of 8x8 pixels"),
+        },
+        _DIGITS_SPACE,
+    ),
+    "finetune": Recipe(
+        {
+            **_FINETUNE,
+            "recipe": ("finetune", "its name"),
+            "model": ("dm_nfnet_f0", "give yours with --model"),
+            "dataset": ("imagenet", "give yours with --dataset"),
+            "batch_size": (256, "nflab's choice"),
+            "clipping": (0.01, f"{_PAPER}, section 5"),
+            "base_learning_rate": (0.01, "a tenth of what training from scratch takes"),
+        },
+        _PAPER_SPACE,
     ),
     **{f"nfnet_f{size}": _nfnet(size) for size in range(7)},
     **{name: _ablation(name, model) for name, model in _ABLATIONS.items()},

@@ -27,6 +27,8 @@ class Session(Generic[C]):
     """Path or address of all that the run keeps."""
     tracker: Tracker
     placement: Placement
+    class_names: tuple[str, ...]
+    """Of the dataset, in the order of the labels."""
     tags: dict[str, str]
     """What every run of the session is tagged with."""
     lock: IO[str] | None
@@ -49,7 +51,15 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
     """
     name = config.run.name or f"{experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
     storage, uri = locations.storage(config.run), locations.tracking_uri(config.run)
-    config = replace(config, name=name, storage=storage, tracking_uri=uri)
+    config = replace(
+        config,
+        name=name,
+        storage=storage,
+        tracking_uri=uri,
+        # Workers run in folders of their own.
+        dataset=locations.absolute(config.data.dataset),
+        pretrained=locations.absolute(config.model.pretrained),
+    )
     folder = f"{storage}/{name}"
     _check_writable(storage)
     tracker = Tracker(uri, storage, experiment)
@@ -61,14 +71,15 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
         )
     with interrupts_deferred():
         placement = cluster.connect(config.scale)
+    dataset = load_dataset(config)
     tags = {
         **code_tags(),
-        "dataset_fingerprint": load_dataset(config).fingerprint,
+        "dataset_fingerprint": dataset.fingerprint,
         "world_size": str(placement.num_workers),
         "placement": str(placement),
     }
     write_text(_config_file(folder), to_json(config))
-    return Session(config, folder, tracker, placement, tags, lock)
+    return Session(config, folder, tracker, placement, dataset.class_names, tags, lock)
 
 
 def stored_config(kind: type[C], name: str, storage: str | None) -> C:

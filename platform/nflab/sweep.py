@@ -1,5 +1,6 @@
 """A sweep from its configuration to its answer: search, record, read back, draw."""
 
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
         searched = {key: f"searched: {space.describe(key)}" for key in config.search.searched}
         tracker.log_params(parent, {**flat(config), **searched})
         tracker.add_text(parent, to_json(config), "config.json")
+        tracker.add_text(parent, json.dumps(session.class_names), "classes.json")
         ledger = TrialLedger(
             config, _study_url(session), tracker, parent, session.tags, _samples_per_epoch(config)
         )

@@ -2,6 +2,7 @@
 
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ from nflab.checkpoints import Checkpoints
 from nflab.cluster import Placement
 from nflab.config import Config
 from nflab.logs import kept_log
-from nflab.loop import Worker, train
+from nflab.loop import train
+from nflab.worker import Worker
 
 
 class WorkerFailed(Exception):
@@ -24,27 +26,39 @@ class WorkerFailed(Exception):
         self.rank, self.when, self.text = rank, when, text
 
 
+Task = Callable[[Config, Worker], None]
+"""What a worker does."""
+
+
 @dataclass(frozen=True)
 class _Job:
     """What every worker is told."""
 
     config: Config
     folder: str
+    task: Task
 
 
-def fit(config: Config, placement: Placement, folder: str, callback: UserCallback) -> None:
+def fit(
+    config: Config,
+    placement: Placement,
+    folder: str,
+    callback: UserCallback,
+    task: Task = train,
+) -> None:
     """Trains `config` on the workers of `placement`, continuing from what `folder` holds.
 
     Args:
         folder: path or address of the run's checkpoints and logs.
         callback: told of every report, in Ray Train's controller process.
+        task: what every worker does, instead of training.
 
     Raises:
         ray.train.TrainingFailedError: a worker raised an error, or was lost (see `first_error`).
     """
     TorchTrainer(
         _train_worker,
-        train_loop_config={"job": _Job(config, folder)},
+        train_loop_config={"job": _Job(config, folder, task)},
         torch_config=TorchConfig(backend="nccl" if placement.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=placement.num_workers,
@@ -79,7 +93,7 @@ def _train_worker(parameters: dict[str, _Job]) -> None:
     )
     try:
         with kept_log(f"{job.folder}/logs", rank):
-            train(job.config, worker)
+            job.task(job.config, worker)
     except Exception:
         raise WorkerFailed(rank, time.time(), traceback.format_exc()) from None
 

@@ -1,5 +1,6 @@
 """One training from its configuration to its recorded result."""
 
+import json
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
@@ -14,10 +15,11 @@ from ray.train import TrainingFailedError, UserCallback
 from nflab.checkpoints import Checkpoints
 from nflab.config import Config, flat, to_json
 from nflab.interrupts import Interrupted, ignore_interrupts
+from nflab.loop import train
 from nflab.progress import TrainingProgress, console
 from nflab.session import open_session
 from nflab.tracking import Outcome, Tracker
-from nflab.train import first_error, fit
+from nflab.train import Task, first_error, fit
 
 POLL_SECONDS = 2.0
 """How often the progress of a training is looked up."""
@@ -30,6 +32,8 @@ class TrainingResult:
     outcome: Outcome
     metrics: dict[str, float]
     """Last value of each metric, as MLflow recorded it."""
+    history: dict[str, list[float]]
+    """`val_top1` and `test_top1` in the order in which they were recorded."""
     run_id: str
     error: str | None
     """Why it failed, with the traceback of the first worker that did."""
@@ -37,11 +41,14 @@ class TrainingResult:
     """Where the log of each worker is."""
 
 
-def run_training(config: Config, experiment: str, resume: bool = False) -> TrainingResult:
+def run_training(
+    config: Config, experiment: str, resume: bool = False, task: Task = train
+) -> TrainingResult:
     """Trains a validated configuration on the cluster, as a run of the MLflow experiment.
 
     Args:
         resume: continue the run called `config.run.name` from its last checkpoint.
+        task: what every worker does, instead of training.
 
     Raises:
         ConfigError: the name, a store or the cluster cannot be used.
@@ -50,7 +57,8 @@ def run_training(config: Config, experiment: str, resume: bool = False) -> Train
     session = open_session(config, experiment, resume)
     config, tracker = session.config, session.tracker
     console().print(
-        f"training {session.name}: {config.schedule.epochs} epochs, {session.placement}"
+        f"{experiment} {session.name}: {config.model.model} on {config.data.dataset}, "
+        f"{session.placement}"
     )
     outcome: Outcome = "failed"
     error = None
@@ -60,12 +68,13 @@ def run_training(config: Config, experiment: str, resume: bool = False) -> Train
         tracker.reopen(run_id)
         tracker.log_params(run_id, flat(config))
         tracker.add_text(run_id, to_json(config), "config.json")
-        recorder = _Recorder(tracker, run_id, int(tracker.metrics(run_id).get("epoch", 0)))
+        tracker.add_text(run_id, json.dumps(session.class_names), "classes.json")
+        recorder = _Recorder(tracker, run_id, int(tracker.metrics(run_id).get("epoch", -1)))
         progress = TrainingProgress(config.schedule.epochs)
         history = partial(tracker.history, run_id)
         # In a thread: Ctrl-C is for this one, which knows what to write down.
         pool = ThreadPoolExecutor(max_workers=1)
-        training = pool.submit(fit, config, session.placement, session.folder, recorder)
+        training = pool.submit(fit, config, session.placement, session.folder, recorder, task)
         while True:
             try:
                 training.result(timeout=POLL_SECONDS)
@@ -91,7 +100,14 @@ def run_training(config: Config, experiment: str, resume: bool = False) -> Train
         if run_id:
             tracker.finish(run_id, outcome, {"error": error[:5000]} if error else None)
         ray.shutdown()
-    return TrainingResult(outcome, tracker.metrics(run_id), run_id, error, f"{session.folder}/logs")
+    return TrainingResult(
+        outcome,
+        tracker.metrics(run_id),
+        {name: [v for _, v in tracker.history(run_id, name)] for name in ("val_top1", "test_top1")},
+        run_id,
+        error,
+        f"{session.folder}/logs",
+    )
 
 
 class _Recorder(UserCallback):

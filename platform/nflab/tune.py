@@ -19,9 +19,10 @@ from nflab.cluster import LEFT_FOR_TRIAL, Placement
 from nflab.config import Config, replace
 from nflab.ledger import METRIC, Proposal, TrialLedger
 from nflab.logs import kept_log
-from nflab.loop import Worker, train
+from nflab.loop import train
 from nflab.progress import SweepProgress
 from nflab.train import first_error, fit
+from nflab.worker import Worker
 
 LOST_PROCESSES = 3
 """How often a trial goes on after its process was lost, before it counts as failed."""

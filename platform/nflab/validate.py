@@ -7,11 +7,15 @@ import re
 import nfnet
 from nflab.config import Config, ConfigError, SweepConfig, flat, require
 from nflab.data import DatasetError, load_dataset
+from nflab.models import check_model
 from nflab.recipes import RECIPES, space_of
 
 
-def validate(config: Config) -> None:
+def validate(config: Config, trains: bool = True) -> None:
     """Checks every value of `config` that can be checked without a cluster.
+
+    Args:
+        trains: whether the dataset's training split is needed.
 
     Raises:
         ConfigError: one sentence that names the value, what was expected and what to do.
@@ -89,6 +93,9 @@ def validate(config: Config) -> None:
         c["image_size"] is None or not dataset.in_memory,
         f"image_size {c['image_size']} is for folders of images: {c['dataset']} has its own",
     )
+    if not trains:
+        return
+    check_model(config, new_head=True)
     train_size = dataset.sizes["train"]
     for batch_size in batch_sizes:
         require(batch_size >= 1, f"batch_size {batch_size} must be at least 1")

@@ -7,7 +7,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from nflab.config import Config, from_json
-from nflab.loop import Worker, train
+from nflab.loop import train
+from nflab.worker import Worker
 from tests.conftest import Script
 
 FLAGS = ["--epochs", "2", "--batch-size", "64", "--base-learning-rate", "0.2", "--seed", "4"]

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from nflab.config import Config, from_json
-from nflab.loop import Worker, train
+from nflab.loop import train
+from nflab.worker import Worker
 from tests.conftest import ROOT
 from tests.faults.stores import Stores
 

@@ -16,9 +16,10 @@ from nflab.checkpoints import Checkpoints
 from nflab.config import Config, from_json, replace, to_json
 from nflab.data import load_dataset
 from nflab.data.batches import Batch, cut
-from nflab.loop import Worker, train
+from nflab.loop import train
 from nflab.network import part_of_batch
 from nflab.recipes import RECIPES
+from nflab.worker import Worker
 
 SMALL = replace(
     RECIPES["digits"].config, epochs=2, batch_size=96, seed=3, drop_rate=0.2, stochdepth_rate=0.2

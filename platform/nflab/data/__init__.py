@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from pathlib import Path
 
 import nfnet
@@ -28,8 +29,11 @@ def load_dataset(config: Config) -> Dataset:
 
 @functools.cache
 def _load(name: str, sizes: nfnet.Preprocessing) -> Dataset:
-    if name == "digits":
-        return digits()
+    if chosen := re.fullmatch(r"digits(?::(\d)-(\d))?", name):
+        first, last = (int(digit) for digit in (chosen[1] or "0", chosen[2] or "9"))
+        if first >= last:
+            raise DatasetError(f"dataset {name!r} has no two classes: give a range such as 0-4")
+        return digits(first, last)
     folder = Path(name)
     if not folder.is_dir():
         raise DatasetError(

@@ -68,20 +68,25 @@ class ArrayDataset:
         return images[indices_N], labels[indices_N]
 
 
-def digits() -> ArrayDataset:
-    """scikit-learn's handwritten digits: 1797 real 8x8 grey images of 43 writers, embedded.
+def digits(first: int, last: int) -> ArrayDataset:
+    """scikit-learn's 1797 real 8x8 grey images of handwritten digits, those from `first` to `last`.
 
     In order of occurrence, of every five images of a class the first is a test image, the second a
     validation image and the rest are for training. No flips: a mirrored 2 is no 2.
     """
     bunch = load_digits()
+    of_classes = (bunch.target >= first) & (bunch.target <= last)
     # The file's grey levels are 0..16.
-    images = (torch.from_numpy(bunch.images)[:, None] * (255 / 16)).round().to(torch.uint8)
-    labels = torch.from_numpy(bunch.target)
+    images = (
+        (torch.from_numpy(bunch.images[of_classes])[:, None] * (255 / 16)).round().to(torch.uint8)
+    )
+    labels = torch.from_numpy(bunch.target[of_classes]) - first
     fold_N = _nth_of_class(labels) % 5
     members: dict[Split, Tensor] = {"train": fold_N > 1, "val": fold_N == 1, "test": fold_N == 0}
     splits = {split: (images[m], labels[m]) for split, m in members.items()}
-    return ArrayDataset(splits, [str(digit) for digit in range(10)], shift=1, flip=False)
+    return ArrayDataset(
+        splits, [str(digit) for digit in range(first, last + 1)], shift=1, flip=False
+    )
 
 
 _CIFAR = {"cifar-10-batches-py": datasets.CIFAR10, "cifar-100-python": datasets.CIFAR100}

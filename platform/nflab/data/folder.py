@@ -32,7 +32,7 @@ _Files = list[tuple[Path, int]]
 
 class ImageFolder:
     """Implements `Dataset` over `root/train/CLASS/...`, `root/val/CLASS/...` and, if it is there,
-    `root/test/CLASS/...`.
+    `root/test/CLASS/...`; without `train` there is nothing to train on.
 
     Without `test`, `val` is the test split, as ImageNet's is in papers, and the validation split is
     taken from `train`: a tenth of it, spread over all classes, but 10000 images at most.
@@ -53,8 +53,9 @@ class ImageFolder:
         found = {
             name: self._scan(name)
             for name in ("train", "val", "test")
-            if name != "test" or (root / "test").is_dir()
+            if name == "val" or (root / name).is_dir()
         }
+        found.setdefault("train", [])
         if "test" in found:
             splits: dict[Split, _Files] = {
                 "train": found["train"],
@@ -161,23 +162,26 @@ def random_crop(width: int, height: int, key: Tensor) -> tuple[int, int, int, in
 
 
 def _class_names(root: Path) -> tuple[str, ...]:
-    for name in ("train", "val"):
-        if not (root / name).is_dir():
-            raise DatasetError(
-                f"{root} has no folder {name!r}: expected {root}/train/CLASS/... and "
-                f"{root}/val/CLASS/..., or torchvision's CIFAR files"
-            )
+    if not (root / "val").is_dir():
+        raise DatasetError(
+            f"{root} has no folder 'val': expected {root}/train/CLASS/... and "
+            f"{root}/val/CLASS/..., or torchvision's CIFAR files"
+        )
     names, other = (
-        {p.name for p in (root / split).iterdir() if p.is_dir()} for split in ("train", "val")
+        {p.name for p in (root / split).iterdir() if p.is_dir()}
+        if (root / split).is_dir()
+        else None
+        for split in ("val", "train")
     )
-    if names != other:
+    assert names is not None
+    if other is not None and names != other:
         differ = sorted(names ^ other)
         raise DatasetError(
             f"train and val in {root} have different classes: {', '.join(differ[:3])} "
             f"{'are' if len(differ) > 1 else 'is'} in one of them only"
         )
     if not names:
-        raise DatasetError(f"{root}/train holds no folders: expected one for each class")
+        raise DatasetError(f"{root}/val holds no folders: expected one for each class")
     return tuple(sorted(names))
 
 

@@ -1,0 +1,40 @@
+"""How accurate are pre-trained weights on a dataset's test split?
+
+Every image is resized and cropped as the model's authors do, and counts once, on any number of
+workers. The result is recorded in MLflow and shown beside the published one.
+
+Example:
+  python experiments/evaluate.py --model dm_nfnet_f0 --pretrained hub --dataset imagenet/
+"""
+
+import _start  # noqa: F401
+
+from nflab import cli, locations
+from nflab.config import Config
+from nflab.progress import console
+
+PUBLISHED = {
+    **{f"dm_nfnet_f{n}": top1 for n, top1 in enumerate((83.6, 84.7, 85.1, 85.7, 85.9, 86.0, 86.5))},
+}
+"""Top-1 in percent on ImageNet (arXiv 2102.06171, table 3)."""
+
+
+def main(config: Config, resume: bool) -> None:
+    """Evaluates, then prints both accuracies."""
+    from nflab.evaluation import check_pretrained, evaluate_pretrained
+    from nflab.training import run_training
+
+    check_pretrained(config)
+    result = run_training(config, "evaluate", resume, evaluate_pretrained)
+    if result.outcome == "failed":
+        raise SystemExit(f"error: the evaluation failed:\n{result.error}\nlogs: {result.logs}")
+    metrics, published = result.metrics, PUBLISHED.get(config.model.model)
+    out = console()
+    out.print(f"test top-1 {metrics['test_top1']:.2f} %, top-5 {metrics['test_top5']:.2f} %")
+    if published is not None:
+        out.print(f"published top-1 on ImageNet: {published} %")
+    out.print(f"Browse:  {locations.browse(config.run)}")
+
+
+if __name__ == "__main__":
+    cli.main(Config, main, __doc__, trains=False)

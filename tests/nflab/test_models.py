@@ -1,0 +1,96 @@
+"""Networks that start from pre-trained weights."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import nfnet
+from nflab.checkpoints import Checkpoints
+from nflab.config import Config, ConfigError, replace
+from nflab.data import load_dataset
+from nflab.evaluation import check_pretrained
+from nflab.loop import train
+from nflab.models import build_model
+from nflab.recipes import RECIPES
+from nflab.validate import validate
+from nflab.worker import Worker
+
+BASE = replace(RECIPES["digits"].config, dataset="digits:0-4", epochs=3)
+
+
+def train_into(config: Config, folder: Path) -> list[dict[str, Any]]:
+    reports: list[dict[str, Any]] = []
+    train(config, Worker(report=reports.append, checkpoints=Checkpoints(str(folder))))
+    return reports
+
+
+def weights(folder: Path) -> Path:
+    (found,) = folder.glob("epoch-*/weights.pt")
+    return found
+
+
+@pytest.mark.parametrize("model", ["dm_nf_resnet_digits", "preact_resnet_digits"])
+def test_fine_tuning_starts_from_the_features_under_a_new_head_and_leaves_what_is_frozen(
+    tmp_path: Path, model: str
+) -> None:
+    base = replace(BASE, model=model)
+    train_into(base, tmp_path / "base")
+    path = weights(tmp_path / "base")
+    config = replace(
+        base,
+        dataset="digits:5-9",
+        pretrained=str(path),
+        frozen=("stem", "stage1"),
+        ema_decay=None,
+        base_learning_rate=0.4,
+    )
+    reports = train_into(config, tmp_path / "tuned")
+    assert [m["epoch"] for m in reports] == [0, 1, 2, 3]
+    assert {"val_top1", "test_top1"} <= reports[0].keys()
+    assert reports[-1]["val_top1"] > reports[0]["val_top1"] + 20
+    before = torch.load(path, weights_only=True)
+    after = torch.load(weights(tmp_path / "tuned"), weights_only=True)
+    moved = {
+        name
+        for name, tensor in after.items()
+        if tensor.is_floating_point() and not torch.equal(tensor, before[name])
+    }
+    assert {nfnet.layer_group(name) for name in moved} == {"stage2", "stage3", "head"}
+    start = build_model(config, load_dataset(config), new_head=True).state_dict()
+    assert not torch.equal(start["head.fc.weight"], before["head.fc.weight"])
+    assert torch.equal(start["stages.2.0.conv1.weight"], before["stages.2.0.conv1.weight"])
+
+
+def test_fine_tuning_goes_on_where_it_was(tmp_path: Path) -> None:
+    train_into(replace(BASE, epochs=1), tmp_path / "base")
+    config = replace(BASE, dataset="digits:5-9", pretrained=str(weights(tmp_path / "base")))
+    whole = train_into(config, tmp_path / "tuned")
+    again = train_into(config, tmp_path / "tuned")
+    assert again == whole
+
+
+def test_weights_that_do_not_fit_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(nfnet.create_model("dm_nf_resnet_digits", num_classes=5).state_dict(), path)
+    config = replace(Config(), pretrained=str(path))
+    validate(config)  # five classes, under a new head
+    check_pretrained(replace(config, dataset="digits:0-4"))
+    with pytest.raises(ConfigError, match=r"head\.fc\.weight: \(5, 128\), expected \(10, 128\)"):
+        check_pretrained(config)
+    with pytest.raises(ConfigError, match="do not fit the model"):
+        validate(replace(config, model="preact_resnet_digits"))
+    with pytest.raises(ConfigError, match="there is no file 'nowhere'"):
+        validate(replace(config, pretrained="nowhere"))
+    with pytest.raises(ConfigError, match="nothing to evaluate"):
+        check_pretrained(Config())
+    for part in ("head", "stage4"):
+        with pytest.raises(ConfigError, match=f"'{part}' cannot be frozen: choose from stem, stag"):
+            validate(replace(config, frozen=(part,)))
+
+
+@pytest.mark.parametrize("name", ["digits:5-5", "digits:7-2"])
+def test_fewer_than_two_classes_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="has no two classes"):
+        validate(replace(Config(), dataset=name))
