@@ -18,6 +18,7 @@ Normalization", 2021 (arXiv 2102.06171).
 from nfnet.agc import adaptive_clip_grad_, num_units
 from nfnet.create import create_model
 from nfnet.ema import EMA
+from nfnet.export import export_onnx, export_torch
 from nfnet.flops import count_flops
 from nfnet.haiku import load_haiku
 from nfnet.model import layer_group
@@ -45,6 +46,8 @@ __all__ = [
     "count_flops",
     "create_model",
     "eval_transform",
+    "export_onnx",
+    "export_torch",
     "hash_keys",
     "layer_group",
     "list_models",

@@ -15,11 +15,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import nfnet
+from nflab.classifier import WEIGHTS, write_description
 from nflab.config import Config, to_json
-from nflab.data import load_dataset
+from nflab.data import Dataset, load_dataset
 from nflab.data.batches import train_batches
 from nflab.evaluation import evaluate, loaders
-from nflab.models import build_model, set_training
+from nflab.models import build_model, model_settings, set_training
 from nflab.network import Network, memory_format, part_of_batch
 from nflab.streams import Stream, keys
 from nflab.worker import Worker
@@ -132,7 +133,7 @@ def train(config: Config, worker: Worker) -> None:
         history.append(metrics)
         if worker.rank == 0 and worker.checkpoints is not None:
             with tempfile.TemporaryDirectory() as temporary:
-                _save(Path(temporary), config, history, model, optimizer, ema)
+                _save(Path(temporary), config, dataset, history, model, optimizer, ema)
                 worker.checkpoints.save(Path(temporary), epoch + 1)
         worker.report(metrics)
 
@@ -179,12 +180,14 @@ def _sum_over_workers(value: Tensor, worker: Worker) -> float:
 def _save(
     folder: Path,
     config: Config,
+    dataset: Dataset,
     history: list[dict[str, Any]],
     model: nn.Module,
     optimizer: nfnet.SGD_AGC,
     ema: nfnet.EMA | None,
 ) -> None:
-    """`state.pt` to resume from, `weights.pt` as evaluated, and their configuration."""
+    """`state.pt` to resume from, `weights.pt` as evaluated, with `model.json` on how to use them,
+    and their configuration."""
     state = {
         "history": history,
         "model": model.state_dict(),
@@ -192,7 +195,16 @@ def _save(
         "ema": None if ema is None else ema.state_dict(),
     }
     torch.save(state, folder / "state.pt")
-    torch.save((model if ema is None else ema.model).state_dict(), folder / "weights.pt")
+    torch.save((model if ema is None else ema.model).state_dict(), folder / WEIGHTS)
+    write_description(
+        folder,
+        config.model.model,
+        model_settings(dataset),
+        dataset.class_names,
+        dataset.preprocessing,
+        dataset.mean,
+        dataset.std,
+    )
     (folder / "config.json").write_text(to_json(config), encoding="utf-8")
 
 

@@ -1,5 +1,7 @@
 """The network of a configuration, as its dataset needs it."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -21,25 +23,33 @@ def build_model(config: Config, dataset: Dataset, new_head: bool) -> ResNet:
     Raises:
         ValueError: the pre-trained weights cannot be had, or are those of another model.
     """
-    classes = len(dataset.class_names)
+    settings = model_settings(dataset)
     fine_tunes = config.model.pretrained is not None and new_head
     torch.manual_seed(config.run.seed)
     model = nfnet.create_model(
         config.model.model,
-        num_classes=None if fine_tunes else classes,
         pretrained=config.model.pretrained,
         drop_rate=config.model.drop_rate,
         stochdepth_rate=config.model.stochdepth_rate,
-        in_channels=dataset.image_shape[0],
-        # A large stem would leave nothing of a small image.
-        **({"stem": "3x3"} if max(dataset.image_shape[1:]) <= SMALL_IMAGE else {}),
+        **(settings | ({"num_classes": None} if fine_tunes else {})),
     )
     if fine_tunes:
         torch.manual_seed(config.run.seed)
-        model.reset_classifier(classes)
+        model.reset_classifier(settings["num_classes"])
     for name, p in model.named_parameters():
         p.requires_grad_(nfnet.layer_group(name) not in config.model.frozen)
     return model
+
+
+def model_settings(dataset: Dataset) -> dict[str, Any]:
+    """What `nfnet.create_model` is told of a dataset's images and classes."""
+    small = max(dataset.image_shape[1:]) <= SMALL_IMAGE
+    return {
+        "num_classes": len(dataset.class_names),
+        "in_channels": dataset.image_shape[0],
+        # A large stem would leave nothing of a small image.
+        **({"stem": "3x3"} if small else {}),
+    }
 
 
 def check_model(config: Config, new_head: bool) -> None:

@@ -11,7 +11,7 @@ import ray
 from nflab import figures, locations
 from nflab.checkpoints import Checkpoints
 from nflab.config import SweepConfig, flat, to_json
-from nflab.data import load_dataset
+from nflab.data import example_image, load_dataset
 from nflab.files import is_local
 from nflab.interrupts import Interrupted, ignore_interrupts
 from nflab.ledger import METRIC, TrialLedger
@@ -144,9 +144,9 @@ def _conclude(session: Session[SweepConfig], parent: str) -> SweepResult:
         tracker.log(parent, {key: best[key] for key in ("val_top1", "test_top1")}, 0)
         checkpoints = Checkpoints(f"{trial_folder(session.folder, best.number)}/checkpoints")
         with checkpoints.last() as checkpoint:
-            for file in ("weights.pt", "config.json"):
-                if checkpoint is not None:
-                    tracker.add_file(parent, checkpoint / file, "best_trial")
+            if checkpoint is not None:
+                tracker.add_file(parent, checkpoint / "config.json", "best_trial")
+                tracker.add_model(parent, checkpoint, example_image(config))
     failed = bool((trials.outcome == "failed").all())
     tracker.finish(parent, "failed" if failed else "finished")
     return SweepResult(trials, shares, judged, folder, parent)

@@ -5,6 +5,7 @@ One parent run a sweep, one child run a trial; a single training is a run of its
 
 import hashlib
 import logging
+import os
 import subprocess
 import time
 from collections.abc import Mapping
@@ -18,7 +19,9 @@ from mlflow.entities import Metric, Param, Run, RunTag
 
 import nflab
 import nfnet
+from nflab.classifier import DESCRIPTION, WEIGHTS
 from nflab.config import ConfigError
+from nflab.serving import log_model
 
 Outcome = Literal["finished", "pruned", "diverged", "failed", "interrupted"]
 
@@ -45,7 +48,8 @@ METRICS = (
 )
 """What is recorded of a report."""
 
-# Not for a person: that a new store was laid out, table by table.
+# Not for a person: bars of short downloads, and that a new store was laid out, table by table.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 _PARENT = "mlflow.parentRunId"
@@ -152,6 +156,16 @@ class Tracker:
     def add_file(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """Stores a local file as an artifact of the run."""
         self._client.log_artifact(run_id, str(path), folder)
+
+    def add_model(self, run_id: str, folder: Path, example: bytes) -> None:
+        """Stores the network of a checkpoint's folder, and as a model that answers images.
+
+        Args:
+            example: bytes of an image file, as an example of its input.
+        """
+        for file in (WEIGHTS, DESCRIPTION):
+            self.add_file(run_id, folder / file)
+        log_model(self.uri, run_id, folder, example)
 
     def add_text(self, run_id: str, text: str, file: str) -> None:
         """Stores text as an artifact of the run."""

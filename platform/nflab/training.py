@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,6 +13,7 @@ from ray.train import TrainingFailedError, UserCallback
 
 from nflab.checkpoints import Checkpoints
 from nflab.config import Config, flat, to_json
+from nflab.data import example_image
 from nflab.interrupts import Interrupted, ignore_interrupts
 from nflab.loop import train
 from nflab.progress import TrainingProgress, console
@@ -85,7 +85,7 @@ def run_training(
         outcome = tracker.outcome(run_id)
         with Checkpoints(f"{session.folder}/checkpoints").last() as folder:
             if folder is not None and outcome == "finished":
-                tracker.add_file(run_id, Path(folder) / "weights.pt")
+                tracker.add_model(run_id, folder, example_image(config))
     except TrainingFailedError as failure:
         first = first_error(failure)
         error = first.text if first else str(failure)

@@ -5,13 +5,16 @@ import functools
 import re
 from pathlib import Path
 
+import torch
+from torchvision.io import encode_png
+
 import nfnet
 from nflab.config import Config
 from nflab.data.arrays import cifar, digits, is_cifar
 from nflab.data.dataset import Dataset, DatasetError
 from nflab.data.folder import ImageFolder
 
-__all__ = ["Dataset", "DatasetError", "load_dataset"]
+__all__ = ["Dataset", "DatasetError", "example_image", "load_dataset"]
 
 
 def load_dataset(config: Config) -> Dataset:
@@ -25,6 +28,12 @@ def load_dataset(config: Config) -> Dataset:
     if pixels is not None:
         sizes = dataclasses.replace(sizes, train_size=pixels, test_size=pixels)
     return _load(config.data.dataset, sizes)
+
+
+def example_image(config: Config) -> bytes:
+    """A validation image of a configuration's dataset as the bytes of a PNG file."""
+    images, _ = load_dataset(config).eval_images("val", torch.zeros(1, dtype=torch.long))
+    return bytes(encode_png(images[0]).numpy())
 
 
 @functools.cache

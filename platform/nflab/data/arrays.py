@@ -39,6 +39,7 @@ class ArrayDataset:
         images = splits["train"][0]
         _, channels, height, width = images.shape
         self.image_shape = (channels, height, width)
+        self.preprocessing = nfnet.Preprocessing(height, height, crop=1.0, squash=True)
         train = images.double() / 255
         self.mean, self.std = (s.float() for s in (train.mean((0, 2, 3)), train.std((0, 2, 3))))
         digest = hashlib.sha256()

@@ -5,6 +5,8 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+import nfnet
+
 Split = Literal["train", "val", "test"]
 
 
@@ -19,6 +21,8 @@ class Dataset(Protocol):
     """Name of each class, in the order of the labels."""
     image_shape: tuple[int, int, int]
     """(channels, height, width) of a training image as a network sees it."""
+    preprocessing: nfnet.Preprocessing
+    """How an image of any size becomes one that is evaluated."""
     sizes: Mapping[Split, int]
     """Images in each split."""
     mean: Tensor

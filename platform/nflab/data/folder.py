@@ -48,7 +48,7 @@ class ImageFolder:
     in_memory = False
 
     def __init__(self, root: Path, sizes: nfnet.Preprocessing) -> None:
-        self._root, self._sizes = root, sizes
+        self._root, self.preprocessing = root, sizes
         self.class_names = _class_names(root)
         found = {
             name: self._scan(name)
@@ -116,7 +116,7 @@ class ImageFolder:
 
     def train_images(self, indices_N: Tensor, keys_N: Tensor) -> tuple[Tensor, Tensor]:
         """Random resized crops (bicubic), half of them mirrored."""
-        size = self._sizes.train_size
+        size = self.preprocessing.train_size
         images = []
         for index, key in zip(indices_N.tolist(), keys_N, strict=True):
             image = self._read("train", index)
@@ -130,7 +130,7 @@ class ImageFolder:
     def eval_images(self, split: Split, indices_N: Tensor) -> tuple[Tensor, Tensor]:
         """The model's own evaluation crop."""
         images = [
-            TF.pil_to_tensor(self._sizes.crop_image(self._read(split, index)))
+            TF.pil_to_tensor(self.preprocessing.crop_image(self._read(split, index)))
             for index in indices_N.tolist()
         ]
         return torch.stack(images), self._labels[split][indices_N]
