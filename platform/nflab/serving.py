@@ -53,16 +53,21 @@ class Served(PythonModel):
         )
 
 
-def log_model(uri: str, run_id: str, folder: Path, example: bytes) -> None:
+def log_model(uri: str, experiment_id: str, run_id: str, folder: Path, example: bytes) -> str:
     """Records the network of a checkpoint as the model of a run.
 
     Args:
         uri: MLflow store or server.
+        experiment_id, run_id: of the run.
         folder: of the checkpoint.
         example: an image file's bytes, shown with the model as an example of its input.
+
+    Returns:
+        The model's address for `mlflow.pyfunc.load_model` and `mlflow models serve -m`.
     """
     mlflow.set_tracking_uri(uri)
-    Model.log(
+    mlflow.set_experiment(experiment_id=experiment_id)
+    logged = Model.log(
         artifact_path=None,
         name="model",
         flavor=mlflow.pyfunc,
@@ -76,6 +81,7 @@ def log_model(uri: str, run_id: str, folder: Path, example: bytes) -> None:
         # Without the tag of a build, which no registry knows.
         pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in _NEEDED],
     )
+    return str(logged.model_uri)
 
 
 # What MLflow loads when it runs this file as a model's code.

@@ -165,7 +165,8 @@ class Tracker:
         """
         for file in (WEIGHTS, DESCRIPTION):
             self.add_file(run_id, folder / file)
-        log_model(self.uri, run_id, folder, example)
+        uri = log_model(self.uri, self.experiment_id, run_id, folder, example)
+        self.tag(run_id, "model_uri", uri)
 
     def add_text(self, run_id: str, text: str, file: str) -> None:
         """Stores text as an artifact of the run."""

@@ -1,0 +1,62 @@
+"""Exported models against the originals, at other numbers of images than at the export."""
+
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import nfnet
+
+SMALL = {"depths": (1, 2), "widths": (16, 32), "num_classes": 5}
+MODELS = [
+    ("dm_nfnet_f0", {**SMALL, "group_size": 8}, (33, 48)),
+    ("preact_resnet50", SMALL, (32, 32)),
+    ("nf_regnet_b0", {**SMALL, "stem_width": 16}, (31, 30)),
+    ("nf_ecaresnet50", SMALL, (32, 32)),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "size"), MODELS)
+def test_exported_logits_are_the_models(
+    name: str, settings: dict[str, Any], size: tuple[int, int], tmp_path: Path
+) -> None:
+    model = nfnet.create_model(name, drop_rate=0.3, stochdepth_rate=0.3, **settings)
+    for p in model.parameters():
+        if p.ndim in (0, 1):
+            nn.init.normal_(p)
+    nfnet.export_torch(model, tmp_path / "model.pt2", size)
+    nfnet.export_onnx(model, tmp_path / "model.onnx", size)
+    assert model.training
+    model.eval()
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for images in (1, 5):
+        x = torch.randn(images, 3, *size)
+        with torch.no_grad():
+            expected = model(x)
+            tolerance = 1e-4 * expected.abs().max().item()
+            torch.testing.assert_close(program(x), expected, rtol=0, atol=tolerance)
+        (logits,) = session.run(None, {"images": x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=0, atol=tolerance)
+
+
+def test_a_difference_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nfnet.create_model("dm_nf_resnet_digits")
+    load = torch.export.load
+
+    def damaged(path: Path) -> Any:
+        program = load(path)
+        program.state_dict["head.fc.bias"].data += 1
+        return program
+
+    monkeypatch.setattr("torch.export.load", damaged)
+    with pytest.raises(RuntimeError, match="differ from the original's by"):
+        nfnet.export_torch(model, tmp_path / "model.pt2", 8)
+
+
+def test_an_image_too_small_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="fewer than the network's stride of 4"):
+        nfnet.export_torch(nfnet.create_model("dm_nf_resnet_digits"), tmp_path / "x.pt2", 3)
