@@ -30,6 +30,7 @@ from nfnet.preprocessing import (
     eval_transform,
     preprocessing,
 )
+from nfnet.propagation import BlockSignal, signal_propagation
 from nfnet.random import hash_keys, uniform
 from nfnet.sam import SAM
 from nfnet.schedule import warmup_cosine
@@ -41,6 +42,7 @@ __all__ = [
     "IMAGENET_STD",
     "SAM",
     "SGD_AGC",
+    "BlockSignal",
     "Preprocessing",
     "adaptive_clip_grad_",
     "count_flops",
@@ -55,6 +57,7 @@ __all__ = [
     "num_units",
     "param_groups",
     "preprocessing",
+    "signal_propagation",
     "uniform",
     "warmup_cosine",
 ]

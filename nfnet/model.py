@@ -107,7 +107,7 @@ class Block(nn.Module):
         # Each activation feeds only convolutions, so gamma and beta go into their kernels.
         conv, first_conv = _convolution(variant, gamma), _convolution(variant, gamma * beta)
         norm = GlobalBatchNorm2d if variant.batch_norm else nn.Identity
-        self.alpha = 1.0 if variant.batch_norm else variant.alpha
+        self.alpha, self.beta = 1.0 if variant.batch_norm else variant.alpha, beta
         self.norm1 = norm(in_channels)
         self.conv1 = first_conv(in_channels, width, 1)
         self.norm2 = norm(width)
