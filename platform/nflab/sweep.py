@@ -145,8 +145,7 @@ def _conclude(session: Session[SweepConfig], parent: str) -> SweepResult:
         checkpoints = Checkpoints(f"{trial_folder(session.folder, best.number)}/checkpoints")
         with checkpoints.last() as checkpoint:
             if checkpoint is not None:
-                tracker.add_file(parent, checkpoint / "config.json", "best_trial")
-                tracker.add_model(parent, checkpoint, example_image(config))
+                tracker.add_model(parent, checkpoint, example_image(config), "best_trial")
     failed = bool((trials.outcome == "failed").all())
     tracker.finish(parent, "failed" if failed else "finished")
     return SweepResult(trials, shares, judged, folder, parent)

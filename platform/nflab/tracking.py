@@ -157,15 +157,19 @@ class Tracker:
         """Stores a local file as an artifact of the run."""
         self._client.log_artifact(run_id, str(path), folder)
 
-    def add_model(self, run_id: str, folder: Path, example: bytes) -> None:
-        """Stores the network of a checkpoint's folder, and as a model that answers images.
+    def add_model(
+        self, run_id: str, checkpoint: Path, example: bytes, folder: str | None = None
+    ) -> None:
+        """Stores the network of a checkpoint, also as a model that answers images.
 
         Args:
-            example: bytes of an image file, as an example of its input.
+            checkpoint: its folder.
+            example: bytes of an image file, as an example of the model's input.
+            folder: where the network's files go among the run's artifacts.
         """
-        for file in (WEIGHTS, DESCRIPTION):
-            self.add_file(run_id, folder / file)
-        uri = log_model(self.uri, self.experiment_id, run_id, folder, example)
+        for file in (WEIGHTS, DESCRIPTION, "config.json"):
+            self.add_file(run_id, checkpoint / file, folder)
+        uri = log_model(self.uri, self.experiment_id, run_id, checkpoint, example)
         self.tag(run_id, "model_uri", uri)
 
     def add_text(self, run_id: str, text: str, file: str) -> None:

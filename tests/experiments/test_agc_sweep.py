@@ -86,7 +86,10 @@ def test_the_parent_holds_the_best_trial_and_the_figures(
     assert parent.data.metrics["test_top1"] == best.data.metrics["test_top1"]
     names = {file.path for file in client.list_artifacts(parent.info.run_id)}
     figures = {"top1.png", "importances.png", "learning_curves.png"}
-    assert names == figures | {"config.json", "trials.csv", "best_trial"}
+    assert names == figures | {"config.json", "classes.json", "trials.csv", "best_trial"}
+    (logged,) = client.search_logged_models([parent.info.experiment_id])
+    assert logged.source_run_id == parent.info.run_id
+    assert parent.data.tags["model_uri"] == f"models:/{logged.model_id}"
     folder = Path(client.download_artifacts(parent.info.run_id, "best_trial"))
     config = json.loads((folder / "config.json").read_text())
     assert str(config["optimizer"]["batch_size"]) == best.data.params["batch_size"]
