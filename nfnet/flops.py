@@ -1,7 +1,6 @@
 """What a forward pass costs."""
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from nfnet.model import ResNet
 
@@ -21,6 +20,8 @@ def count_flops(model: ResNet, image_size: int | tuple[int, int]) -> int:
     Raises:
         ValueError: the image is smaller than the network's stride.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # takes a while, and few need it
+
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         shape = ResNet(model.variant).eval()

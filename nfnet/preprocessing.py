@@ -1,4 +1,7 @@
-"""How images become a network's input: sizes, crops and pixel statistics of each model."""
+"""How images become a network's input: sizes, crops and pixel statistics of each model.
+
+torchvision is imported where it is used: it takes seconds, which most processes can save.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,8 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as TF
 
 from nfnet.zoo import find_variant
 
@@ -30,9 +31,12 @@ class Preprocessing:
 
     def crop_image(self, image: Any) -> Any:
         """A PIL image or tensor resized (bicubic) and cropped in its centre for evaluation."""
+        from torchvision.transforms.v2 import InterpolationMode
+        from torchvision.transforms.v2 import functional as TF
+
         size = round(self.test_size / self.crop)
         resized = TF.resize(
-            image, [size, size] if self.squash else [size], v2.InterpolationMode.BICUBIC
+            image, [size, size] if self.squash else [size], InterpolationMode.BICUBIC
         )
         return TF.center_crop(resized, [self.test_size, self.test_size])
 
@@ -105,6 +109,8 @@ def eval_transform(name: str) -> Callable[[Any], Tensor]:
     Raises:
         ValueError: there is no model of this name.
     """
+    from torchvision.transforms import v2
+
     crop = preprocessing(name).crop_image
     return v2.Compose(
         [

@@ -37,9 +37,6 @@ def _mix(z: _Int64) -> _Int64:
     return z ^ _shift_right(z, 31)
 
 
-# torch.compile (2.15) on a CPU writes beyond its memory where an arange in the graph is multiplied
-# by a number this large; and none of this would gain by it.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def hash_keys(*parts: int | Tensor) -> Tensor:
     """Hash a sequence of integers into one 64-bit key.
 
@@ -66,7 +63,9 @@ def hash_keys(*parts: int | Tensor) -> Tensor:
             )
         # Output number `part` of the SplitMix64 stream that starts at `key`.
         # A tensor takes no Python integer beyond 64 bits, so that one is wrapped first.
-        offset = (part + 1) * _GAMMA
+        # ~(-2 - part) is part + 1: compiled for a CPU (torch 2.15), an arange multiplied by a number
+        # this large, without such an operation in between, writes beyond its memory.
+        offset = ~(-2 - part) * _GAMMA
         key = key + (_wrap(offset) if isinstance(offset, int) else offset)
         key = _mix(_wrap(key)) if isinstance(key, int) else _mix(key)
     return key if isinstance(key, Tensor) else torch.tensor(key, dtype=torch.int64)

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
 
 import nfnet
 
@@ -90,5 +90,7 @@ class ImageClassifier:
             raise ValueError(
                 f"an input is no image ({error}); send the bytes of a file such as JPEG or PNG."
             ) from None
-        pixels = TF.pil_to_tensor(self._preprocessing.crop_image(image)).float() / 255
-        return TF.normalize(pixels, self._mean, self._std)
+        pixels_HW = torch.from_numpy(np.array(self._preprocessing.crop_image(image)))
+        pixels_CHW = pixels_HW.view(*pixels_HW.shape[:2], -1).permute(2, 0, 1).float() / 255
+        mean, std = (torch.tensor(s).view(-1, 1, 1) for s in (self._mean, self._std))
+        return (pixels_CHW - mean) / std

@@ -2,11 +2,12 @@
 
 import dataclasses
 import functools
+import io
 import re
 from pathlib import Path
 
 import torch
-from torchvision.io import encode_png
+from PIL import Image
 
 import nfnet
 from nflab.config import Config
@@ -33,7 +34,12 @@ def load_dataset(config: Config) -> Dataset:
 def example_image(config: Config) -> bytes:
     """A validation image of a configuration's dataset as the bytes of a PNG file."""
     images, _ = load_dataset(config).eval_images("val", torch.zeros(1, dtype=torch.long))
-    return bytes(encode_png(images[0]).numpy())
+    pixels_HWC = images[0].permute(1, 2, 0).numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels_HWC[..., 0] if pixels_HWC.shape[2] == 1 else pixels_HWC).save(
+        file, "PNG"
+    )
+    return file.getvalue()
 
 
 @functools.cache

@@ -3,12 +3,12 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor
-from torchvision import datasets
 
 import nfnet
 from nflab.data.dataset import DatasetError, Split
@@ -90,7 +90,8 @@ def digits(first: int, last: int) -> ArrayDataset:
     )
 
 
-_CIFAR = {"cifar-10-batches-py": datasets.CIFAR10, "cifar-100-python": datasets.CIFAR100}
+_CIFAR = {"cifar-10-batches-py": "CIFAR10", "cifar-100-python": "CIFAR100"}
+"""torchvision's class for the folder in which it keeps a dataset's files."""
 
 
 def is_cifar(folder: Path) -> bool:
@@ -110,13 +111,15 @@ def cifar(folder: Path) -> ArrayDataset:
     found = [name for name in _CIFAR if (folder / name).is_dir()]
     if len(found) > 1:
         raise DatasetError(f"{folder} holds both {' and '.join(found)}: keep them in two folders")
-    kind = _CIFAR[found[0]]
+    from torchvision import datasets  # takes seconds, which the digits can save
+
+    kind = getattr(datasets, _CIFAR[found[0]])
     try:
         train, test = (kind(str(folder), train=is_train) for is_train in (True, False))
     except (RuntimeError, OSError) as error:
         raise DatasetError(f"the files in {folder / found[0]} are not whole: {error}") from None
 
-    def arrays(of: datasets.CIFAR10) -> tuple[Tensor, Tensor]:
+    def arrays(of: Any) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(of.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(of.targets)
 
     images, labels = arrays(train)

@@ -5,10 +5,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
 
 import nfnet
 from nflab.data.dataset import DatasetError, Split
@@ -122,7 +122,7 @@ class ImageFolder:
             image = self._read("train", index)
             box = random_crop(*image.size, key)
             image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-            pixels = TF.pil_to_tensor(image)
+            pixels = _pixels(image)
             flip = nfnet.uniform(nfnet.hash_keys(key, -1)) < 0.5
             images.append(pixels.flip(2) if flip else pixels)
         return torch.stack(images), self._labels["train"][indices_N]
@@ -130,7 +130,7 @@ class ImageFolder:
     def eval_images(self, split: Split, indices_N: Tensor) -> tuple[Tensor, Tensor]:
         """The model's own evaluation crop."""
         images = [
-            TF.pil_to_tensor(self.preprocessing.crop_image(self._read(split, index)))
+            _pixels(self.preprocessing.crop_image(self._read(split, index)))
             for index in indices_N.tolist()
         ]
         return torch.stack(images), self._labels[split][indices_N]
@@ -142,6 +142,11 @@ class ImageFolder:
                 return image.convert("RGB")
         except Exception as error:
             raise DatasetError(f"cannot read the image {path}: {error}") from None
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """uint8 (C, H, W)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def random_crop(width: int, height: int, key: Tensor) -> tuple[int, int, int, int]:
