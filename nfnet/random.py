@@ -63,8 +63,8 @@ def hash_keys(*parts: int | Tensor) -> Tensor:
             )
         # Output number `part` of the SplitMix64 stream that starts at `key`.
         # A tensor takes no Python integer beyond 64 bits, so that one is wrapped first.
-        # ~(-2 - part) is part + 1: compiled for a CPU (torch 2.15), an arange multiplied by a number
-        # this large, without such an operation in between, writes beyond its memory.
+        # ~(-2 - part) is part + 1: compiled for a CPU (torch 2.15), an arange times a number this
+        # large, without such an operation in between, writes beyond its memory.
         offset = ~(-2 - part) * _GAMMA
         key = key + (_wrap(offset) if isinstance(offset, int) else offset)
         key = _mix(_wrap(key)) if isinstance(key, int) else _mix(key)
