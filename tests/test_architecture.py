@@ -70,10 +70,18 @@ def test_imports_run_from_experiments_to_nflab_to_nfnet() -> None:
     [
         (
             "ray",
-            {"cluster.py", "worker_setup.py", "train.py", "training.py", "tune.py", "sweep.py"},
+            {
+                "cluster.py",
+                "worker_setup.py",
+                "train.py",
+                "training.py",
+                "tune.py",
+                "sweep.py",
+                "grid.py",
+            },
         ),
         ("mlflow", {"tracking.py", "serving.py"}),
-        ("optuna", {"recipes.py", "ledger.py", "figures.py"}),
+        ("optuna", {"recipes.py", "ledger.py", "importances.py"}),
         ("tyro", {"config.py", "cli.py"}),
     ],
 )

@@ -178,6 +178,10 @@ class Config:
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
+    def base(self) -> "Config":
+        """What a single run has of this configuration."""
+        return Config(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Config)})
+
 
 @dataclass(frozen=True)
 class SearchConfig:
@@ -199,9 +203,26 @@ class SweepConfig(Config):
 
     search: SearchConfig = field(default_factory=SearchConfig)
 
-    def base(self) -> Config:
-        """The configuration that each trial starts from."""
-        return Config(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Config)})
+
+@dataclass(frozen=True)
+class PretrainingConfig:
+    """What networks are pre-trained on before they are fine-tuned on the dataset."""
+
+    source: str = "digits:0-4"
+    """Dataset to pre-train on, given as --dataset is."""
+    source_epochs: int = 40
+    """Passes over it."""
+    source_learning_rate: float = 1.6
+    """Peak learning rate for 256 images in pre-training, and in training from scratch."""
+    seeds: int = 5
+    """How many seeds to repeat everything with, from --seed on."""
+
+
+@dataclass(frozen=True)
+class TransferConfig(Config):
+    """A comparison of networks that are pre-trained and fine-tuned alike."""
+
+    pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
 
 
 C = TypeVar("C", bound=Config)

@@ -1,5 +1,10 @@
 """Small files by address: a local path, or object storage such as s3://bucket/folder."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+
 from pyarrow import fs
 
 
@@ -16,13 +21,38 @@ def is_local(uri: str) -> bool:
     return "://" not in uri
 
 
-def read_text(uri: str) -> str | None:
-    """What a file says; None if there is none."""
+def read_bytes(uri: str) -> bytes | None:
+    """The content of a file; None if there is none."""
     files, path = open_uri(uri)
     if files.get_file_info(path).type != fs.FileType.File:
         return None
     with files.open_input_stream(path) as stream:
-        return str(stream.read().decode())
+        return bytes(stream.read())
+
+
+def read_text(uri: str) -> str | None:
+    """What a file says; None if there is none."""
+    content = read_bytes(uri)
+    return None if content is None else content.decode()
+
+
+@contextmanager
+def local_copy(uri: str) -> Iterator[str]:
+    """Path of a file in object storage, while in use; a path as it is.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    if is_local(uri):
+        yield uri
+        return
+    content = read_bytes(uri)
+    if content is None:
+        raise FileNotFoundError(f"there is no file {uri}")
+    with tempfile.NamedTemporaryFile(suffix=PurePosixPath(uri).suffix) as file:
+        file.write(content)
+        file.flush()
+        yield file.name
 
 
 def write_text(uri: str, text: str) -> None:

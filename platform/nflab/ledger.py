@@ -6,15 +6,16 @@ way waits in the study to be proposed again, with its settings and the results i
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
-from nflab.config import SweepConfig, flat, replace, to_json
+from nflab.config import SweepConfig, replace
 from nflab.progress import describe
 from nflab.recipes import space_of
+from nflab.record import RunRecord
 from nflab.streams import Stream, keys
 from nflab.tracking import Outcome, Tracker
 
@@ -35,7 +36,45 @@ class Proposal:
     number: int
     """From 1, in the order proposed."""
     settings: dict[str, Any]
-    """What is searched, and the seed."""
+    """What distinguishes it from the others, and the seed."""
+    folder: str
+    """Path or address of its checkpoints and logs."""
+
+
+class Ledger(Protocol):
+    """What is to be trained, and what has become of it."""
+
+    @property
+    def missing(self) -> int:
+        """How many trials have not come to their end."""
+        ...
+
+    def propose(self) -> Proposal:
+        """The next trial to run."""
+        ...
+
+    def started(self, proposal: Proposal) -> None:
+        """A trial begins, or begins again."""
+        ...
+
+    def reported(self, number: int, metrics: dict[str, Any]) -> bool:
+        """Writes down an epoch's metrics, once; returns whether the trial is to be cut."""
+        ...
+
+    def ended(
+        self, number: int, outcome: Outcome, value: float | None, error: str | None = None
+    ) -> None:
+        """Writes down how a trial ended, with the last METRIC, and why if it failed."""
+        ...
+
+    def release(self) -> None:
+        """Lets what is under way be proposed again, by a later ledger too."""
+        ...
+
+
+def trial_folder(sweep_folder: str, number: int) -> str:
+    """Where a trial's checkpoints and logs are, in the folder of its sweep."""
+    return f"{sweep_folder}/trials/{number:04d}"
 
 
 class TrialLedger:
@@ -44,6 +83,7 @@ class TrialLedger:
     def __init__(
         self,
         config: SweepConfig,
+        folder: str,
         study_url: str,
         tracker: Tracker,
         parent: str,
@@ -53,11 +93,13 @@ class TrialLedger:
         """Opens the study at `study_url`, or makes it; trials that were under way wait again.
 
         Args:
+            folder: path or address of the sweep.
             parent: MLflow's run of the sweep.
             tags: what every trial's run is tagged with.
             samples_per_epoch: the fewest images that any batch size trains on in an epoch.
         """
-        self._config, self._tracker, self._parent, self._tags = config, tracker, parent, tags
+        self._config, self._folder = config, folder
+        self._tracker, self._parent, self._tags = tracker, parent, tags
         self._space = space_of(config)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         # Rungs in samples seen, the same for every batch size; none before the warm-up is over.
@@ -75,7 +117,7 @@ class TrialLedger:
         )
         self._open: dict[int, optuna.Trial] = {}
         self._runs: dict[int, str] = {}
-        self._recorded: dict[int, int] = {}
+        self._records: dict[int, RunRecord] = {}
         self.release()
 
     @property
@@ -107,11 +149,12 @@ class TrialLedger:
             settings["seed"] = self._config.run.seed + repeats
             trial.set_user_attr("settings", settings)
         self._open[trial.number + 1] = trial
-        return Proposal(trial.number + 1, settings)
+        number = trial.number + 1
+        return Proposal(number, settings, trial_folder(self._folder, number))
 
     def started(self, proposal: Proposal) -> None:
         """Opens the trial's run in MLflow, or opens it again."""
-        if proposal.number in self._recorded:
+        if proposal.number in self._records:
             return
         run_id = self._runs.get(proposal.number)
         config = replace(self._config.base(), name=None, **proposal.settings)
@@ -120,18 +163,12 @@ class TrialLedger:
             run_id = self._tracker.start(
                 name, {**self._tags, "trial": str(proposal.number)}, self._parent
             )
-            self._runs[proposal.number] = run_id
-        self._tracker.reopen(run_id)
-        self._tracker.log_params(run_id, flat(config))
-        self._tracker.add_text(run_id, to_json(config), "config.json")
-        self._recorded[proposal.number] = int(self._tracker.metrics(run_id).get("epoch", 0))
+        self._records[proposal.number] = RunRecord(self._tracker, run_id, config)
 
     def reported(self, number: int, metrics: dict[str, Any]) -> bool:
         """Writes down an epoch's metrics, once; returns whether the trial is to be cut."""
         trial = self._open[number]
-        if metrics["epoch"] > self._recorded[number]:
-            self._tracker.log(self._runs[number], metrics, metrics["epoch"])
-            self._recorded[number] = metrics["epoch"]
+        self._records[number].report(metrics)
         if metrics["outcome"] != "running" and metrics["outcome"] != "finished":
             return False
         step = metrics["samples_seen"]
@@ -173,9 +210,7 @@ class TrialLedger:
         else:
             trial.set_constraint("infeasible", 0.0)
             self._study.tell(trial, value)
-        self._tracker.finish(
-            self._runs[number], outcome, {"error": error[:5000]} if error else None
-        )
+        self._records[number].finish(outcome, error)
 
     def release(self) -> None:
         """Lets every trial that is under way wait for a later `propose`, and MLflow say what the
@@ -191,5 +226,5 @@ class TrialLedger:
         }
         for number, run_id in self._runs.items():
             outcome = ended.get(number, "interrupted")
-            if self._tracker.outcome(run_id) != outcome:
+            if not self._tracker.has_ended(run_id, outcome):
                 self._tracker.finish(run_id, outcome)

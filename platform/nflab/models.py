@@ -1,5 +1,6 @@
 """The network of a configuration, as its dataset needs it."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 import nfnet
 from nflab.config import Config, ConfigError, require
 from nflab.data import Dataset, load_dataset
+from nflab.files import local_copy
 from nfnet.model import ResNet
 
 SMALL_IMAGE = 64
@@ -25,14 +27,16 @@ def build_model(config: Config, dataset: Dataset, new_head: bool) -> ResNet:
     """
     settings = model_settings(dataset)
     fine_tunes = config.model.pretrained is not None and new_head
+    given = config.model.pretrained
     torch.manual_seed(config.run.seed)
-    model = nfnet.create_model(
-        config.model.model,
-        pretrained=config.model.pretrained,
-        drop_rate=config.model.drop_rate,
-        stochdepth_rate=config.model.stochdepth_rate,
-        **(settings | ({"num_classes": None} if fine_tunes else {})),
-    )
+    with nullcontext() if given is None else local_copy(given) as weights:
+        model = nfnet.create_model(
+            config.model.model,
+            pretrained=weights,
+            drop_rate=config.model.drop_rate,
+            stochdepth_rate=config.model.stochdepth_rate,
+            **(settings | ({"num_classes": None} if fine_tunes else {})),
+        )
     if fine_tunes:
         torch.manual_seed(config.run.seed)
         model.reset_classifier(settings["num_classes"])

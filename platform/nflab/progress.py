@@ -33,7 +33,9 @@ def _end_of(error: str, lines: int = 12) -> str:
 def _short(value: Any) -> str:
     if value is None:
         return "none"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return str(value).rsplit("/", 1)[-1]  # of a file its name
 
 
 @dataclass
@@ -70,8 +72,9 @@ class TrainingProgress:
 class SweepProgress:
     """Progress of a sweep; used as a context while it runs."""
 
-    def __init__(self, num_trials: int, before: int, epochs: int) -> None:
-        """`before` of the `num_trials` were done when the sweep was resumed."""
+    def __init__(self, num_trials: int, before: int, epochs: int, word: str = "trial") -> None:
+        """`before` of the `num_trials` were done before; `word` is what a person calls one."""
+        self._word = word
         self._num_trials, self._before, self._epochs = num_trials, before, epochs
         self._rows: dict[int, _Row] = {}
         self._console = console()
@@ -109,10 +112,10 @@ class SweepProgress:
         row = self._rows[number]
         row.outcome = outcome
         if error is not None:
-            self._console.print(f"trial {number} {outcome}:\n{_end_of(error)}", markup=False)
+            self._console.print(f"{self._word} {number} {outcome}:\n{_end_of(error)}", markup=False)
         if self._live is None:
             top1 = "" if row.val_top1 is None else f", validation top-1 {row.val_top1:.1f} %"
-            line = f"[{self._done()}/{self._num_trials}] trial {number} {outcome} after "
+            line = f"[{self._done()}/{self._num_trials}] {self._word} {number} {outcome} after "
             line += f"{row.epoch} epochs{top1}  ({describe(row.settings)})  {self._left()}"
             self._console.print(line, markup=False)
 
@@ -135,7 +138,7 @@ class SweepProgress:
     def _table(self) -> Group:
         table = Table(box=None, pad_edge=False, header_style="bold")
         columns = list(next(iter(self._rows.values())).settings) if self._rows else []
-        table.add_column("trial", justify="right")
+        table.add_column(self._word, justify="right")
         for name in columns:
             table.add_column(name.replace("_", " "), justify="right")
         for name in ("epoch", "validation top-1"):
@@ -149,5 +152,5 @@ class SweepProgress:
                 "" if row.val_top1 is None else f"{row.val_top1:.1f} %",
                 Text(row.outcome, style=STYLES.get(row.outcome, "")),
             )
-        title = f"{self._done()} of {self._num_trials} trials done, {self._left()}"
+        title = f"{self._done()} of {self._num_trials} {self._word}s done, {self._left()}"
         return Group(table, Text(title, style="dim"))

@@ -178,6 +178,7 @@ RECIPES = {
         {
             **_FINETUNE,
             "recipe": ("digits_finetune", "its name"),
+            "dataset": ("digits:5-9", "classes that are not in digits:0-4"),
             "base_learning_rate": (0.4, "a quarter of what training from scratch takes"),
             "augmentation_layers": (2, "4 would leave little of 8x8 pixels"),
         },

@@ -4,13 +4,13 @@ import fcntl
 import json
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Generic
 
 from nflab import cluster, locations
 from nflab.cluster import Placement
-from nflab.config import C, Config, ConfigError, RunConfig, SweepConfig, from_json, replace, to_json
+from nflab.config import C, Config, ConfigError, RunConfig, from_json, replace, to_json
 from nflab.data import load_dataset
 from nflab.files import is_local, open_uri, read_text, write_text
 from nflab.interrupts import interrupts_deferred
@@ -64,6 +64,12 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
     _check_writable(storage)
     tracker = Tracker(uri, storage, experiment)
     lock = _lock(folder)
+    script = read_text(_experiment_file(folder))
+    if script not in (None, experiment):
+        raise ConfigError(
+            f"{name!r} was started by experiments/{script}.py: continue it with that, "
+            "or choose another --name"
+        )
     exists = read_text(_config_file(folder)) is not None or tracker.find(name) is not None
     if exists and not resume:
         raise ConfigError(
@@ -78,6 +84,7 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
         "world_size": str(placement.num_workers),
         "placement": str(placement),
     }
+    write_text(_experiment_file(folder), experiment)
     write_text(_config_file(folder), to_json(config))
     return Session(config, folder, tracker, placement, dataset.class_names, tags, lock)
 
@@ -95,22 +102,21 @@ def stored_config(kind: type[C], name: str, storage: str | None) -> C:
         raise ConfigError(f"cannot read the storage {where}: {error}") from None
     if text is None:
         raise ConfigError(f"there is no run {name!r} to resume in {where}")
-    stored = from_json(SweepConfig if _is_sweep(text) else Config, text)
-    if type(stored) is not kind:
-        what = "sweep" if isinstance(stored, SweepConfig) else "training"
-        raise ConfigError(f"{name!r} is a {what}: resume it with the script that started it")
-    return replace(stored, storage=where)
-
-
-def _is_sweep(text: str) -> bool:
-    """Whether a stored configuration has a section on searching."""
-    with suppress(json.JSONDecodeError):
-        return "search" in json.loads(text)
-    return False  # reading it says what is wrong
+    with suppress(json.JSONDecodeError):  # reading it says what is wrong
+        known = {part.name for part in fields(Config)}
+        if set(json.loads(text)) - known != {part.name for part in fields(kind)} - known:
+            raise ConfigError(
+                f"{name!r} is of another kind: resume it with the script that started it"
+            )
+    return replace(from_json(kind, text), storage=where)
 
 
 def _config_file(folder: str) -> str:
     return f"{folder}/config.json"
+
+
+def _experiment_file(folder: str) -> str:
+    return f"{folder}/experiment"
 
 
 def _lock(folder: str) -> IO[str] | None:

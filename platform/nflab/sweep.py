@@ -13,13 +13,14 @@ from nflab.checkpoints import Checkpoints
 from nflab.config import SweepConfig, flat, to_json
 from nflab.data import example_image, load_dataset
 from nflab.files import is_local
+from nflab.importances import Importance, importances, judged
 from nflab.interrupts import Interrupted, ignore_interrupts
-from nflab.ledger import METRIC, TrialLedger
+from nflab.ledger import METRIC, TrialLedger, trial_folder
 from nflab.progress import SweepProgress, console
 from nflab.recipes import space_of
 from nflab.session import Session, open_session
 from nflab.tracking import Outcome, Tracker
-from nflab.tune import run_trials, trial_folder
+from nflab.tune import run_trials
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class SweepResult:
 
     trials: pd.DataFrame
     """One row a trial, best first (see `Tracker.trials`); `val_top1` and `test_top1` in percent."""
-    importances: dict[str, figures.Importance]
+    importances: dict[str, Importance]
     """How much each searched setting mattered, the most important first."""
     judged: int
     """Trials that the importances rest on."""
@@ -60,7 +61,13 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
         tracker.add_text(parent, to_json(config), "config.json")
         tracker.add_text(parent, json.dumps(session.class_names), "classes.json")
         ledger = TrialLedger(
-            config, _study_url(session), tracker, parent, session.tags, _samples_per_epoch(config)
+            config,
+            session.folder,
+            _study_url(session),
+            tracker,
+            parent,
+            session.tags,
+            _samples_per_epoch(config),
         )
         missing = ledger.missing
         done = f" ({planned - missing} done)" if missing < planned else ""
@@ -123,8 +130,8 @@ def _conclude(session: Session[SweepConfig], parent: str) -> SweepResult:
     trials = trials.sort_values(["done", METRIC], ascending=False, kind="stable")
     trials = trials.drop(columns="done")
     space, searched = space_of(config), config.search.searched
-    judged = len(figures.judged(trials))
-    shares = figures.importances(trials, space, searched)
+    told = len(judged(trials))
+    shares = importances(trials, space, searched)
     folder = Path(session.folder if is_local(session.folder) else tempfile.mkdtemp("-nflab"))
     curves = [
         (row["name"], row.outcome, tracker.history(row.run_id, METRIC))
@@ -133,7 +140,7 @@ def _conclude(session: Session[SweepConfig], parent: str) -> SweepResult:
     size = f"{config.model.model} on {config.data.dataset}, {config.schedule.epochs} epochs"
     figures.draw_top1(trials, folder / "top1.png", f"Validation top-1: {size}")
     figures.draw_importances(
-        shares, folder / "importances.png", f"What mattered in {judged} trials: {size}"
+        shares, folder / "importances.png", f"What mattered in {told} trials: {size}"
     )
     figures.draw_learning_curves(curves, folder / "learning_curves.png", f"Learning curves: {size}")
     trials.to_csv(folder / "trials.csv", index=False)
@@ -148,4 +155,4 @@ def _conclude(session: Session[SweepConfig], parent: str) -> SweepResult:
                 tracker.add_model(parent, checkpoint, example_image(config), "best_trial")
     failed = bool((trials.outcome == "failed").all())
     tracker.finish(parent, "failed" if failed else "finished")
-    return SweepResult(trials, shares, judged, folder, parent)
+    return SweepResult(trials, shares, told, folder, parent)

@@ -128,24 +128,36 @@ class Tracker:
         written = [Param(key, _text(value)) for key, value in params.items() if key not in known]
         self._client.log_batch(run_id, params=written)
 
-    def log(self, run_id: str, metrics: Mapping[str, Any], step: int) -> None:
-        """Records those of `metrics` that are in METRICS, or below one of them, at `step`, in one
-        request."""
+    def log(
+        self, run_id: str, metrics: Mapping[str, Any], step: int, outcome: Outcome | None = None
+    ) -> None:
+        """Records those of `metrics` that are in METRICS, or below one of them, at `step`, and
+        the outcome so far, in one request."""
         now = int(time.time() * 1000)
         points = [
             Metric(key, float(value), now, step)
             for key, value in metrics.items()
             if key.split("/")[0] in METRICS
         ]
-        self._client.log_batch(run_id, metrics=points)
+        tags = [] if outcome is None else [RunTag("outcome", outcome)]
+        self._client.log_batch(run_id, metrics=points, tags=tags)
 
     def tag(self, run_id: str, key: str, value: str) -> None:
         """Sets one tag of a run."""
         self._client.set_tag(run_id, key, value)
 
+    def describe(self, run_id: str, text: str) -> None:
+        """Sets what MLflow shows as the description of a run, as Markdown."""
+        self.tag(run_id, "mlflow.note.content", text)
+
     def outcome(self, run_id: str) -> Outcome:
         """The outcome that a run is tagged with."""
         return cast(Outcome, self._client.get_run(run_id).data.tags["outcome"])
+
+    def has_ended(self, run_id: str, outcome: Outcome) -> bool:
+        """Whether a run is closed, with this outcome."""
+        run = self._client.get_run(run_id)
+        return (run.info.status, run.data.tags["outcome"]) == (STATUS[outcome], outcome)
 
     def finish(self, run_id: str, outcome: Outcome, tags: Mapping[str, str] | None = None) -> None:
         """Ends a run with its outcome and the status that matches it."""
@@ -184,17 +196,12 @@ class Tracker:
         """One row for each child of `parent`, in the order of their start: `run_id`, `name`,
         `number`, `outcome`, each parameter as text and the last value of each metric."""
         found = self._search(f"tags.`{_PARENT}` = '{parent}'")
-        return pd.DataFrame(
-            {
-                **run.data.params,
-                **run.data.metrics,
-                "run_id": run.info.run_id,
-                "number": int(run.data.tags["trial"]),
-                "name": run.info.run_name,
-                "outcome": run.data.tags["outcome"],
-            }
-            for run in found
-        )
+        return _rows(found).assign(number=[int(run.data.tags["trial"]) for run in found])
+
+    def cells(self, parent: str) -> pd.DataFrame:
+        """One row for each cell of a grid, likewise; `cell` is its identity."""
+        found = self._search(f"tags.`{_PARENT}` = '{parent}'")
+        return _rows(found).assign(cell=[run.data.tags["cell"] for run in found])
 
     def _search(self, filter_string: str) -> list[Run]:
         """All runs of the experiment that a filter lets pass, in the order of their start."""
@@ -216,6 +223,21 @@ class Tracker:
         """(step, value) of every point of a metric, by step."""
         points = self._client.get_metric_history(run_id, metric)
         return sorted((point.step, point.value) for point in points)
+
+
+def _rows(runs: list[Run]) -> pd.DataFrame:
+    """A row for each run."""
+    found = [
+        {
+            **run.data.params,
+            **run.data.metrics,
+            "run_id": run.info.run_id,
+            "name": run.info.run_name,
+            "outcome": run.data.tags["outcome"],
+        }
+        for run in runs
+    ]
+    return pd.DataFrame(found or {"run_id": [], "name": [], "outcome": []})
 
 
 def code_tags() -> dict[str, str]:

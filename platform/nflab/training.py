@@ -12,13 +12,14 @@ import ray
 from ray.train import TrainingFailedError, UserCallback
 
 from nflab.checkpoints import Checkpoints
-from nflab.config import Config, flat, to_json
+from nflab.config import Config
 from nflab.data import example_image
 from nflab.interrupts import Interrupted, ignore_interrupts
 from nflab.loop import train
 from nflab.progress import TrainingProgress, console
+from nflab.record import RunRecord
 from nflab.session import open_session
-from nflab.tracking import Outcome, Tracker
+from nflab.tracking import Outcome
 from nflab.train import Task, first_error, fit
 
 POLL_SECONDS = 2.0
@@ -62,19 +63,18 @@ def run_training(
     )
     outcome: Outcome = "failed"
     error = None
-    run_id = ""
+    record: RunRecord | None = None
     try:
         run_id = tracker.find(session.name) or tracker.start(session.name, session.tags)
-        tracker.reopen(run_id)
-        tracker.log_params(run_id, flat(config))
-        tracker.add_text(run_id, to_json(config), "config.json")
+        record = RunRecord(tracker, run_id, config)
         tracker.add_text(run_id, json.dumps(session.class_names), "classes.json")
-        recorder = _Recorder(tracker, run_id, int(tracker.metrics(run_id).get("epoch", -1)))
         progress = TrainingProgress(config.schedule.epochs)
         history = partial(tracker.history, run_id)
         # In a thread: Ctrl-C is for this one, which knows what to write down.
         pool = ThreadPoolExecutor(max_workers=1)
-        training = pool.submit(fit, config, session.placement, session.folder, recorder, task)
+        training = pool.submit(
+            fit, config, session.placement, session.folder, _Listener(record), task
+        )
         while True:
             try:
                 training.result(timeout=POLL_SECONDS)
@@ -97,8 +97,8 @@ def run_training(
         error = traceback.format_exc()
         raise
     finally:
-        if run_id:
-            tracker.finish(run_id, outcome, {"error": error[:5000]} if error else None)
+        if record is not None:
+            record.finish(outcome, error)
         ray.shutdown()
     return TrainingResult(
         outcome,
@@ -110,16 +110,13 @@ def run_training(
     )
 
 
-class _Recorder(UserCallback):
-    """Writes every report to MLflow once, from Ray Train's controller process."""
+class _Listener(UserCallback):
+    """Writes every report down, from Ray Train's controller process."""
 
-    def __init__(self, tracker: Tracker, run_id: str, recorded: int) -> None:
-        self._tracker, self._run_id, self._recorded = tracker, run_id, recorded
+    def __init__(self, record: RunRecord) -> None:
+        self._record = record
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: object
     ) -> None:
-        if metrics[0]["epoch"] > self._recorded:
-            self._tracker.log(self._run_id, metrics[0], metrics[0]["epoch"])
-            self._recorded = metrics[0]["epoch"]
-        self._tracker.tag(self._run_id, "outcome", metrics[0]["outcome"])
+        self._record.report(metrics[0])

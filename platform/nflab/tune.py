@@ -1,5 +1,6 @@
 """Running a sweep's trials with Ray Tune; what they are and became stands in the ledger."""
 
+import dataclasses
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from ray.tune.search import Searcher
 from nflab.checkpoints import Checkpoints
 from nflab.cluster import LEFT_FOR_TRIAL, Placement
 from nflab.config import Config, replace
-from nflab.ledger import METRIC, Proposal, TrialLedger
+from nflab.ledger import METRIC, Ledger, Proposal
 from nflab.logs import kept_log
 from nflab.loop import train
 from nflab.progress import SweepProgress
@@ -29,16 +30,16 @@ LOST_PROCESSES = 3
 
 
 def run_trials(
-    config: Config, placement: Placement, folder: str, ledger: TrialLedger, progress: SweepProgress
+    config: Config, placement: Placement, folder: str, ledger: Ledger, progress: SweepProgress
 ) -> None:
     """Runs the trials that the ledger misses, as many at once as the cluster holds.
 
     Args:
         config: what every trial starts from.
-        folder: path or address of the sweep; each trial has a folder in it.
+        folder: path or address for Tune's own state.
     """
     tuner = Tuner(
-        trainable(config, placement, folder),
+        trainable(config, placement),
         tune_config=TuneConfig(
             num_samples=ledger.missing,
             max_concurrent_trials=placement.max_concurrent,
@@ -48,7 +49,7 @@ def run_trials(
         run_config=RunConfig(
             name="ray",
             storage_path=folder,
-            callbacks=[_Observer(folder, ledger, progress)],
+            callbacks=[_Observer(ledger, progress)],
             failure_config=FailureConfig(max_failures=LOST_PROCESSES),
             verbose=0,
         ),
@@ -57,14 +58,7 @@ def run_trials(
         tuner.fit()
 
 
-def trial_folder(folder: str, number: int) -> str:
-    """Where a trial's checkpoints and logs are, in the folder of its sweep."""
-    return f"{folder}/trials/{number:04d}"
-
-
-def trainable(
-    base: Config, placement: Placement, sweep_folder: str
-) -> Callable[[dict[str, Any]], None]:
+def trainable(base: Config, placement: Placement) -> Callable[[dict[str, Any]], None]:
     """The Tune function that trains one proposal, with the resources it asks for.
 
     One worker trains in the trial's own process: Ray Train would start two more, which takes
@@ -72,7 +66,7 @@ def trainable(
     """
 
     def in_this_process(proposal: dict[str, Any]) -> None:
-        folder = trial_folder(sweep_folder, proposal["number"])
+        folder = proposal["folder"]
         worker = Worker(
             report=_report,
             device=torch.device("cuda" if placement.gpus_per_worker else "cpu"),
@@ -85,10 +79,9 @@ def trainable(
             ray.tune.report(_failed(traceback.format_exc()))
 
     def with_own_workers(proposal: dict[str, Any]) -> None:
-        folder = trial_folder(sweep_folder, proposal["number"])
         config = replace(base, **proposal["settings"])
         try:
-            fit(config, placement, folder, TuneReportCallback())
+            fit(config, placement, proposal["folder"], TuneReportCallback())
         except TrainingFailedError as failure:
             error = first_error(failure)
             if error is None:
@@ -121,13 +114,12 @@ class _Unsaved:
 class _Searcher(_Unsaved, Searcher):
     """Hands Tune what the ledger proposes."""
 
-    def __init__(self, ledger: TrialLedger) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         super().__init__()
         self._ledger = ledger
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
-        proposal = self._ledger.propose()
-        return {"number": proposal.number, "settings": proposal.settings}
+        return dataclasses.asdict(self._ledger.propose())
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -144,7 +136,7 @@ class _Searcher(_Unsaved, Searcher):
 class _Scheduler(_Unsaved, FIFOScheduler):
     """Writes each report down, and cuts the trial where the study's pruner says so."""
 
-    def __init__(self, ledger: TrialLedger, progress: SweepProgress) -> None:
+    def __init__(self, ledger: Ledger, progress: SweepProgress) -> None:
         super().__init__()
         self._ledger, self._progress = ledger, progress
 
@@ -160,8 +152,8 @@ class _Scheduler(_Unsaved, FIFOScheduler):
 class _Observer(_Unsaved, Callback):
     """Writes down that a trial begins and how it ends."""
 
-    def __init__(self, folder: str, ledger: TrialLedger, progress: SweepProgress) -> None:
-        self._folder, self._ledger, self._progress = folder, ledger, progress
+    def __init__(self, ledger: Ledger, progress: SweepProgress) -> None:
+        self._ledger, self._progress = ledger, progress
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -186,5 +178,5 @@ class _Observer(_Unsaved, Callback):
         number = trial.config["number"]
         error = error or trial.last_result.get("error")
         self._ledger.ended(number, outcome, trial.last_result.get(METRIC), error)
-        logs = f"{trial_folder(self._folder, number)}/logs"
+        logs = f"{trial.config['folder']}/logs"
         self._progress.ended(number, outcome, f"{error}\nlogs: {logs}" if error else None)

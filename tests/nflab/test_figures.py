@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nflab import figures
+from nflab import figures, importances
 from nflab.recipes import RECIPES
 
 SPACE = RECIPES["digits"].space
@@ -31,19 +31,19 @@ def made_up(trials: int) -> pd.DataFrame:
 
 def test_importances_find_the_setting_that_matters_and_count_pruned_trials() -> None:
     trials = made_up(40)
-    found = figures.importances(trials, SPACE, SEARCHED)
+    found = importances.importances(trials, SPACE, SEARCHED)
     assert next(iter(found)) == "batch_size"
     assert found["batch_size"].share > 0.9
     assert 0.5 < found["batch_size"].low <= found["batch_size"].high <= 1
     assert sum(importance.share for importance in found.values()) == pytest.approx(1)
-    assert len(figures.judged(trials)) == 40
+    assert len(importances.judged(trials)) == 40
     trials.loc[trials.outcome == "pruned", "val_top1"] = 0.0
-    assert figures.importances(trials, SPACE, SEARCHED)["batch_size"].share < 0.9
+    assert importances.importances(trials, SPACE, SEARCHED)["batch_size"].share < 0.9
 
 
 @pytest.mark.parametrize("trials", [0, 3])
 def test_too_few_trials_have_no_importances(trials: int) -> None:
-    assert figures.importances(made_up(trials), SPACE, SEARCHED) == {}
+    assert importances.importances(made_up(trials), SPACE, SEARCHED) == {}
 
 
 @pytest.mark.parametrize("kept", [0, 1, 40])
@@ -51,7 +51,7 @@ def test_figures_are_drawn_of_any_number_of_trials(kept: int, tmp_path: Path) ->
     trials = made_up(40)[:kept]
     figures.draw_top1(trials, tmp_path / "a.png", "title")
     figures.draw_importances(
-        figures.importances(trials, SPACE, SEARCHED), tmp_path / "b.png", "title"
+        importances.importances(trials, SPACE, SEARCHED), tmp_path / "b.png", "title"
     )
     figures.draw_learning_curves(
         [("x", o, [(1, 10.0), (2, 20.0)]) for o in trials.outcome], tmp_path / "c.png", "title"

@@ -28,7 +28,13 @@ class Stores:
 
     def open(self, config: SweepConfig = CONFIG) -> TrialLedger:
         return TrialLedger(
-            config, self.url, self.tracker, self.parent, {"git_commit": "x"}, SAMPLES
+            config,
+            str(self.folder),
+            self.url,
+            self.tracker,
+            self.parent,
+            {"git_commit": "x"},
+            SAMPLES,
         )
 
     def trials(self) -> list[FrozenTrial]:

@@ -1,86 +1,22 @@
-"""Figures: of a sweep with its importances, from the table of its trials, and of signals."""
+"""Figures of a sweep, from the table of its trials."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import optuna
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 
-from nflab.recipes import SearchSpace
-from nfnet import BlockSignal
-
-RESAMPLES = 20
-"""How often trials are drawn anew for the interval of an importance."""
+from nflab.figures.style import new_figure, save_figure
+from nflab.importances import Importance, setting
 
 _COLORS = {"finished": "C0", "pruned": "0.65", "diverged": "C3", "failed": "k"}
 
 
-@dataclass(frozen=True)
-class Importance:
-    """Share of the variance in validation top-1 that a setting explains, in 0..1."""
-
-    share: float
-    low: float
-    high: float
-    """The middle 80 % of the shares when trials are drawn anew from those that were run."""
-
-
-def importances(
-    trials: pd.DataFrame, space: SearchSpace, searched: tuple[str, ...]
-) -> dict[str, Importance]:
-    """How much each searched setting mattered (fANOVA), the most important first.
-
-    Rests on the last value of every trial that reported one (see `judged`), pruned or not: what
-    was cut early says as much about its settings. Empty if fewer than four did, or if all came
-    out the same.
-    """
-    told = judged(trials)
-    if len(told) < 4 or told.val_top1.nunique() < 2 or not searched:
-        return {}
-    shares = _shares(told, space, searched)
-    samples = [told.sample(len(told), replace=True, random_state=s) for s in range(RESAMPLES)]
-    drawn = [_shares(s, space, searched) for s in samples if s.val_top1.nunique() > 1]
-    return {
-        name: Importance(shares[name], *np.quantile([d[name] for d in drawn], [0.1, 0.9]).tolist())
-        for name in sorted(shares, key=lambda name: -shares[name])
-    }
-
-
-def judged(trials: pd.DataFrame) -> pd.DataFrame:
-    """The trials whose results say something: all that reported a validation top-1."""
-    return trials[trials.val_top1.notna()]
-
-
-def _shares(
-    trials: pd.DataFrame, space: SearchSpace, searched: tuple[str, ...]
-) -> dict[str, float]:
-    study = optuna.create_study(direction="maximize")
-    distributions = space.distributions(searched)
-    for _, row in trials.iterrows():
-        drawn = space.draw({name: setting(name, row[name]) for name in searched})
-        study.add_trial(
-            optuna.trial.create_trial(params=drawn, distributions=distributions, value=row.val_top1)
-        )
-    evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=32, seed=0)
-    return optuna.importance.get_param_importances(study, evaluator=evaluator)
-
-
-def setting(name: str, text: str) -> float | int | None:
-    """A searched setting from MLflow's text of it."""
-    if text == "none":
-        return None
-    return float(text) if name == "clipping" else int(text)
-
-
 def draw_top1(trials: pd.DataFrame, path: Path, title: str) -> None:
     """Validation top-1 over clipping x batch size; "none" stands right of the clippings."""
-    figure, axes = _new(7.5, 4.6)
+    figure, axes = new_figure(7.5, 4.6)
     clippings = [setting("clipping", text) for text in trials.clipping]
     finite = [c for c in clippings if c is not None]
     low, high = (min(finite), max(finite)) if finite else (0.01, 0.64)
@@ -138,12 +74,12 @@ def draw_top1(trials: pd.DataFrame, path: Path, title: str) -> None:
     )
     if len(trials):
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=4, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_importances(found: Mapping[str, Importance], path: Path, title: str) -> None:
     """Bars of how much of the variance in validation top-1 each setting explains."""
-    figure, axes = _new(7.5, 1.2 + 0.5 * max(1, len(found)))
+    figure, axes = new_figure(7.5, 1.2 + 0.5 * max(1, len(found)))
     names = list(found)[::-1]
     share = np.array([found[name].share for name in names])
     # The share of all trials may lie outside what most redrawn ones say.
@@ -157,7 +93,7 @@ def draw_importances(found: Mapping[str, Importance], path: Path, title: str) ->
     if not found:
         axes.text(0.5, 0.5, "too few different results", ha="center", transform=axes.transAxes)
         axes.set_yticks([])
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_learning_curves(
@@ -169,7 +105,7 @@ def draw_learning_curves(
         curves: (label, outcome, [(epoch, top-1 in percent), ...]), the best first; it alone is
             named in the legend, the others by their outcome.
     """
-    figure, axes = _new(7.5, 4.6)
+    figure, axes = new_figure(7.5, 4.6)
     named: set[str] = set()
     for rank, (label, outcome, points) in enumerate(curves):
         if not points:
@@ -195,50 +131,4 @@ def draw_learning_curves(
     axes.grid(alpha=0.3)
     if curves:
         axes.legend(loc="lower right")
-    _save(figure, path)
-
-
-def _new(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-
-
-def draw_signals(signals: Mapping[str, Sequence[BlockSignal]], path: Path) -> None:
-    """Signal propagation plots: statistics at every block, a column for each network.
-
-    Args:
-        signals: title -> what `nfnet.signal_propagation` measured.
-    """
-    figure = Figure(figsize=(4.4 * len(signals), 7.2), layout="constrained")
-    axes = figure.subplots(3, len(signals), sharex="col", squeeze=False)
-    rows = (
-        ("squared_mean", "average channel\nsquared mean"),
-        ("variance", "average channel\nvariance"),
-        ("residual_variance", "residual average\nchannel variance"),
-    )
-    for column, (title, blocks) in enumerate(signals.items()):
-        numbers = range(1, len(blocks) + 1)
-        stages = [block.name.split(".")[1] for block in blocks]
-        for row, (statistic, label) in enumerate(rows):
-            ax = axes[row, column]
-            ax.plot(numbers, [getattr(b, statistic) for b in blocks], "o-", ms=3, label="measured")
-            for number, (stage, previous) in enumerate(zip(stages[1:], stages, strict=False)):
-                if stage != previous:
-                    ax.axvline(number + 1.5, color="0.8", lw=0.8)
-            ax.grid(alpha=0.3, axis="y")
-            if column == 0:
-                ax.set_ylabel(label)
-        expected = [block.expected_variance for block in blocks]
-        if None not in expected:
-            axes[1, column].plot(numbers, expected, "k:", lw=1.2, label="theory (1 / beta²)")
-        axes[1, column].legend(fontsize=8)
-        axes[0, column].set_title(title)
-        axes[2, column].set_xlabel("block (lines: stages)")
-        for row in range(3):
-            axes[row, column].set_ylim(bottom=0)
-    _save(figure, path)
+    save_figure(figure, path)

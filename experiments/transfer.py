@@ -1,0 +1,143 @@
+"""What does pre-training give a network without normalisation, and its batch-normalised twin?
+
+Pre-trains both on one dataset, fine-tunes both on another under a new classifier, and trains both
+on that from scratch for as many epochs, over several seeds. Run again, it trains only what is
+missing.
+
+Example:
+  python experiments/transfer.py --source digits:0-4 --dataset digits:5-9 --seeds 5
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import _start  # noqa: F401
+from rich.table import Table
+
+from nflab import cli, locations
+from nflab.config import Config, ConfigError, TransferConfig, replace, require
+from nflab.progress import console
+from nflab.validate import validate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nflab.grid import Grid
+
+STARTS = ("pre-trained", "from scratch")
+
+
+def main(config: TransferConfig, resume: bool) -> None:
+    """Trains all networks, then compares them."""
+    from nflab.grid import open_grid  # takes seconds: a wrong flag is answered sooner
+
+    given = config.pretraining
+    require(given.seeds >= 1, f"seeds {given.seeds} must be at least 1")
+    require(config.model.pretrained is None, "--pretrained is what this experiment makes itself")
+    networks = twins(config.base())
+    target = config.base()
+    source = replace(
+        target,
+        dataset=locations.absolute(given.source),
+        epochs=given.source_epochs,
+        base_learning_rate=given.source_learning_rate,
+    )
+    for settings in networks.values():
+        validate(replace(source, **settings))
+        validate(replace(target, **settings, base_learning_rate=given.source_learning_rate))
+    seeds = range(config.run.seed, config.run.seed + given.seeds)
+    runs = [(name, seed) for seed in seeds for name in networks]
+    with open_grid(config, "transfer") as grid:
+        first = [{**networks[name], "seed": seed} for name, seed in runs]
+        outcomes = grid.run(source, first).outcome
+        labels, second = [], []
+        for (name, _), settings, outcome in zip(runs, first, outcomes, strict=True):
+            if outcome == "finished":
+                weights = grid.weights(replace(source, **settings))
+                labels.append((name, STARTS[0]))
+                second.append({**settings, "pretrained": weights})
+            labels.append((name, STARTS[1]))
+            second.append({**settings, "base_learning_rate": given.source_learning_rate})
+        rows = grid.run(target, second)
+        rows[["network", "start"]] = labels
+        show(rows, config, grid)
+
+
+def twins(config: Config) -> dict[str, dict[str, Any]]:
+    """What distinguishes the network of `config` from its batch-normalised twin.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    model = config.model.model
+    if not model.startswith("dm_nf_resnet"):
+        raise ConfigError(f"{model} has no batch-normalised twin: choose a dm_nf_resnet... model")
+    return {
+        "normalizer-free": {"model": model, "clipping": config.optimizer.clipping},
+        "batch norm": {"model": model.replace("dm_nf_", "preact_"), "clipping": None},
+    }
+
+
+def show(rows: "pd.DataFrame", config: TransferConfig, grid: "Grid") -> None:
+    """Prints and records what pre-training gave each network, with its figure.
+
+    Args:
+        rows: one for each network, start and seed (see `Tracker.cells`).
+    """
+    from nflab.figures import draw_transfer
+    from nflab.statistics import estimate
+
+    finished = rows[rows.outcome == "finished"]
+    results = {
+        (network, start): finished[(finished.network == network) & (finished.start == start)]
+        for network in rows.network.unique()
+        for start in STARTS
+    }
+    top1 = {key: runs.set_index("seed").test_top1 for key, runs in results.items()}
+    table = Table(box=None, pad_edge=False)
+    for column in ("network", "start", "test top-1 (%), mean ± sd (seeds)", "diverged or failed"):
+        table.add_column(column)
+    for (network, start), values in top1.items():
+        mean = str(estimate(values.tolist())) if len(values) else "none finished"
+        table.add_row(network, start, mean, str(config.pretraining.seeds - len(values)))
+
+    def compared(what: str, one: tuple[str, str], other: tuple[str, str]) -> str:
+        # Paired: both have the same seeds.
+        pairs = (top1[one] - top1[other]).dropna().tolist()
+        if not pairs:
+            return f"{what}: no seed has both results"
+        found = estimate(pairs)
+        if found.count == 1:
+            return f"{what}: {found.mean:+.2f} points, in one seed, which proves nothing"
+        verdict = "" if found.low > 0 or found.high < 0 else ": not distinguishable from none"
+        interval = f"95 % interval {found.low:+.2f} to {found.high:+.2f}"
+        return f"{what}: {found.mean:+.2f} points ({interval}, {found.count} seeds){verdict}"
+
+    one, other = rows.network.unique()
+    lines = [
+        *(
+            compared(f"pre-training gives {n}", (n, STARTS[0]), (n, STARTS[1]))
+            for n in (one, other)
+        ),
+        compared(f"{one} above {other}, pre-trained", (one, STARTS[0]), (other, STARTS[0])),
+        compared(f"{one} above {other}, from scratch", (one, STARTS[1]), (other, STARTS[1])),
+    ]
+    out = console()
+    out.print(table)
+    out.print("\n".join(lines))
+    curves = {
+        key: [grid.tracker.history(run_id, "val_top1") for run_id in runs.run_id]
+        for key, runs in results.items()
+        if len(runs)
+    }
+    datasets = f"{config.pretraining.source}, then {config.data.dataset}"
+    title = f"{config.model.model} and its twin: {datasets}"
+    drawn = {key: values.tolist() for key, values in top1.items()}
+    figure = grid.record(
+        rows, "\n".join(lines), lambda path: draw_transfer(curves, drawn, path, title)
+    )
+    out.print(f"Figure: {figure}")
+    out.print(f"Browse: {locations.browse(config.run)}")
+
+
+if __name__ == "__main__":
+    cli.main(TransferConfig, main, __doc__, recipe="digits_finetune")

@@ -1,0 +1,115 @@
+"""Cells and their ledger, against a real MLflow store, without Ray."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from nflab.cluster import Placement
+from nflab.config import Config, replace
+from nflab.grid import Cell, CellLedger
+from nflab.session import Session
+from nflab.tracking import Tracker
+from tests.nflab.test_ledger import epoch
+
+SETTINGS: list[dict[str, Any]] = [{"clipping": c, "seed": s} for s in (0, 1) for c in (None, 0.08)]
+
+
+class Store:
+    """An MLflow store in a temporary folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tracker = Tracker(f"sqlite:///{folder}/mlflow.db", str(folder), "test")
+        self.parent = self.tracker.start("grid", {})
+        placement = Placement(1, 1.0, 0.0, 2)
+        self.session = Session(Config(), str(folder), self.tracker, placement, (), {}, None)
+
+    def open(self, settings: list[dict[str, Any]] = SETTINGS, **base: Any) -> CellLedger:
+        return CellLedger(self.session, self.parent, replace(Config(), **base), settings)
+
+    def outcomes(self) -> list[tuple[str, str]]:
+        """Outcome and status of each run, in the order of their start."""
+        client = MlflowClient(self.tracker.uri)
+        runs = [client.get_run(run_id) for run_id in self.tracker.cells(self.parent).run_id]
+        return [(run.data.tags["outcome"], run.info.status) for run in runs]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
+def finish(ledger: CellLedger, outcome: Any = "finished") -> int:
+    proposal = ledger.propose()
+    ledger.started(proposal)
+    assert not ledger.reported(proposal.number, epoch(1, 50))
+    if outcome != "failed":
+        assert not ledger.reported(proposal.number, epoch(2, 60, outcome))
+    ledger.ended(proposal.number, outcome, 60)
+    return proposal.number
+
+
+def test_a_cell_changes_with_what_is_computed_and_with_nothing_else(tmp_path: Path) -> None:
+    cell = Cell(Config()).id
+    moved = replace(Config(), name="x", storage="y", tracking_uri="z", num_workers=2)
+    assert Cell(replace(moved, micro_batch_size=4, recipe="finetune")).id == cell
+    for change in ({"seed": 1}, {"clipping": None}, {"dataset": "digits:0-4"}, {"epochs": 3}):
+        assert Cell(replace(Config(), **change)).id != cell
+    weights = [tmp_path / name for name in ("a.pt", "b.pt", "c.pt")]
+    for path, content in zip(weights, (0, 0, 1), strict=True):
+        path.write_bytes(bytes([content]))
+    a, b, c = (Cell(replace(Config(), pretrained=str(path))).id for path in weights)
+    assert a == b != c
+    assert a != cell
+
+
+def test_what_has_a_result_is_not_proposed_again(store: Store) -> None:
+    ledger = store.open()
+    assert ledger.missing == 4
+    assert finish(ledger) == 1
+    assert finish(ledger, "diverged") == 2
+    assert finish(ledger, "failed") == 3
+    proposal = ledger.propose()
+    ledger.started(proposal)
+    ledger.reported(proposal.number, epoch(1, 40))  # and then the process is killed
+    after = store.open()
+    assert store.outcomes() == [
+        ("finished", "FINISHED"),
+        ("diverged", "FINISHED"),
+        ("failed", "FAILED"),
+        ("interrupted", "KILLED"),
+    ]
+    assert after.missing == 2
+    assert [finish(after), finish(after)] == [3, 4]
+    assert store.open().missing == 0
+    assert store.outcomes().count(("finished", "FINISHED")) == 3
+    points = store.tracker.history(store.tracker.cells(store.parent).run_id[3], "val_top1")
+    assert points == [(1, 40.0), (2, 60.0)]
+
+
+def test_one_that_ended_before_it_was_written_down_has_its_result(store: Store) -> None:
+    ledger = store.open()
+    proposal = ledger.propose()
+    ledger.started(proposal)
+    ledger.reported(proposal.number, epoch(1, 60, "finished"))
+    assert store.open().missing == 3
+    assert store.outcomes() == [("finished", "FINISHED")]
+
+
+def test_other_settings_are_other_cells_beside_the_first(store: Store) -> None:
+    ledger = store.open()
+    for _ in SETTINGS:
+        finish(ledger)
+    assert store.open(epochs=3).missing == 4
+    more = [*SETTINGS, {"clipping": 0.08, "seed": 2}]
+    wider = store.open(more)
+    assert wider.missing == 1
+    assert wider.propose().settings == more[-1]
+
+
+def test_folders_are_of_cells(store: Store, tmp_path: Path) -> None:
+    ledger = store.open()
+    folders = [ledger.propose().folder for _ in SETTINGS]
+    assert folders == [f"{tmp_path}/cells/{cell.id}" for cell in ledger.cells]
+    assert len(set(folders)) == 4
