@@ -105,7 +105,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError("it holds no tensors by name, as a model's state_dict does")
-    return state
+    # A model wrapped for training on several devices was saved with its wrapper's prefix.
+    return {name.removeprefix("module."): value for name, value in state.items()}
 
 
 def num_classes(weights: Weights) -> int | None:

@@ -97,6 +97,11 @@ def validate(config: Config, trains: bool = True) -> None:
         return
     check_model(config, new_head=True)
     train_size = dataset.sizes["train"]
+    require(train_size > 0, f"{c['dataset']} has no training images: add its folder train")
+    require(
+        len(dataset.class_names) > 1,
+        f"{c['dataset']} has one class, so there is nothing to learn: give it two or more",
+    )
     for batch_size in batch_sizes:
         require(batch_size >= 1, f"batch_size {batch_size} must be at least 1")
         require(

@@ -164,3 +164,12 @@ def test_a_missing_file_and_a_missing_network_are_one_sentence(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "/nonexistent")
     with pytest.raises(ValueError, match=r"cannot fetch timm/dm_nfnet_f0\.dm_in1k .* network"):
         nfnet.create_model("dm_nfnet_f0", pretrained="hub")
+
+
+def test_a_model_saved_inside_its_wrapper_for_several_devices_loads(tmp_path: Path) -> None:
+    saved = nfnet.create_model("dm_nf_resnet_digits")
+    wrapped = {f"module.{name}": value for name, value in saved.state_dict().items()}
+    torch.save({"state_dict": wrapped}, tmp_path / "ddp.pt")
+    model = nfnet.create_model("dm_nf_resnet_digits", pretrained=str(tmp_path / "ddp.pt"))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, saved.state_dict()[name])

@@ -104,14 +104,15 @@ class ImageFolder:
         unreadable = []
         for path in paths[:: math.ceil(len(paths) / CHECKED)]:
             try:
-                with Image.open(path):
-                    pass
+                with Image.open(path) as image:
+                    _check_depth(image)
             except Exception:  # a damaged file can fail in any way
                 unreadable.append(str(path))
         if unreadable:
             raise DatasetError(
-                f"{len(unreadable)} files are no images: {', '.join(unreadable[:3])}"
-                f"{', ...' if len(unreadable) > 3 else ''}; remove or replace them"
+                f"{len(unreadable)} files are no images, or have more than 8 bits a channel: "
+                f"{', '.join(unreadable[:3])}{', ...' if len(unreadable) > 3 else ''}; "
+                "remove or replace them"
             )
 
     def train_images(self, indices_N: Tensor, keys_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,9 +140,16 @@ class ImageFolder:
         path = self._files[split][index]
         try:
             with Image.open(path) as image:
+                _check_depth(image)
                 return image.convert("RGB")
         except Exception as error:
             raise DatasetError(f"cannot read the image {path}: {error}") from None
+
+
+def _check_depth(image: Image.Image) -> None:
+    """Refuses pixels that `convert` would clip instead of scale."""
+    if image.mode[0] in "IF":
+        raise ValueError("it has more than 8 bits a channel")
 
 
 def _pixels(image: Image.Image) -> Tensor:
@@ -192,7 +200,7 @@ def _class_names(root: Path) -> tuple[str, ...]:
 
 def _hold_out(files: _Files) -> tuple[_Files, _Files]:
     """What stays for training, and an even sample of the rest."""
-    count = min(MAX_HELD_OUT, len(files) // 10)
+    count = min(MAX_HELD_OUT, max(1, len(files) // 10), len(files))
     chosen = {i * len(files) // count for i in range(count)}
     held_out = [file for i, file in enumerate(files) if i in chosen]
     return [file for i, file in enumerate(files) if i not in chosen], held_out
