@@ -8,13 +8,13 @@ Example:
   python experiments/transfer.py --source digits:0-4 --dataset digits:5-9 --seeds 5
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import _start  # noqa: F401
 from rich.table import Table
 
 from nflab import cli, locations
-from nflab.config import Config, ConfigError, TransferConfig, replace, require
+from nflab.config import TransferConfig, replace, require
 from nflab.progress import console
 from nflab.validate import validate
 
@@ -28,10 +28,10 @@ STARTS = ("pre-trained", "from scratch")
 
 def main(config: TransferConfig, resume: bool) -> None:
     """Trains all networks, then compares them."""
+    from nflab.ablations.findings import twins
     from nflab.grid import open_grid  # takes seconds: a wrong flag is answered sooner
 
     given = config.pretraining
-    require(given.seeds >= 1, f"seeds {given.seeds} must be at least 1")
     require(config.model.pretrained is None, "--pretrained is what this experiment makes itself")
     networks = twins(config.base())
     target = config.base()
@@ -44,11 +44,10 @@ def main(config: TransferConfig, resume: bool) -> None:
     for settings in networks.values():
         validate(replace(source, **settings))
         validate(replace(target, **settings, base_learning_rate=given.source_learning_rate))
-    seeds = range(config.run.seed, config.run.seed + given.seeds)
-    runs = [(name, seed) for seed in seeds for name in networks]
+    runs = [(name, seed) for seed in config.seeds() for name in networks]
     with open_grid(config, "transfer") as grid:
         first = [{**networks[name], "seed": seed} for name, seed in runs]
-        outcomes = grid.run(source, first).outcome
+        outcomes = grid.run(source, first, keep_weights=True).outcome
         labels, second = [], []
         for (name, _), settings, outcome in zip(runs, first, outcomes, strict=True):
             if outcome == "finished":
@@ -62,21 +61,6 @@ def main(config: TransferConfig, resume: bool) -> None:
         show(rows, config, grid)
 
 
-def twins(config: Config) -> dict[str, dict[str, Any]]:
-    """What distinguishes the network of `config` from its batch-normalised twin.
-
-    Raises:
-        ConfigError: it has none.
-    """
-    model = config.model.model
-    if not model.startswith("dm_nf_resnet"):
-        raise ConfigError(f"{model} has no batch-normalised twin: choose a dm_nf_resnet... model")
-    return {
-        "normalizer-free": {"model": model, "clipping": config.optimizer.clipping},
-        "batch norm": {"model": model.replace("dm_nf_", "preact_"), "clipping": None},
-    }
-
-
 def show(rows: "pd.DataFrame", config: TransferConfig, grid: "Grid") -> None:
     """Prints and records what pre-training gave each network, with its figure.
 
@@ -84,7 +68,7 @@ def show(rows: "pd.DataFrame", config: TransferConfig, grid: "Grid") -> None:
         rows: one for each network, start and seed (see `Tracker.cells`).
     """
     from nflab.figures import draw_transfer
-    from nflab.statistics import estimate
+    from nflab.statistics import estimate, verdict
 
     finished = rows[rows.outcome == "finished"]
     results = {
@@ -98,19 +82,14 @@ def show(rows: "pd.DataFrame", config: TransferConfig, grid: "Grid") -> None:
         table.add_column(column)
     for (network, start), values in top1.items():
         mean = str(estimate(values.tolist())) if len(values) else "none finished"
-        table.add_row(network, start, mean, str(config.pretraining.seeds - len(values)))
+        table.add_row(network, start, mean, str(config.grid.seeds - len(values)))
 
     def compared(what: str, one: tuple[str, str], other: tuple[str, str]) -> str:
         # Paired: both have the same seeds.
         pairs = (top1[one] - top1[other]).dropna().tolist()
         if not pairs:
             return f"{what}: no seed has both results"
-        found = estimate(pairs)
-        if found.count == 1:
-            return f"{what}: {found.mean:+.2f} points, in one seed, which proves nothing"
-        verdict = "" if found.low > 0 or found.high < 0 else ": not distinguishable from none"
-        interval = f"95 % interval {found.low:+.2f} to {found.high:+.2f}"
-        return f"{what}: {found.mean:+.2f} points ({interval}, {found.count} seeds){verdict}"
+        return f"{what}: {verdict(estimate(pairs))}"
 
     one, other = rows.network.unique()
     lines = [
@@ -132,9 +111,8 @@ def show(rows: "pd.DataFrame", config: TransferConfig, grid: "Grid") -> None:
     datasets = f"{config.pretraining.source}, then {config.data.dataset}"
     title = f"{config.model.model} and its twin: {datasets}"
     drawn = {key: values.tolist() for key, values in top1.items()}
-    figure = grid.record(
-        rows, "\n".join(lines), lambda path: draw_transfer(curves, drawn, path, title)
-    )
+    drawings = {"transfer": lambda path: draw_transfer(curves, drawn, path, title)}
+    (figure,) = grid.record(rows, "\n".join(lines), drawings)
     out.print(f"Figure: {figure}")
     out.print(f"Browse: {locations.browse(config.run)}")
 

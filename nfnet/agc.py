@@ -10,7 +10,10 @@ _MIN_GRAD_NORM = 1e-6
 
 @torch.no_grad()
 def adaptive_clip_grad_(
-    params: Tensor | Iterable[Tensor], clipping: float, eps: float = 1e-3
+    params: Tensor | Iterable[Tensor],
+    clipping: float,
+    eps: float = 1e-3,
+    ratios: dict[Tensor, Tensor] | None = None,
 ) -> list[Tensor]:
     """Clip every unit's gradient, in place, to `clipping` times the norm of its weights.
 
@@ -23,6 +26,9 @@ def adaptive_clip_grad_(
         params: one parameter or several, all on one device; those without gradient are skipped.
         clipping: largest allowed ratio of gradient norm to weight norm (lambda in the paper).
         eps: lower bound of the weight norm, so that weights at zero can move.
+        ratios: if given, takes for each such parameter the ratio of gradient norm to weight norm
+            of its units (num_units,), as they were before clipping; a ratio is negative where the
+            weight norm stood at `eps`.
 
     Returns:
         For each parameter with a gradient, in order, the share of its units that were clipped:
@@ -43,9 +49,11 @@ def adaptive_clip_grad_(
     whole = [p for p in weights if _is_one_unit(p)]
     if whole:
         grads = _grads(whole)
-        scale, is_clipped = _scale(
-            torch.stack(_norms(grads)), torch.stack(_norms(whole)), clipping, eps
-        )
+        grad_norm, weight_norm = torch.stack(_norms(grads)), torch.stack(_norms(whole))
+        scale, is_clipped = _scale(grad_norm, weight_norm, clipping, eps)
+        if ratios is not None:
+            found = _ratios(grad_norm, weight_norm, eps)
+            ratios.update(zip(whole, found.split(1), strict=True))
         torch._foreach_mul_(grads, scale.unbind())
         share.update(zip(whole, is_clipped.unbind(), strict=True))
 
@@ -53,10 +61,12 @@ def adaptive_clip_grad_(
     if many:
         grads = _grads(many)
         # The units of all parameters in one vector: few operations, however many parameters.
-        scale, is_clipped = _scale(
-            torch.cat(_row_norms(grads)), torch.cat(_row_norms(many)), clipping, eps
-        )
+        grad_norm, weight_norm = torch.cat(_row_norms(grads)), torch.cat(_row_norms(many))
+        scale, is_clipped = _scale(grad_norm, weight_norm, clipping, eps)
         sizes = [len(p) for p in many]
+        if ratios is not None:
+            found = _ratios(grad_norm, weight_norm, eps)
+            ratios.update(zip(many, found.split(sizes), strict=True))
         rows = zip(torch.split(scale, sizes), many, strict=True)
         torch._foreach_mul_(grads, [s.view(-1, *[1] * (p.ndim - 1)) for s, p in rows])
         # The 1-norm of zeros and ones counts the ones.
@@ -92,6 +102,13 @@ def _row_norms(tensors: list[Tensor]) -> list[Tensor]:
     return [
         torch.linalg.vector_norm(_at_least_float32(x), dim=tuple(range(1, x.ndim))) for x in tensors
     ]
+
+
+def _ratios(grad_norm: Tensor, weight_norm: Tensor, eps: float) -> Tensor:
+    """What clipping compares with its threshold; negative where the weight norm stood at eps."""
+    ratio = grad_norm / weight_norm.clamp_min(eps)
+    # Adding 0 to a norm of -0.0 would lose the sign: a hair below zero keeps it.
+    return torch.where(weight_norm > eps, ratio, -ratio.clamp_min(torch.finfo(ratio.dtype).tiny))
 
 
 def _scale(

@@ -1,6 +1,6 @@
 """Stochastic gradient descent with adaptive gradient clipping, and its parameter groups."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, cast, overload
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nfnet.agc import adaptive_clip_grad_
+from nfnet.model import layer_group
 
 _CLASSIFIER = "head.fc.weight"
 
@@ -33,6 +34,8 @@ class SGD_AGC(Optimizer):
     Attributes:
         clipped_fraction: for each clipped parameter of the last step, the share of its units
             whose gradient was scaled down, as a 0-d tensor.
+        ratios: None, or a dictionary that every step fills anew with what clipping compares with
+            its threshold, as `adaptive_clip_grad_` describes it.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -41,6 +44,7 @@ class SGD_AGC(Optimizer):
     """
 
     clipped_fraction: dict[Tensor, Tensor]
+    ratios: dict[Tensor, Tensor] | None
 
     def __init__(
         self,
@@ -61,6 +65,7 @@ class SGD_AGC(Optimizer):
             "eps": eps,
         }
         self.clipped_fraction = {}
+        self.ratios = None
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -71,6 +76,7 @@ class SGD_AGC(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.clipped_fraction = {}
+        self.ratios = None
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -93,6 +99,8 @@ class SGD_AGC(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.clipped_fraction = {}
+        if self.ratios is not None:
+            self.ratios.clear()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params:
@@ -101,7 +109,7 @@ class SGD_AGC(Optimizer):
 
     def _step_group(self, params: list[Tensor], group: dict[str, Any]) -> None:
         if group["clipping"] is not None:
-            shares = adaptive_clip_grad_(params, group["clipping"], group["eps"])
+            shares = adaptive_clip_grad_(params, group["clipping"], group["eps"], self.ratios)
             self.clipped_fraction.update(zip(params, shares, strict=True))
         grads = [cast(Tensor, p.grad) for p in params]
         lr, momentum, weight_decay = group["lr"], group["momentum"], group["weight_decay"]
@@ -138,19 +146,25 @@ def _check_settings(settings: dict[str, Any]) -> None:
 
 
 def param_groups(
-    model: nn.Module, weight_decay: float, clipping: float | None
+    model: nn.Module,
+    weight_decay: float,
+    clipping: float | None,
+    unclipped: Collection[str] = ("head",),
 ) -> list[dict[str, Any]]:
     """Split a model's parameters into the paper's three groups.
 
     Args:
         model: a model from `create_model`.
         weight_decay: for weights; gains, biases and norm parameters get none.
-        clipping: for everything but the classifier's weight; None turns clipping off everywhere.
+        clipping: for everything but the unclipped parts; None turns clipping off everywhere.
+        unclipped: parts of the network, as `layer_group` names them, that are not clipped; of the
+            head that is the classifier's weight, for the authors clip its bias.
 
     Returns:
-        Three groups for `SGD_AGC`: gains, biases and norm parameters (clipped, not decayed),
-        the classifier's weight (decayed, not clipped), every other weight (both). Parameters
-        that need no gradient are left out.
+        Groups for `SGD_AGC`: gains, biases and norm parameters (clipped, not decayed), unclipped
+        weights (decayed; by default the classifier's), every other weight (both); then, if there
+        are any, the gains and biases of unclipped stages and the like. Parameters that need no
+        gradient are left out.
 
     Raises:
         ValueError: the model has no classifier by the name of `head.fc.weight`.
@@ -164,19 +178,23 @@ def param_groups(
             "classifier's weight must not be clipped; pass a model from create_model."
         )
     vectors: list[Tensor] = []
-    classifier: list[Tensor] = []
+    free_vectors: list[Tensor] = []
     weights: list[Tensor] = []
+    free_weights: list[Tensor] = []
     for name, p in parameters.items():
         if not p.requires_grad:
             continue
-        if name == _CLASSIFIER:
-            classifier.append(p)
-        elif p.ndim <= 1 or name.endswith(".gain"):
-            vectors.append(p)
+        part = layer_group(name)
+        free = part in unclipped
+        if p.ndim <= 1 or name.endswith(".gain"):
+            (free_vectors if free and part != "head" else vectors).append(p)
         else:
-            weights.append(p)
-    return [
+            (free_weights if free else weights).append(p)
+    groups = [
         {"params": vectors, "weight_decay": 0.0, "clipping": clipping},
-        {"params": classifier, "weight_decay": weight_decay, "clipping": None},
+        {"params": free_weights, "weight_decay": weight_decay, "clipping": None},
         {"params": weights, "weight_decay": weight_decay, "clipping": clipping},
     ]
+    if free_vectors:
+        groups.append({"params": free_vectors, "weight_decay": 0.0, "clipping": None})
+    return groups

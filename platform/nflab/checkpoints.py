@@ -1,4 +1,8 @@
-"""The checkpoints of one run: in a folder or in object storage, the last one only, never half."""
+"""The checkpoints of one run, in a folder or in object storage: the last and the best, never half.
+
+While a run goes on it has two at most (three in the moment of saving); when it has ended it has
+none, unless it is the best of its sweep or grid.
+"""
 
 import re
 import tempfile
@@ -20,8 +24,13 @@ class Checkpoints:
         """`uri`: an absolute path, or an address such as s3://bucket/run, of all its processes."""
         self._uri = uri
 
-    def save(self, folder: Path, epoch: int) -> None:
-        """Copies `folder` as the checkpoint of `epoch`; then forgets the earlier ones.
+    @classmethod
+    def of_run(cls, folder: str) -> "Checkpoints":
+        """Those of the run that keeps all it has in `folder`."""
+        return cls(f"{folder}/checkpoints")
+
+    def save(self, folder: Path, epoch: int, best: int | None = None) -> None:
+        """Copies `folder` as the checkpoint of `epoch`; then forgets all others but `best`.
 
         A process killed at any moment leaves either this checkpoint or the one before it.
         """
@@ -31,9 +40,16 @@ class Checkpoints:
         fs.copy_files(str(folder), target, fs.LocalFileSystem(), files)
         with files.open_output_stream(f"{target}/{_COMPLETE}") as marker:
             marker.write(b"")
+        kept = {target, f"{root}/epoch-{epoch if best is None else best:06d}"}
         for path in self._paths():
-            if path != target:
+            if path not in kept:
                 files.delete_dir(path)
+
+    def purge(self) -> None:
+        """Forgets all of them."""
+        files, _ = open_uri(self._uri)
+        for path in self._paths():
+            files.delete_dir(path)
 
     @contextmanager
     def last(self) -> Iterator[Path | None]:
@@ -56,3 +72,26 @@ class Checkpoints:
         files, root = open_uri(self._uri)
         found = files.get_file_info(fs.FileSelector(root, allow_not_found=True))
         return sorted(f.path for f in found if re.fullmatch(r"epoch-\d{6}", f.base_name))
+
+
+class Winner:
+    """Keeps the checkpoints of the best of several runs, and forgets those of the others."""
+
+    def __init__(self) -> None:
+        self._best: tuple[float, int, Checkpoints] | None = None
+
+    def ended(self, value: float | None, number: int, checkpoints: Checkpoints) -> None:
+        """A run has ended.
+
+        Args:
+            value: what is to be largest; None if the run cannot win.
+            number: of the run; the first of two equals wins.
+        """
+        if value is None:
+            checkpoints.purge()
+        elif self._best is None:
+            self._best = value, -number, checkpoints
+        else:
+            challenger = value, -number, checkpoints
+            loser, self._best = sorted((self._best, challenger), key=lambda run: run[:2])
+            loser[2].purge()

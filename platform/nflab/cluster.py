@@ -73,6 +73,19 @@ def connect(scale: ScaleConfig) -> Placement:
     return place(scale, Resources(cpus=cpus, gpus=gpus, own=own))
 
 
+def foresee(scale: ScaleConfig) -> Placement:
+    """What `connect` would give; of a local Ray, without starting it.
+
+    Raises:
+        ConfigError: likewise.
+    """
+    if "RAY_ADDRESS" in os.environ:
+        placement = connect(scale)
+        ray.shutdown()
+        return placement
+    return place(scale, Resources(os.cpu_count() or 1, torch.cuda.device_count(), own=True))
+
+
 def _start(address: str) -> None:
     # Ray reads these when it is first used: its polls and loggers are made for runs of hours.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")

@@ -92,6 +92,8 @@ class OptimizerConfig:
     """Images that one optimizer step averages, over all workers."""
     clipping: Annotated[float | None, _float_or("none")] = 0.16
     """AGC's threshold: the largest ratio of gradient norm to weight norm a unit may have, > 0."""
+    unclipped: tuple[str, ...] = ("head",)
+    """Parts that AGC leaves alone: stem, stage1, stage2, ..., final_conv, head (the classifier)."""
     base_learning_rate: float = 0.1
     """Peak learning rate for 256 images; the peak is this x batch_size / 256."""
     momentum: float = 0.9
@@ -156,6 +158,8 @@ class RunConfig:
     """Where settings come from that no flag gives, and what a sweep searches."""
     seed: int = 0
     """Seed of everything random: initial weights, order, augmentation, search."""
+    diagnostics: bool = False
+    """Record which layers AGC clips, step by step, with a heat map and a verdict."""
     name: str | None = None
     """Name in MLflow and of the folder in the storage; default: the command's name and the time."""
     tracking_uri: str | None = None
@@ -198,10 +202,100 @@ class SearchConfig:
 
 
 @dataclass(frozen=True)
+class FinalsConfig:
+    """How the winners are told from the lucky."""
+
+    finalists: int = 0
+    """How many of the best settings to repeat over fresh seeds, with the configuration itself as
+    their baseline; 0 for none."""
+    final_seeds: int = 5
+    """How many seeds to repeat them with, at least 2."""
+
+
+@dataclass(frozen=True)
 class SweepConfig(Config):
     """A search around one configuration."""
 
     search: SearchConfig = field(default_factory=SearchConfig)
+    finals: FinalsConfig = field(default_factory=FinalsConfig)
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """How often, and whether again."""
+
+    seeds: int = 2
+    """How many seeds to repeat everything with, from --seed on."""
+    dry_run: bool = False
+    """List what would run and what it would cost in time; run nothing."""
+    force: bool = False
+    """Run again what has a result; the new one takes the old one's place."""
+
+
+@dataclass(frozen=True)
+class GridOfConfigs(Config):
+    """A grid around one configuration."""
+
+    grid: GridConfig = field(default_factory=GridConfig)
+
+    def seeds(self) -> range:
+        """What everything is repeated with."""
+        return range(self.run.seed, self.run.seed + self.grid.seeds)
+
+
+@dataclass(frozen=True)
+class ClippingCells:
+    """Which batch sizes and clippings are compared, and whether to insist."""
+
+    batch_sizes: tuple[int, ...] = ()
+    """Batch sizes; none given takes the recipe's."""
+    clippings: tuple[float, ...] = ()
+    """AGC thresholds beside no clipping; none given takes the recipe's."""
+    check: bool = False
+    """End with exit code 1 unless the paper's three findings hold."""
+
+
+@dataclass(frozen=True)
+class ClippingConfig(GridOfConfigs):
+    """Clipping against batch size."""
+
+    cells: ClippingCells = field(default_factory=ClippingCells)
+    finals: FinalsConfig = field(default_factory=FinalsConfig)
+
+
+@dataclass(frozen=True)
+class LayersCells:
+    """Which layers are clipped."""
+
+    subsets: tuple[str, ...] = ()
+    """Sets of clipped parts to compare, as `stem+stage1+stage2` or `none`; none given takes every
+    subset of the stem, the stages and the head."""
+
+
+@dataclass(frozen=True)
+class LayersConfig(GridOfConfigs):
+    """Which layers to clip."""
+
+    cells: LayersCells = field(default_factory=LayersCells)
+    finals: FinalsConfig = field(default_factory=FinalsConfig)
+
+
+@dataclass(frozen=True)
+class AugmentationCells:
+    """Which augmentations are compared."""
+
+    levels: tuple[int, ...] = (0, 2, 4, 6, 8, 10)
+    """Levels of RandAugment on the curve of strength."""
+    ladder_level: int = 4
+    """RandAugment's level on the ladder, at least 1."""
+
+
+@dataclass(frozen=True)
+class AugmentationConfigs(GridOfConfigs):
+    """Augmentation, step by step and by strength."""
+
+    cells: AugmentationCells = field(default_factory=AugmentationCells)
+    finals: FinalsConfig = field(default_factory=FinalsConfig)
 
 
 @dataclass(frozen=True)
@@ -214,14 +308,13 @@ class PretrainingConfig:
     """Passes over it."""
     source_learning_rate: float = 1.6
     """Peak learning rate for 256 images in pre-training, and in training from scratch."""
-    seeds: int = 5
-    """How many seeds to repeat everything with, from --seed on."""
 
 
 @dataclass(frozen=True)
-class TransferConfig(Config):
+class TransferConfig(GridOfConfigs):
     """A comparison of networks that are pre-trained and fine-tuned alike."""
 
+    grid: GridConfig = field(default_factory=lambda: GridConfig(seeds=5))
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
 
 
@@ -311,8 +404,9 @@ def _read_part(kind: type, value: Any, where: str) -> Any:
 def _read_leaf(hint: Any, value: Any, where: str) -> Any:
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if typing.get_origin(hint) is tuple:
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return tuple(value)
+        kind = typing.get_args(hint)[0]
+        if isinstance(value, list):
+            return tuple(_read_leaf(kind, item, where) for item in value)
     elif float in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     elif type(value) in kinds:

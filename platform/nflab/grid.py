@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,26 @@ from typing import Any
 import pandas as pd
 import ray
 
-from nflab import locations
+from nflab import cluster, locations
+from nflab.checkpoints import Checkpoints, Winner
 from nflab.classifier import WEIGHTS
-from nflab.config import Config, flat, replace, to_json
+from nflab.cluster import Placement
+from nflab.config import Config, GridOfConfigs, flat, replace, to_json
 from nflab.data import load_dataset
 from nflab.files import is_local, read_bytes
 from nflab.interrupts import Interrupted, ignore_interrupts
 from nflab.ledger import Proposal
+from nflab.outbox import Outbox
+from nflab.plan import show_plan
 from nflab.progress import SweepProgress, console, describe
 from nflab.record import RunRecord
 from nflab.session import Session, open_session
-from nflab.tracking import Outcome
+from nflab.tracking import Outcome, Tracker, has_ended, last_epoch
 from nflab.tune import run_trials
 
-_ELSEWHERE = ("name", "tracking_uri", "storage", "recipe")
-"""Settings that say where results go and settings come from, not what is computed."""
+_ELSEWHERE = ("name", "tracking_uri", "storage", "recipe", "diagnostics")
+"""Settings that say where results go, where settings come from and what is watched, not what is
+computed."""
 
 DONE = ("finished", "diverged")
 """Outcomes that are results: such a cell is not run again."""
@@ -62,29 +67,29 @@ class Cell:
 class Grid:
     """Cells that are run and read back, as children of one run in MLflow."""
 
-    def __init__(self, session: Session[Any], parent: str) -> None:
-        self._session, self.parent, self.tracker = session, parent, session.tracker
+    def __init__(self, session: Session[Any], outbox: Outbox, parent: str, force: bool) -> None:
+        self._session, self._outbox, self._force = session, outbox, force
+        self.parent, self.tracker = parent, session.tracker
 
-    def run(self, base: Config, cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    def run(
+        self, base: Config, cells: Sequence[dict[str, Any]], keep_weights: bool = False
+    ) -> pd.DataFrame:
         """Runs those cells that have no result yet, as many at once as the cluster holds.
 
         Args:
             base: what all cells have in common.
             cells: for each, the settings in which it differs, in the order in which they are run.
+            keep_weights: whether every cell's weights are needed, not the best one's alone.
 
         Returns:
             a row for each cell, in order (see `Tracker.cells`); a failed one has no `test_top1`.
         """
         session = self._session
-        base = replace(
-            base,
-            name=None,
-            tracking_uri=session.config.run.tracking_uri,
-            storage=session.config.run.storage,
-            # Workers run in folders of their own.
-            dataset=locations.absolute(base.data.dataset),
+        run_uri, storage = session.config.run.tracking_uri, session.config.run.storage
+        base = replace(_common(base), tracking_uri=run_uri, storage=storage)
+        ledger = CellLedger(
+            session, self._outbox, self.parent, base, cells, self._force, keep_weights
         )
-        ledger = CellLedger(session, self.parent, base, cells)
         done = len(cells) - ledger.missing
         console().print(
             f"{session.name}: {len(cells)} cells ({done} done) of {base.schedule.epochs} epochs on "
@@ -94,63 +99,105 @@ class Grid:
             if ledger.missing:
                 progress = SweepProgress(len(cells), done, base.schedule.epochs, "cell")
                 run_trials(base, session.placement, session.folder, ledger, progress)
-        finally:
+        except KeyboardInterrupt:
+            ignore_interrupts()
+            if self._outbox.empties():
+                ledger.release()
+            raise
+        except BaseException:
             ledger.release()
-        rows = self.tracker.cells(self.parent).set_index("cell")
-        return rows.loc[[cell.id for cell in ledger.cells]].reset_index()
+            raise
+        ledger.release()
+        return rows_of(ledger.cells, self.tracker)
 
     def weights(self, config: Config) -> str:
         """Path or address of the trained weights of a finished cell."""
-        folder = _cell_folder(self._session.folder, Cell(config))
-        return f"{folder}/checkpoints/epoch-{config.schedule.epochs:06d}/{WEIGHTS}"
+        (row,) = rows_of([Cell(config)], self.tracker).itertuples()
+        return f"{row.folder}/checkpoints/epoch-{config.schedule.epochs:06d}/{WEIGHTS}"
 
-    def record(self, table: pd.DataFrame, found: str, draw: Callable[[Path], None]) -> Path:
-        """Stores what was found with the grid's run; returns where its figure is.
+    def record(
+        self, table: pd.DataFrame, found: str, drawings: Mapping[str, Callable[[Path], None]]
+    ) -> list[Path]:
+        """Stores what was found with the grid's run; returns where its figures are.
 
         Args:
             table: the results, a row for each cell.
             found: the answer in words, shown as the run's description.
-            draw: draws the figure, as a PNG file of this path.
+            drawings: name -> draws the figure, as a PNG file of this path.
         """
         session = self._session
         folder = Path(session.folder if is_local(session.folder) else tempfile.mkdtemp("-nflab"))
-        figure = folder / f"{session.tracker.experiment}.png"
-        draw(figure)
+        figures = [folder / f"{name}.png" for name in drawings]
+        for figure, draw in zip(figures, drawings.values(), strict=True):
+            draw(figure)
         table.to_csv(folder / "cells.csv", index=False)
-        for path in (figure, folder / "cells.csv"):
+        for path in (*figures, folder / "cells.csv"):
             self.tracker.add_file(self.parent, path)
         self.tracker.describe(self.parent, found)
-        return figure
+        return figures
 
 
 @contextmanager
-def open_grid(config: Config, experiment: str) -> Iterator[Grid]:
+def open_grid(config: GridOfConfigs, experiment: str) -> Iterator[Grid]:
     """A grid called `config.run.name`, else as the experiment is; it is opened again by asking for
-    it again.
+    it again. Of a dry run, the block ends where it would begin to train.
 
     Raises:
         ConfigError: a store or the cluster cannot be used.
         Interrupted: Ctrl-C or SIGTERM.
     """
-    named = replace(config, name=config.run.name or experiment)
+    if config.grid.dry_run:
+        try:
+            yield _DryRun(config, experiment)
+        except _Listed:
+            return
+    named = replace(config, name=config.run.name or experiment, dry_run=False, force=False)
     session = open_session(named, experiment, resume=True)
     tracker = session.tracker
+    outbox = Outbox(tracker, session.outbox_folder)
     outcome: Outcome = "failed"
+    reachable = True
     parent = None
     try:
+        outbox.drain()
         parent = tracker.find(session.name) or tracker.start(session.name, session.tags)
         tracker.reopen(parent)
         tracker.add_text(parent, to_json(session.config), "config.json")
-        yield Grid(session, parent)
+        yield Grid(session, outbox, parent, config.grid.force)
         outcome = "finished"
     except KeyboardInterrupt:
         ignore_interrupts()
-        outcome = "interrupted"
+        outcome, reachable = "interrupted", outbox.empties()
         raise Interrupted(session.name) from None
     finally:
-        if parent is not None:
+        if parent is not None and reachable:
             tracker.finish(parent, outcome)
+        outbox.close()
         ray.shutdown()
+
+
+class _Listed(Exception):
+    """A dry run has come to its end."""
+
+
+class _DryRun(Grid):
+    """Lists cells instead of running them."""
+
+    def __init__(self, config: GridOfConfigs, experiment: str) -> None:
+        uri, storage = locations.tracking_uri(config.run), locations.storage(config.run)
+        self.tracker = Tracker(uri, storage, experiment)
+        self._config = config
+
+    def run(
+        self, base: Config, cells: Sequence[dict[str, Any]], keep_weights: bool = False
+    ) -> pd.DataFrame:
+        configs = [replace(_common(base), **settings) for settings in cells]
+        known = self.tracker.cells()
+        rows = rows_of([Cell(config) for config in configs], self.tracker)
+        outcomes = ["again" if self._config.grid.force else o for o in rows.outcome]
+        placement: Placement = cluster.foresee(self._config.scale)
+        show_plan(cells, configs, outcomes, known, placement)
+        raise _Listed
 
 
 class CellLedger:
@@ -159,26 +206,51 @@ class CellLedger:
     def __init__(
         self,
         session: Session[Any],
+        outbox: Outbox,
         parent: str,
         base: Config,
         settings: Sequence[dict[str, Any]],
+        force: bool = False,
+        keep_weights: bool = False,
     ) -> None:
+        """Closes what an earlier process left running.
+
+        Args:
+            force: let the results that there are be superseded.
+            keep_weights: keep every cell's checkpoint, not the best one's alone.
+        """
         self._session, self._tracker, self._parent = session, session.tracker, parent
+        self._outbox, self._keep_weights = outbox, keep_weights
         self._settings = list(settings)
         self.cells = [Cell(replace(base, **one)) for one in settings]
+        if force:
+            asked = {cell.id for cell in self.cells}
+            for run in self._tracker.cells().itertuples():
+                if run.cell in asked:
+                    self._tracker.tag(run.run_id, "superseded", "true")
         self.release()
 
     def release(self) -> None:
-        """Reads what MLflow says of every cell; none is left running."""
-        runs = self._tracker.cells(self._parent)
-        for run_id, outcome in zip(runs.run_id, runs.outcome, strict=True):
-            ended: Outcome = "interrupted" if outcome == "running" else outcome
-            if not self._tracker.has_ended(run_id, ended):
-                self._tracker.finish(run_id, ended)
-        self._runs: dict[str, str] = dict(zip(runs.cell, runs.run_id, strict=True))
+        """Reads what MLflow says of every cell; none of this grid is left running."""
+        self._outbox.drain()
+        runs = self._tracker.cells()
+        for run in runs[runs.parent == self._parent].itertuples():
+            ended: Outcome = "interrupted" if run.outcome == "running" else run.outcome
+            if not has_ended(run, ended):
+                self._tracker.finish(run.run_id, ended)
+        found = rows_of(self.cells, self._tracker)
+        done = found.outcome.isin(DONE)
+        self._waiting = [n for n, ended in enumerate(done, 1) if not ended]
+        # One of another grid is theirs to go on with.
+        mine = found[~done & (found.parent == self._parent)]
+        self._runs = {run.cell: run for run in mine.itertuples()}
         self._records: dict[int, RunRecord] = {}
-        done = set(runs.cell[runs.outcome.isin(DONE)])
-        self._waiting = [n for n, cell in enumerate(self.cells, 1) if cell.id not in done]
+        self._folders: dict[int, str] = {}
+        self._winner = Winner()
+        if not self._keep_weights:
+            for number, run in enumerate(found.itertuples(), 1):
+                if run.outcome == "finished" and run.parent == self._parent:
+                    self._winner.ended(run.val_top1, number, Checkpoints.of_run(run.folder))
 
     @property
     def missing(self) -> int:
@@ -188,7 +260,10 @@ class CellLedger:
     def propose(self) -> Proposal:
         """The next cell."""
         number = self._waiting.pop(0)
-        folder = _cell_folder(self._session.folder, self.cells[number - 1])
+        cell = self.cells[number - 1]
+        known = self._runs.get(cell.id)
+        folder = known.folder if known is not None else self._new_folder(cell)
+        self._folders[number] = folder
         return Proposal(number, self._settings[number - 1], folder)
 
     def started(self, proposal: Proposal) -> None:
@@ -196,11 +271,13 @@ class CellLedger:
         if proposal.number in self._records:
             return
         cell = self.cells[proposal.number - 1]
-        tags = {**self._session.tags, "cell": cell.id}
-        run_id = self._runs.get(cell.id) or self._tracker.start(
-            describe(proposal.settings), tags, self._parent
-        )
-        self._records[proposal.number] = RunRecord(self._tracker, run_id, cell.config)
+        known = self._runs.get(cell.id)
+        if known is not None:
+            run, epoch = known.run_id, last_epoch(known)
+        else:
+            tags = {**self._session.tags, "cell": cell.id, "folder": proposal.folder}
+            run, epoch = self._outbox.start(describe(proposal.settings), tags, self._parent), None
+        self._records[proposal.number] = RunRecord(self._outbox, run, cell.config, epoch)
 
     def reported(self, number: int, metrics: dict[str, Any]) -> bool:
         """Writes down an epoch's metrics, once; no cell is ever cut."""
@@ -210,9 +287,32 @@ class CellLedger:
     def ended(
         self, number: int, outcome: Outcome, value: float | None, error: str | None = None
     ) -> None:
-        """Closes the cell's run."""
+        """Closes the cell's run, and forgets its checkpoints unless they are needed."""
         self._records[number].finish(outcome, error)
+        if outcome in DONE and not self._keep_weights:
+            value = value if outcome == "finished" else None
+            self._winner.ended(value, number, Checkpoints.of_run(self._folders[number]))
+
+    def _new_folder(self, cell: Cell) -> str:
+        """One that no run of the cell has used, as far as this storage knows."""
+        attempts = self._tracker.attempts(cell.id)
+        suffix = f"-{attempts + 1}" if attempts else ""
+        return f"{self._session.folder}/cells/{cell.id}{suffix}"
 
 
-def _cell_folder(folder: str, cell: Cell) -> str:
-    return f"{folder}/cells/{cell.id}"
+def _common(base: Config) -> Config:
+    """What cells have in common, without the name and places of one run."""
+    # Workers run in folders of their own.
+    dataset = locations.absolute(base.data.dataset)
+    return replace(base, name=None, tracking_uri=None, storage=None, dataset=dataset)
+
+
+def rows_of(cells: Sequence[Cell], tracker: Tracker) -> pd.DataFrame:
+    """A row for each cell, in order: its result if it has one, else its latest run, else nothing
+    but its `cell` and the `outcome` "missing"."""
+    runs = tracker.cells()
+    runs = runs.assign(done=runs.outcome.isin(DONE)).sort_values("done", kind="stable")
+    latest = runs.drop_duplicates("cell", keep="last").drop(columns="done").set_index("cell")
+    found = latest.reindex([cell.id for cell in cells])
+    found["outcome"] = found.outcome.fillna("missing")
+    return found.reset_index(names="cell")

@@ -12,12 +12,14 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
+from nflab.checkpoints import Checkpoints, Winner
 from nflab.config import SweepConfig, replace
+from nflab.outbox import Outbox
 from nflab.progress import describe
 from nflab.recipes import space_of
 from nflab.record import RunRecord
 from nflab.streams import Stream, keys
-from nflab.tracking import Outcome, Tracker
+from nflab.tracking import Outcome, Tracker, has_ended, last_epoch
 
 METRIC = "val_top1"
 """What the search maximises: validation top-1 in percent, of a trial's last epoch."""
@@ -86,6 +88,7 @@ class TrialLedger:
         folder: str,
         study_url: str,
         tracker: Tracker,
+        outbox: Outbox,
         parent: str,
         tags: dict[str, str],
         samples_per_epoch: int,
@@ -99,7 +102,8 @@ class TrialLedger:
             samples_per_epoch: the fewest images that any batch size trains on in an epoch.
         """
         self._config, self._folder = config, folder
-        self._tracker, self._parent, self._tags = tracker, parent, tags
+        self._tracker, self._outbox = tracker, outbox
+        self._parent, self._tags = parent, tags
         self._space = space_of(config)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         # Rungs in samples seen, the same for every batch size; none before the warm-up is over.
@@ -116,7 +120,7 @@ class TrialLedger:
             ),
         )
         self._open: dict[int, optuna.Trial] = {}
-        self._runs: dict[int, str] = {}
+        self._runs: dict[int, tuple[str, int | None]] = {}
         self._records: dict[int, RunRecord] = {}
         self.release()
 
@@ -156,14 +160,14 @@ class TrialLedger:
         """Opens the trial's run in MLflow, or opens it again."""
         if proposal.number in self._records:
             return
-        run_id = self._runs.get(proposal.number)
+        run, epoch = self._runs.get(proposal.number, (None, None))
         config = replace(self._config.base(), name=None, **proposal.settings)
-        if run_id is None:
+        if run is None:
             name = f"{proposal.number:03d} {describe(proposal.settings)}"
-            run_id = self._tracker.start(
-                name, {**self._tags, "trial": str(proposal.number)}, self._parent
-            )
-        self._records[proposal.number] = RunRecord(self._tracker, run_id, config)
+            # In three digits, so that a list sorted by it is in order.
+            tags = {**self._tags, "trial": f"{proposal.number:03d}"}
+            run = self._outbox.start(name, tags, self._parent)
+        self._records[proposal.number] = RunRecord(self._outbox, run, config, epoch)
 
     def reported(self, number: int, metrics: dict[str, Any]) -> bool:
         """Writes down an epoch's metrics, once; returns whether the trial is to be cut."""
@@ -211,6 +215,12 @@ class TrialLedger:
             trial.set_constraint("infeasible", 0.0)
             self._study.tell(trial, value)
         self._records[number].finish(outcome, error)
+        if outcome != "failed":
+            self._purge_losers(number, value if outcome == "finished" else None)
+
+    def _purge_losers(self, number: int, value: float | None) -> None:
+        checkpoints = Checkpoints.of_run(trial_folder(self._folder, number))
+        self._winner.ended(value, number, checkpoints)
 
     def release(self) -> None:
         """Lets every trial that is under way wait for a later `propose`, and MLflow say what the
@@ -218,13 +228,19 @@ class TrialLedger:
         self._open.clear()
         for trial in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
             self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
-        self._runs = self._tracker.children(self._parent)
-        ended = {
+        self._outbox.drain()
+        runs = self._tracker.trials(self._parent)
+        ended: dict[int, Outcome] = {
             trial.number + 1: trial.user_attrs.get("outcome", "failed")
             for trial in self._study.get_trials(deepcopy=False)
             if trial.state.is_finished()
         }
-        for number, run_id in self._runs.items():
-            outcome = ended.get(number, "interrupted")
-            if not self._tracker.has_ended(run_id, outcome):
-                self._tracker.finish(run_id, outcome)
+        for run in runs.itertuples():
+            outcome = ended.get(run.number, "interrupted")
+            if not has_ended(run, outcome):
+                self._tracker.finish(run.run_id, outcome)
+        self._winner = Winner()
+        for trial in self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+            if trial.user_attrs.get("outcome") == "finished":
+                self._purge_losers(trial.number + 1, trial.value)
+        self._runs = {run.number: (run.run_id, last_epoch(run)) for run in runs.itertuples()}

@@ -33,10 +33,10 @@ def train(config: Config, worker: Worker) -> None:
     """Trains one configuration and reports after each epoch.
 
     Metrics of an epoch: `epoch` (1-based), `train_loss`, `val_loss`, `val_top1` and `val_top5`
-    (percent), `learning_rate` (of the last step), `images_per_second`, `samples_seen` (since the
-    start), `clipped_fraction/<layer group>`, and `outcome`: "running", then "finished" with
-    `test_loss`, `test_top1` and `test_top5`, or "diverged" as soon as a loss is not finite (its
-    val_top1 is 0: a diverged network classifies nothing).
+    (percent), `learning_rate` (of the last step), `images_per_second`, `seconds` and `samples_seen`
+    (since the start), `clipped_fraction/<layer group>`, and `outcome`: "running", then "finished"
+    with `test_loss`, `test_top1` and `test_top5`, or "diverged" as soon as a loss is not finite
+    (its val_top1 is 0: a diverged network classifies nothing).
 
     A run that starts from pre-trained weights, with a new classifier on them, first reports what
     they are worth as epoch 0.
@@ -48,7 +48,12 @@ def train(config: Config, worker: Worker) -> None:
     model = build_model(config, dataset, new_head=True).to(worker.device)
     model = model.to(memory_format=memory_format(config))
     optimizer = nfnet.SGD_AGC(
-        nfnet.param_groups(model, config.optimizer.weight_decay, config.optimizer.clipping),
+        nfnet.param_groups(
+            model,
+            config.optimizer.weight_decay,
+            config.optimizer.clipping,
+            config.optimizer.unclipped,
+        ),
         lr=0.0,
         momentum=config.optimizer.momentum,
     )
@@ -121,6 +126,8 @@ def train(config: Config, worker: Worker) -> None:
         }
         if finite:
             metrics |= evaluate(config, evaluated, dataset, "val", worker)
+        earlier = history[-1].get("seconds", 0.0) if history else 0.0
+        metrics["seconds"] = earlier + time.monotonic() - started
         # The last step of an epoch may be what broke the network.
         if not finite or not math.isfinite(metrics["val_loss"]):
             worker.report({**metrics, "outcome": "diverged", "val_top1": 0.0})
@@ -134,7 +141,8 @@ def train(config: Config, worker: Worker) -> None:
         if worker.rank == 0 and worker.checkpoints is not None:
             with tempfile.TemporaryDirectory() as temporary:
                 _save(Path(temporary), config, dataset, history, model, optimizer, ema)
-                worker.checkpoints.save(Path(temporary), epoch + 1)
+                best = max(history, key=lambda past: past["val_top1"])["epoch"]
+                worker.checkpoints.save(Path(temporary), epoch + 1, best)
         worker.report(metrics)
 
 

@@ -73,6 +73,8 @@ def check_model(config: Config, new_head: bool) -> None:
             part in parts[:-1],
             f"{part!r} cannot be frozen: choose from {', '.join(parts[:-1])}",
         )
+    for part in config.optimizer.unclipped:
+        require(part in parts, f"{part!r} cannot be unclipped: choose from {', '.join(parts)}")
 
 
 def set_training(model: nn.Module, frozen: tuple[str, ...]) -> None:

@@ -1,7 +1,6 @@
 """What a person sees while runs go on: a live table on a terminal, else a line for each event."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -35,6 +34,8 @@ def _short(value: Any) -> str:
         return "none"
     if isinstance(value, float):
         return f"{value:.3g}"
+    if isinstance(value, tuple):
+        return "+".join(value) or "none"
     return str(value).rsplit("/", 1)[-1]  # of a file its name
 
 
@@ -47,26 +48,20 @@ class _Row:
 
 
 class TrainingProgress:
-    """Progress of one training: a line an epoch, from what has been recorded so far."""
+    """Progress of one training: a line an epoch."""
 
     def __init__(self, epochs: int) -> None:
-        self._epochs, self._shown = epochs, 0
+        self._epochs = epochs
 
-    def show(self, history: Callable[[str], list[tuple[int, float]]]) -> None:
-        """Prints the epochs that have been recorded since the last call.
-
-        `history` returns (epoch, value) of each recorded value of a metric, by epoch.
-        """
-        new = [(epoch, loss) for epoch, loss in history("train_loss") if epoch > self._shown]
-        if not new:
-            return
-        top1, speed = dict(history("val_top1")), dict(history("images_per_second"))
-        for epoch, loss in new:
+    def reported(self, metrics: dict[str, Any]) -> None:
+        """Prints what a run reports of an epoch of training."""
+        if "train_loss" in metrics:
             console().print(
-                f"epoch {epoch:>3}/{self._epochs}  train loss {loss:.4f}  "
-                f"validation top-1 {top1[epoch]:.2f} %  {speed[epoch]:.0f} images/s"
+                f"epoch {metrics['epoch']:>3}/{self._epochs}  "
+                f"train loss {metrics['train_loss']:.4f}  "
+                f"validation top-1 {metrics['val_top1']:.2f} %  "
+                f"{metrics['images_per_second']:.0f} images/s"
             )
-            self._shown = epoch
 
 
 class SweepProgress:

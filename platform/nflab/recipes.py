@@ -18,6 +18,8 @@ class SearchSpace:
     batch_size: tuple[int, int]
     """Powers of two."""
     augmentation_level: tuple[int, int]
+    clippings: tuple[float, ...]
+    """Those that ablations compare."""
 
     def names(self) -> list[str]:
         """Settings that can be searched."""
@@ -90,7 +92,10 @@ class Recipe:
 _PAPER = "arXiv 2102.06171"
 _CODE = "the authors' released code"
 _PAPER_SPACE = SearchSpace(
-    clipping=(0.01, 0.16), batch_size=(256, 4096), augmentation_level=(0, 20)
+    clipping=(0.01, 0.16),
+    batch_size=(256, 4096),
+    augmentation_level=(0, 20),
+    clippings=(0.01, 0.02, 0.04, 0.08, 0.16),
 )
 
 # ImageNet, as both the paper's models and its ablations are trained.
@@ -158,7 +163,17 @@ _ABLATIONS = {
     for depth in (50, 200)
 }
 
-_DIGITS_SPACE = SearchSpace(clipping=(0.01, 0.64), batch_size=(16, 128), augmentation_level=(0, 10))
+_DIGITS_SPACE = SearchSpace(
+    clipping=(0.01, 0.64),
+    batch_size=(16, 128),
+    augmentation_level=(0, 10),
+    clippings=(0.04, 0.08, 0.16, 0.32),
+)
+
+_DIGITS: dict[str, tuple[Any, str]] = {
+    "base_learning_rate": (1.6, "gives the smallest batch, 16, the paper's 0.1"),
+    "augmentation_layers": (2, "4 would leave little of 8x8 pixels"),
+}
 
 _FINETUNE: dict[str, tuple[Any, str]] = {
     "epochs": (20, "nflab's choice"),
@@ -167,10 +182,13 @@ _FINETUNE: dict[str, tuple[Any, str]] = {
 }
 
 RECIPES = {
-    "digits": Recipe(
+    "digits": Recipe(_DIGITS, _DIGITS_SPACE),
+    "digits_large_batch": Recipe(
         {
-            "base_learning_rate": (1.6, "gives the smallest batch, 16, the paper's 0.1"),
-            "augmentation_layers": (2, "4 would leave little of 8x8 pixels"),
+            **_DIGITS,
+            "recipe": ("digits_large_batch", "its name"),
+            "batch_size": (128, "where training fails without clipping, as in the paper at 4096"),
+            "clipping": (0.08, "works at this batch size in clipping_vs_batch_size.py"),
         },
         _DIGITS_SPACE,
     ),

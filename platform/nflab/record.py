@@ -1,9 +1,12 @@
 """What MLflow is told of one run while it trains, by whoever listens to it."""
 
+import time
 from typing import Any
 
 from nflab.config import Config, flat, to_json
-from nflab.tracking import Outcome, Tracker
+from nflab.data import load_dataset
+from nflab.outbox import Outbox
+from nflab.tracking import Outcome, as_text, recorded
 
 ERROR_LENGTH = 5000
 """Characters of an error that a run is tagged with."""
@@ -12,22 +15,44 @@ ERROR_LENGTH = 5000
 class RunRecord:
     """One training's run in MLflow: its configuration, each epoch once, and how it ended."""
 
-    def __init__(self, tracker: Tracker, run_id: str, config: Config) -> None:
-        """Opens the run, or opens it again: epochs that it has are not written a second time."""
-        self._tracker, self.run_id = tracker, run_id
-        tracker.reopen(run_id)
-        tracker.log_params(run_id, flat(config))
-        tracker.add_text(run_id, to_json(config), "config.json")
-        self._epoch = int(tracker.metrics(run_id).get("epoch", -1))
+    def __init__(self, outbox: Outbox, run: str, config: Config, epoch: int | None = None) -> None:
+        """Begins the record of a run, or goes on with it.
+
+        Args:
+            run: its id, or what `Outbox.start` returned.
+            epoch: the last one that MLflow has; None if it has none.
+        """
+        self._outbox, self._run = outbox, run
+        self._epoch = -1 if epoch is None else epoch
+        outbox.put("reopen", run)
+        params = {key: as_text(value) for key, value in flat(config).items()}
+        outbox.put("log_params", run, params=params)
+        dataset = load_dataset(config)
+        outbox.put(
+            "log_dataset",
+            run,
+            name=config.data.dataset,
+            fingerprint=dataset.fingerprint,
+            sizes=dict(dataset.sizes),
+        )
+        outbox.put("add_text", run, text=to_json(config), file="config.json")
 
     def report(self, metrics: dict[str, Any]) -> None:
         """Writes down what a run reports of an epoch, unless it stands there already, and how far
         the run has come."""
-        new = metrics["epoch"] > self._epoch
-        self._tracker.log(self.run_id, metrics if new else {}, metrics["epoch"], metrics["outcome"])
-        self._epoch = max(self._epoch, metrics["epoch"])
+        epoch = metrics["epoch"]
+        self._outbox.put(
+            "log",
+            self._run,
+            metrics=recorded(metrics) if epoch > self._epoch else {},
+            step=epoch,
+            when=int(time.time() * 1000),
+            outcome=metrics["outcome"],
+        )
+        self._epoch = max(self._epoch, epoch)
 
     def finish(self, outcome: Outcome, error: str | None = None) -> None:
         """Writes down how the run ended, and why if it failed."""
-        tags = None if error is None else {"error": error[:ERROR_LENGTH]}
-        self._tracker.finish(self.run_id, outcome, tags)
+        tags = {} if error is None else {"error": error[:ERROR_LENGTH]}
+        when = int(time.time() * 1000)
+        self._outbox.put("finish", self._run, outcome=outcome, tags=tags, when=when)

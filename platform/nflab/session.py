@@ -35,6 +35,20 @@ class Session(Generic[C]):
     """Held while the run goes on, so that no other process goes on with it too."""
 
     @property
+    def local_folder(self) -> Path:
+        """Where on this machine the driver keeps what is its own: Optuna's study, say."""
+        if is_local(self.folder):
+            return Path(self.folder)
+        folder = locations.checkout() / "runs" / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @property
+    def outbox_folder(self) -> Path:
+        """Where requests wait that MLflow has not taken."""
+        return self.local_folder / "unsent"
+
+    @property
     def name(self) -> str:
         """Name in MLflow, and of the folder."""
         return str(self.config.run.name)

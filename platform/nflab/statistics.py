@@ -27,6 +27,15 @@ class Estimate:
         return f"{self.mean:.2f}{spread} ({self.count})"
 
 
+def verdict(difference: Estimate) -> str:
+    """What a mean difference of paired results, in points, tells and does not."""
+    if difference.count == 1:
+        return f"{difference.mean:+.2f} points, in one seed, which proves nothing"
+    told = "" if difference.low > 0 or difference.high < 0 else ": not distinguishable from none"
+    interval = f"{CONFIDENCE:.0%} interval {difference.low:+.2f} to {difference.high:+.2f}"
+    return f"{difference.mean:+.2f} points ({interval}, {difference.count} seeds){told}"
+
+
 def estimate(values: Sequence[float]) -> Estimate:
     """The mean of independent results, and how far it can be trusted.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import ray
 
-from nflab import figures, locations
+from nflab import figures
 from nflab.checkpoints import Checkpoints
 from nflab.config import SweepConfig, flat, to_json
 from nflab.data import example_image, load_dataset
@@ -16,6 +16,7 @@ from nflab.files import is_local
 from nflab.importances import Importance, importances, judged
 from nflab.interrupts import Interrupted, ignore_interrupts
 from nflab.ledger import METRIC, TrialLedger, trial_folder
+from nflab.outbox import Outbox
 from nflab.progress import SweepProgress, console
 from nflab.recipes import space_of
 from nflab.session import Session, open_session
@@ -53,7 +54,9 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
     config, tracker = session.config, session.tracker
     space, planned = space_of(config), config.search.trials
     parent = ledger = None
+    outbox = Outbox(tracker, session.outbox_folder)
     try:
+        outbox.drain()
         parent = tracker.find(session.name) or tracker.start(session.name, session.tags)
         tracker.reopen(parent)
         searched = {key: f"searched: {space.describe(key)}" for key in config.search.searched}
@@ -63,8 +66,9 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
         ledger = TrialLedger(
             config,
             session.folder,
-            _study_url(session),
+            f"sqlite:///{session.local_folder}/study.db",
             tracker,
+            outbox,
             parent,
             session.tags,
             _samples_per_epoch(config),
@@ -78,35 +82,34 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
         if missing:
             progress = SweepProgress(planned, planned - missing, config.schedule.epochs)
             run_trials(config.base(), session.placement, session.folder, ledger, progress)
+            outbox.drain()
         return _conclude(session, parent)
     except KeyboardInterrupt:
-        _stop(tracker, parent, ledger, "interrupted")
+        _stop(tracker, parent, ledger, outbox, "interrupted")
         raise Interrupted(session.name) from None
     except BaseException:
-        _stop(tracker, parent, ledger, "failed")
+        _stop(tracker, parent, ledger, outbox, "failed")
         raise
     finally:
+        outbox.close()
         ray.shutdown()
 
 
 def _stop(
-    tracker: Tracker, parent: str | None, ledger: TrialLedger | None, outcome: Outcome
+    tracker: Tracker,
+    parent: str | None,
+    ledger: TrialLedger | None,
+    outbox: Outbox,
+    outcome: Outcome,
 ) -> None:
-    """Leaves nothing marked as running."""
+    """Leaves nothing marked as running, if MLflow answers."""
     ignore_interrupts()
+    if not outbox.empties():
+        return  # whoever continues the sweep, or audits it, sets it right
     if ledger is not None:
         ledger.release()
     if parent is not None:
         tracker.finish(parent, outcome)
-
-
-def _study_url(session: Session[SweepConfig]) -> str:
-    """Optuna's study: a file beside the trials; of trials in object storage, on this machine."""
-    if is_local(session.folder):
-        return f"sqlite:///{session.folder}/study.db"
-    folder = locations.checkout() / "runs" / session.name
-    folder.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{folder}/study.db"
 
 
 def _samples_per_epoch(config: SweepConfig) -> int:
@@ -148,8 +151,8 @@ def _conclude(session: Session[SweepConfig], parent: str) -> SweepResult:
         tracker.add_file(parent, path)
     best = trials.iloc[0]
     if best.outcome == "finished":
-        tracker.log(parent, {key: best[key] for key in ("val_top1", "test_top1")}, 0)
-        checkpoints = Checkpoints(f"{trial_folder(session.folder, best.number)}/checkpoints")
+        tracker.log(parent, {key: float(best[key]) for key in ("val_top1", "test_top1")}, 0)
+        checkpoints = Checkpoints.of_run(trial_folder(session.folder, best.number))
         with checkpoints.last() as checkpoint:
             if checkpoint is not None:
                 tracker.add_model(parent, checkpoint, example_image(config), "best_trial")

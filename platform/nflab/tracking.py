@@ -4,6 +4,7 @@ One parent run a sweep, one child run a trial; a single training is a run of its
 """
 
 import hashlib
+import json
 import logging
 import os
 import subprocess
@@ -14,8 +15,10 @@ from typing import Any, Literal, cast
 from urllib.request import urlopen
 
 import pandas as pd
+import requests
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
 
 import nflab
 import nfnet
@@ -44,15 +47,24 @@ METRICS = (
     "test_top5",
     "learning_rate",
     "images_per_second",
+    "seconds",
     "clipped_fraction",
 )
 """What is recorded of a report."""
 
+# The client's own patience with a server that is away: half a minute, not four.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
 # Not for a person: bars of short downloads, and that a new store was laid out, table by table.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 
+DIGEST_LENGTH = 36
+"""Characters of a fingerprint that MLflow's datasets hold."""
+
 _PARENT = "mlflow.parentRunId"
+
+_AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
+"""What MLflow's client says of a server that cannot be reached, or cannot answer now."""
 
 
 class Tracker:
@@ -99,21 +111,40 @@ class Tracker:
         vars(self).update(state)
         self._open()
 
-    def start(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
-        """Creates a run with its tags, all at once; returns its id."""
+    def start(
+        self,
+        name: str,
+        tags: Mapping[str, str],
+        parent: str | None = None,
+        key: str | None = None,
+        when: int | None = None,
+    ) -> str:
+        """Creates a run with its tags, all at once; returns its id.
+
+        Args:
+            key: marks the run; if one has this mark, it is that one, and no other is created.
+            when: ms since 1970; default: now.
+        """
         tags = {**tags, "outcome": "running", **({_PARENT: parent} if parent else {})}
-        run = self._client.create_run(self.experiment_id, run_name=name, tags=dict(tags))
+        if key is not None:
+            found = self._search(f"tags.record = '{key}'")
+            if found:
+                return str(found[0].info.run_id)
+            tags["record"] = key
+        run = self._client.create_run(
+            self.experiment_id, start_time=when, run_name=name, tags=dict(tags)
+        )
+        return str(run.info.run_id)
+
+    def started(self, key: str) -> str:
+        """The id of the run that was created with this mark."""
+        (run,) = self._search(f"tags.record = '{key}'")
         return str(run.info.run_id)
 
     def find(self, name: str) -> str | None:
         """The id of the run of that name that is no other's child; None if there is none."""
         found = self._search(f"attributes.run_name = '{name}'")
         return next((r.info.run_id for r in found if _PARENT not in r.data.tags), None)
-
-    def children(self, parent: str) -> dict[int, str]:
-        """The ids of a sweep's trials by their number."""
-        found = self._search(f"tags.`{_PARENT}` = '{parent}'")
-        return {int(run.data.tags["trial"]): run.info.run_id for run in found}
 
     def reopen(self, run_id: str) -> None:
         """A run goes on that had been interrupted, or may have been."""
@@ -125,20 +156,24 @@ class Tracker:
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         """Records the parameters that the run does not have yet, in one request."""
         known = self._client.get_run(run_id).data.params
-        written = [Param(key, _text(value)) for key, value in params.items() if key not in known]
+        written = [Param(key, as_text(value)) for key, value in params.items() if key not in known]
         self._client.log_batch(run_id, params=written)
 
     def log(
-        self, run_id: str, metrics: Mapping[str, Any], step: int, outcome: Outcome | None = None
+        self,
+        run_id: str,
+        metrics: Mapping[str, float],
+        step: int,
+        when: int | None = None,
+        outcome: Outcome | None = None,
     ) -> None:
-        """Records those of `metrics` that are in METRICS, or below one of them, at `step`, and
-        the outcome so far, in one request."""
-        now = int(time.time() * 1000)
-        points = [
-            Metric(key, float(value), now, step)
-            for key, value in metrics.items()
-            if key.split("/")[0] in METRICS
-        ]
+        """Records metrics at `step`, and the outcome so far, in one request.
+
+        Args:
+            when: ms since 1970; default: now. A point that is sent again with the same is one.
+        """
+        now = int(time.time() * 1000) if when is None else when
+        points = [Metric(key, value, now, step) for key, value in metrics.items()]
         tags = [] if outcome is None else [RunTag("outcome", outcome)]
         self._client.log_batch(run_id, metrics=points, tags=tags)
 
@@ -154,16 +189,21 @@ class Tracker:
         """The outcome that a run is tagged with."""
         return cast(Outcome, self._client.get_run(run_id).data.tags["outcome"])
 
-    def has_ended(self, run_id: str, outcome: Outcome) -> bool:
-        """Whether a run is closed, with this outcome."""
-        run = self._client.get_run(run_id)
-        return (run.info.status, run.data.tags["outcome"]) == (STATUS[outcome], outcome)
+    def finish(
+        self,
+        run_id: str,
+        outcome: Outcome,
+        tags: Mapping[str, str] | None = None,
+        when: int | None = None,
+    ) -> None:
+        """Ends a run with its outcome and the status that matches it.
 
-    def finish(self, run_id: str, outcome: Outcome, tags: Mapping[str, str] | None = None) -> None:
-        """Ends a run with its outcome and the status that matches it."""
+        Args:
+            when: ms since 1970; default: now.
+        """
         written = {**(tags or {}), "outcome": outcome}
         self._client.log_batch(run_id, tags=[RunTag(k, v) for k, v in written.items()])
-        self._client.set_terminated(run_id, status=STATUS[outcome])
+        self._client.set_terminated(run_id, status=STATUS[outcome], end_time=when)
 
     def add_file(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """Stores a local file as an artifact of the run."""
@@ -188,20 +228,53 @@ class Tracker:
         """Stores text as an artifact of the run."""
         self._client.log_text(run_id, text, file)
 
+    def log_dataset(
+        self, run_id: str, name: str, fingerprint: str, sizes: Mapping[str, int]
+    ) -> None:
+        """Records what a run is trained and judged on, as an MLflow dataset.
+
+        Args:
+            name: as in the configuration.
+            fingerprint: of all images, labels and splits.
+            sizes: images in each split.
+        """
+        entity = Dataset(
+            name=Path(name).name,
+            digest=fingerprint[:DIGEST_LENGTH],
+            source_type="local",
+            source=json.dumps({"uri": name}),
+            profile=json.dumps({f"{split}_images": n for split, n in sizes.items()}),
+        )
+        self._client.log_inputs(run_id, [DatasetInput(entity)])
+
+    def last_epoch(self, run_id: str) -> int | None:
+        """The last epoch that a run has recorded; None if it has none."""
+        epoch = self.metrics(run_id).get("epoch")
+        return None if epoch is None else int(epoch)
+
     def metrics(self, run_id: str) -> dict[str, float]:
         """The last value of each metric of a run."""
         return dict(self._client.get_run(run_id).data.metrics)
 
     def trials(self, parent: str) -> pd.DataFrame:
-        """One row for each child of `parent`, in the order of their start: `run_id`, `name`,
-        `number`, `outcome`, each parameter as text and the last value of each metric."""
-        found = self._search(f"tags.`{_PARENT}` = '{parent}'")
-        return _rows(found).assign(number=[int(run.data.tags["trial"]) for run in found])
+        """One row for each trial below `parent`, in the order of their start: `run_id`, `name`,
+        `number`, `outcome`, `status`, each parameter as text and the last value of each metric."""
+        found = self._search(f"tags.`{_PARENT}` = '{parent}' AND tags.trial != ''")
+        return rows(found).assign(number=[int(run.data.tags["trial"]) for run in found])
 
-    def cells(self, parent: str) -> pd.DataFrame:
-        """One row for each cell of a grid, likewise; `cell` is its identity."""
-        found = self._search(f"tags.`{_PARENT}` = '{parent}'")
-        return _rows(found).assign(cell=[run.data.tags["cell"] for run in found])
+    def cells(self) -> pd.DataFrame:
+        """One row for each run of a cell, of any grid of the experiment, likewise; `cell` is its
+        identity, `folder` its checkpoints and logs, `parent` its grid. Those that were repeated
+        on purpose are left out."""
+        found = [r for r in self._search("tags.cell != ''") if "superseded" not in r.data.tags]
+        return rows(found).assign(
+            **{key: [run.data.tags[key] for run in found] for key in ("cell", "folder")},
+            parent=[run.data.tags[_PARENT] for run in found],
+        )
+
+    def attempts(self, cell: str) -> int:
+        """How many runs of a cell there are, of any outcome."""
+        return len(self._search(f"tags.cell = '{cell}'"))
 
     def _search(self, filter_string: str) -> list[Run]:
         """All runs of the experiment that a filter lets pass, in the order of their start."""
@@ -225,8 +298,8 @@ class Tracker:
         return sorted((point.step, point.value) for point in points)
 
 
-def _rows(runs: list[Run]) -> pd.DataFrame:
-    """A row for each run."""
+def rows(runs: list[Run]) -> pd.DataFrame:
+    """A row for each run: its parameters, last metrics, `run_id`, `name`, `outcome`, `status`."""
     found = [
         {
             **run.data.params,
@@ -234,10 +307,36 @@ def _rows(runs: list[Run]) -> pd.DataFrame:
             "run_id": run.info.run_id,
             "name": run.info.run_name,
             "outcome": run.data.tags["outcome"],
+            "status": run.info.status,
         }
         for run in runs
     ]
-    return pd.DataFrame(found or {"run_id": [], "name": [], "outcome": []})
+    return pd.DataFrame(found or {"run_id": [], "name": [], "outcome": [], "status": []})
+
+
+def has_ended(row: Any, outcome: Outcome) -> bool:
+    """Whether the run of a row is closed, with this outcome."""
+    return (row.status, row.outcome) == (STATUS[outcome], outcome)
+
+
+def last_epoch(row: Any) -> int | None:
+    """The last epoch that a run has recorded; None if it has none."""
+    epoch = getattr(row, "epoch", float("nan"))
+    return None if epoch != epoch else int(epoch)
+
+
+def recorded(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """What of a report is recorded: METRICS, and what is below one of them."""
+    return {k: float(v) for k, v in metrics.items() if k.split("/")[0] in METRICS}
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether an error says that MLflow cannot be reached or cannot answer now."""
+    if isinstance(error, MlflowException):
+        return error.error_code in _AWAY
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return error.response.status_code >= 500
+    return isinstance(error, requests.RequestException)
 
 
 def code_tags() -> dict[str, str]:
@@ -262,6 +361,8 @@ def code_tags() -> dict[str, str]:
     return {"git_commit": commit + edited, "code_fingerprint": digest.hexdigest()[:16]}
 
 
-def _text(value: Any) -> str:
-    """How a parameter is written: the absent clipping reads `none`, as on the command line."""
+def as_text(value: Any) -> str:
+    """How a parameter is written: as on the command line, where the absent one reads `none`."""
+    if isinstance(value, list | tuple):
+        return " ".join(value) or "none"
     return "none" if value is None else str(value)

@@ -89,7 +89,7 @@ def _train_worker(parameters: dict[str, _Job]) -> None:
         world_size=context.get_world_size(),
         local_world_size=context.get_local_world_size(),
         device=get_device(),
-        checkpoints=Checkpoints(f"{job.folder}/checkpoints"),
+        checkpoints=Checkpoints.of_run(job.folder),
     )
     try:
         with kept_log(f"{job.folder}/logs", rank):

@@ -5,17 +5,19 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import ray
 from ray.train import TrainingFailedError, UserCallback
+from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nflab.checkpoints import Checkpoints
 from nflab.config import Config
 from nflab.data import example_image
 from nflab.interrupts import Interrupted, ignore_interrupts
 from nflab.loop import train
+from nflab.outbox import Outbox
 from nflab.progress import TrainingProgress, console
 from nflab.record import RunRecord
 from nflab.session import open_session
@@ -23,7 +25,7 @@ from nflab.tracking import Outcome
 from nflab.train import Task, first_error, fit
 
 POLL_SECONDS = 2.0
-"""How often the progress of a training is looked up."""
+"""How often the reports of a training are fetched."""
 
 
 @dataclass(frozen=True)
@@ -64,26 +66,35 @@ def run_training(
     outcome: Outcome = "failed"
     error = None
     record: RunRecord | None = None
+    outbox = Outbox(tracker, session.outbox_folder)
     try:
+        outbox.drain()
         run_id = tracker.find(session.name) or tracker.start(session.name, session.tags)
-        record = RunRecord(tracker, run_id, config)
+        record = RunRecord(outbox, run_id, config, tracker.last_epoch(run_id))
         tracker.add_text(run_id, json.dumps(session.class_names), "classes.json")
         progress = TrainingProgress(config.schedule.epochs)
-        history = partial(tracker.history, run_id)
+        mail = _mailbox()
         # In a thread: Ctrl-C is for this one, which knows what to write down.
         pool = ThreadPoolExecutor(max_workers=1)
         training = pool.submit(
-            fit, config, session.placement, session.folder, _Listener(record), task
+            fit, config, session.placement, session.folder, _Listener(mail), task
         )
+        reached: Outcome = "failed"
         while True:
             try:
                 training.result(timeout=POLL_SECONDS)
-                break
             except NotYet:
-                progress.show(history)
-        progress.show(history)
-        outcome = tracker.outcome(run_id)
-        with Checkpoints(f"{session.folder}/checkpoints").last() as folder:
+                pass
+            finally:
+                for metrics in mail.get_nowait_batch(mail.qsize()):
+                    record.report(metrics)
+                    progress.reported(metrics)
+                    reached = metrics["outcome"]
+            if training.done():
+                break
+        outcome = reached
+        outbox.drain()
+        with Checkpoints.of_run(session.folder).last() as folder:
             if folder is not None and outcome == "finished":
                 tracker.add_model(run_id, folder, example_image(config))
     except TrainingFailedError as failure:
@@ -99,6 +110,11 @@ def run_training(
     finally:
         if record is not None:
             record.finish(outcome, error)
+        if outcome == "interrupted":
+            outbox.empties()
+        else:
+            outbox.drain()
+        outbox.close()
         ray.shutdown()
     return TrainingResult(
         outcome,
@@ -110,13 +126,20 @@ def run_training(
     )
 
 
-class _Listener(UserCallback):
-    """Writes every report down, from Ray Train's controller process."""
+def _mailbox() -> Queue:
+    """A queue to this process, on its own node: as long as the driver's machine lives, so does
+    what it has not yet fetched."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
-    def __init__(self, record: RunRecord) -> None:
-        self._record = record
+
+class _Listener(UserCallback):
+    """Passes every report on, from Ray Train's controller process, to the one that records it."""
+
+    def __init__(self, mail: Queue) -> None:
+        self._mail = mail
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: object
     ) -> None:
-        self._record.report(metrics[0])
+        self._mail.put(metrics[0])

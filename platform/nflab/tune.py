@@ -45,6 +45,8 @@ def run_trials(
             max_concurrent_trials=placement.max_concurrent,
             search_alg=_Searcher(ledger),
             scheduler=_Scheduler(ledger, progress),
+            # A process imports for seconds: the next run of one worker takes over the last one's.
+            reuse_actors=placement.num_workers == 1,
         ),
         run_config=RunConfig(
             name="ray",
@@ -70,7 +72,7 @@ def trainable(base: Config, placement: Placement) -> Callable[[dict[str, Any]], 
         worker = Worker(
             report=_report,
             device=torch.device("cuda" if placement.gpus_per_worker else "cpu"),
-            checkpoints=Checkpoints(f"{folder}/checkpoints"),
+            checkpoints=Checkpoints.of_run(folder),
         )
         try:
             with kept_log(f"{folder}/logs", rank=0):

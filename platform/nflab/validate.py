@@ -5,7 +5,7 @@ import math
 import re
 
 import nfnet
-from nflab.config import Config, ConfigError, SweepConfig, flat, require
+from nflab.config import Config, ConfigError, GridOfConfigs, SweepConfig, flat, require
 from nflab.data import DatasetError, load_dataset
 from nflab.models import check_model
 from nflab.recipes import RECIPES, space_of
@@ -76,6 +76,12 @@ def validate(config: Config, trains: bool = True) -> None:
         c["gpus_per_worker"] is None or c["gpus_per_worker"] >= 0,
         f"gpus_per_worker {c['gpus_per_worker']} must be at least 0, or auto",
     )
+    if isinstance(config, GridOfConfigs):
+        require(config.grid.seeds >= 1, f"seeds {config.grid.seeds} must be at least 1")
+    finals = getattr(config, "finals", None)
+    if finals is not None:
+        require(finals.finalists >= 0, f"finalists {finals.finalists} must be at least 0")
+        require(finals.final_seeds >= 2, f"final_seeds {finals.final_seeds} must be at least 2")
     searched = config.search.searched if isinstance(config, SweepConfig) else ()
     if isinstance(config, SweepConfig):
         require(config.search.trials >= 1, f"trials {config.search.trials} must be at least 1")

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
 from nflab.cluster import Placement
 from nflab.config import Config, replace
 from nflab.grid import Cell, CellLedger
+from nflab.outbox import Outbox
 from nflab.session import Session
 from nflab.tracking import Tracker
 from tests.nflab.test_ledger import epoch
@@ -24,14 +26,25 @@ class Store:
         self.parent = self.tracker.start("grid", {})
         placement = Placement(1, 1.0, 0.0, 2)
         self.session = Session(Config(), str(folder), self.tracker, placement, (), {}, None)
+        self.outbox = Outbox(self.tracker, self.session.outbox_folder)
 
-    def open(self, settings: list[dict[str, Any]] = SETTINGS, **base: Any) -> CellLedger:
-        return CellLedger(self.session, self.parent, replace(Config(), **base), settings)
+    def open(
+        self, settings: list[dict[str, Any]] = SETTINGS, force: bool = False, **base: Any
+    ) -> CellLedger:
+        """A ledger of a new process."""
+        self.outbox.close()
+        self.outbox = Outbox(self.tracker, self.session.outbox_folder)
+        base_config = replace(Config(), **base)
+        return CellLedger(self.session, self.outbox, self.parent, base_config, settings, force)
+
+    def cells(self) -> pd.DataFrame:
+        self.outbox.drain()
+        return self.tracker.cells()
 
     def outcomes(self) -> list[tuple[str, str]]:
         """Outcome and status of each run, in the order of their start."""
         client = MlflowClient(self.tracker.uri)
-        runs = [client.get_run(run_id) for run_id in self.tracker.cells(self.parent).run_id]
+        runs = [client.get_run(run_id) for run_id in self.cells().run_id]
         return [(run.data.tags["outcome"], run.info.status) for run in runs]
 
 
@@ -84,7 +97,7 @@ def test_what_has_a_result_is_not_proposed_again(store: Store) -> None:
     assert [finish(after), finish(after)] == [3, 4]
     assert store.open().missing == 0
     assert store.outcomes().count(("finished", "FINISHED")) == 3
-    points = store.tracker.history(store.tracker.cells(store.parent).run_id[3], "val_top1")
+    points = store.tracker.history(store.cells().run_id[3], "val_top1")
     assert points == [(1, 40.0), (2, 60.0)]
 
 

@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nflab.config import SweepConfig, replace
 from nflab.ledger import Proposal, TrialLedger
+from nflab.outbox import Outbox
 from nflab.tracking import Tracker
 from tests.faults.stores import STATES
 
@@ -25,13 +26,18 @@ class Stores:
         self.folder, self.url = folder, f"sqlite:///{folder}/study.db"
         self.tracker = Tracker(f"sqlite:///{folder}/mlflow.db", str(folder), "test")
         self.parent = self.tracker.start("sweep", {})
+        self.outbox = Outbox(self.tracker, folder / "unsent")
 
     def open(self, config: SweepConfig = CONFIG) -> TrialLedger:
+        """A ledger of a new process."""
+        self.outbox.close()
+        self.outbox = Outbox(self.tracker, self.folder / "unsent")
         return TrialLedger(
             config,
             str(self.folder),
             self.url,
             self.tracker,
+            self.outbox,
             self.parent,
             {"git_commit": "x"},
             SAMPLES,
@@ -41,9 +47,10 @@ class Stores:
         return optuna.load_study(study_name="sweep", storage=self.url).trials
 
     def runs(self) -> dict[int, Run]:
+        self.outbox.drain()
         client = MlflowClient(self.tracker.uri)
-        children = self.tracker.children(self.parent)
-        return {number: client.get_run(run_id) for number, run_id in children.items()}
+        trials = self.tracker.trials(self.parent)
+        return {row.number: client.get_run(row.run_id) for row in trials.itertuples()}
 
     def agree(self) -> None:
         """Study and MLflow say the same of every trial."""

@@ -1,0 +1,118 @@
+"""What every ablation has in common: rows of cells in, an answer out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nflab.config import Config, ConfigError, ScaleConfig, flat
+from nflab.statistics import Estimate, estimate
+
+_UNRELATED = ("name", "tracking_uri", "storage", "recipe", "diagnostics", "seed")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The answer to one question."""
+
+    text: list[str]
+    """In sentences."""
+    table: pd.DataFrame
+    """A row for each setting: how many seeds, how many diverged, means and their intervals."""
+    drawings: Mapping[str, Callable[[Path], None]]
+    """Name -> draws the figure, as a PNG file of this path."""
+
+
+def twin(model: str) -> str:
+    """The batch-normalised twin of a normalizer-free network.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if not model.startswith("dm_nf_resnet"):
+        raise ConfigError(f"{model} has no batch-normalised twin: choose a dm_nf_resnet... model")
+    return model.replace("dm_nf_", "preact_")
+
+
+def twins(config: Config) -> dict[str, dict[str, Any]]:
+    """What distinguishes the network of `config` from its batch-normalised twin.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    model = config.model.model
+    return {
+        "normalizer-free": {"model": model, "clipping": config.optimizer.clipping},
+        "batch norm": {"model": twin(model), "clipping": None},
+    }
+
+
+def is_baseline(model: str) -> bool:
+    """Whether a network is a batch-normalised one."""
+    return model.startswith("preact_")
+
+
+def groups(rows: pd.DataFrame, varied: Sequence[str]) -> list[tuple[dict[str, str], pd.DataFrame]]:
+    """Cells that differ in nothing but the `varied` settings and the seed: they alone compare.
+
+    Returns:
+        what each group has in common, and its rows; the largest first. A network and its
+        batch-normalised twin are in one group.
+    """
+    if not len(rows):
+        return []
+    scale = [field.name for field in fields(ScaleConfig)]
+    common = [
+        name
+        for name in flat(Config())
+        if name in rows and name not in (*_UNRELATED, *scale, *varied, "model")
+    ]
+    family = rows.model.replace({"^preact_": "dm_nf_"}, regex=True)
+    keyed = rows.assign(model_family=family)
+    found = [
+        (dict(zip(["model", *common], key, strict=True)), group.drop(columns="model_family"))
+        for key, group in keyed.groupby(["model_family", *common], sort=False, dropna=False)
+    ]
+    return sorted(found, key=lambda one: -len(one[1]))
+
+
+def top1(rows: pd.DataFrame, split: str) -> pd.Series:
+    """Top-1 in percent of each row; 0 where the run diverged, for it classifies nothing."""
+    column = f"{split}_top1"
+    values = rows[column] if column in rows else pd.Series(np.nan, rows.index)
+    return values.astype(float).mask(rows.outcome == "diverged", 0.0)
+
+
+def summarise(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """One row for each combination of the columns `by`: `seeds` (with a result), `diverged`,
+    `unfinished`, `val_mean`, `test_mean`, `test_std`, `test_low` and `test_high` (95 %)."""
+    rows = rows.assign(val=top1(rows, "val"), test=top1(rows, "test"))
+    found = []
+    for key, group in rows.groupby(list(by), sort=False, dropna=False):
+        done = group[group.outcome.isin(["finished", "diverged"])]
+        spread = estimate(done.test.tolist()) if len(done) else None
+        found.append(
+            {
+                **dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True)),
+                "seeds": len(done),
+                "diverged": int((done.outcome == "diverged").sum()),
+                "unfinished": len(group) - len(done),
+                "val_mean": done.val.mean() if len(done) else np.nan,
+                **_spread(spread),
+            }
+        )
+    return pd.DataFrame(found)
+
+
+def _spread(found: Estimate | None) -> dict[str, float]:
+    if found is None:
+        return dict.fromkeys(("test_mean", "test_std", "test_low", "test_high"), np.nan)
+    return {
+        "test_mean": found.mean,
+        "test_std": found.std,
+        "test_low": found.low,
+        "test_high": found.high,
+    }

@@ -1,0 +1,127 @@
+"""Which layers to clip: every subset of the stem, the stages and the head."""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import chain, combinations
+from typing import Any
+
+import pandas as pd
+import torch
+
+import nfnet
+from nflab.ablations.findings import Findings, summarise, top1
+from nflab.config import Config, ConfigError
+from nflab.data import load_dataset
+from nflab.figures.layers import draw_layers
+from nflab.models import build_model
+from nflab.statistics import estimate, verdict
+
+VARIED = ("unclipped",)
+
+PAPER = (
+    "The paper (section 4.2; ImageNet, batch 4096, clipping 0.01): never clip the final linear "
+    "layer; the first convolution may go unclipped; all four stages must be clipped."
+)
+
+
+def parts_of(config: Config) -> tuple[str, ...]:
+    """What may be clipped or not: the stem, each stage and the head, in the order of the signal."""
+    with torch.device("meta"):
+        model = build_model(config, load_dataset(config), new_head=True)
+    names = dict.fromkeys(nfnet.layer_group(name) for name, _ in model.named_parameters())
+    return tuple(name for name in names if name != "final_conv")
+
+
+def read_subset(text: str, parts: Sequence[str]) -> frozenset[str]:
+    """A set of clipped parts, written as `stem+stage1` or `none`.
+
+    Raises:
+        ConfigError: a part is not among `parts`.
+    """
+    names = frozenset() if text == "none" else frozenset(text.split("+"))
+    unknown = sorted(names - set(parts))
+    if unknown:
+        raise ConfigError(f"unknown part {unknown[0]!r} in {text!r}: join {', '.join(parts)} by +")
+    return names
+
+
+def every_subset(parts: Sequence[str]) -> list[frozenset[str]]:
+    """All sets of parts, the most telling first: near to all parts but the head, then farther."""
+    usual = frozenset(parts) - {"head"}
+    subsets = chain.from_iterable(combinations(parts, n) for n in range(len(parts) + 1))
+    return sorted(map(frozenset, subsets), key=lambda subset: len(subset ^ usual))
+
+
+def settings(
+    parts: Sequence[str], subsets: Iterable[frozenset[str]], seeds: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The cells: what each leaves unclipped."""
+    subsets = list(subsets)
+    return [
+        {"unclipped": tuple(part for part in parts if part not in subset), "seed": seed}
+        for seed in seeds
+        for subset in subsets
+    ]
+
+
+def prepare(rows: pd.DataFrame, parts: Sequence[str]) -> pd.DataFrame:
+    """The rows with `clipped`, what is clipped as text, a column of truth for each part, and
+    `test`, top-1 in percent."""
+    left = [set(text.split()) for text in rows.unclipped]
+    told = rows.assign(
+        clipped=["+".join(p for p in parts if p not in out) or "none" for out in left],
+        test=top1(rows, "test"),
+        val=top1(rows, "val"),
+    )
+    return told.assign(**{part: [part not in out for out in left] for part in parts})
+
+
+def analyse(rows: pd.DataFrame, parts: Sequence[str], title: str) -> Findings:
+    """What clipping each part gives, and whether the paper's findings hold."""
+    told = prepare(rows, parts)
+    table = summarise(told, ("clipped",)).sort_values("test_mean", ascending=False, kind="stable")
+    stages = [part for part in parts if part.startswith("stage")]
+    rest = told[told[stages].all(axis=1)]
+    lines = [
+        *_line("clipping the head too, where all stages are clipped", rest, parts, "head"),
+        *_line(
+            "clipping the stem too, where all stages are clipped and the head is not",
+            rest[~rest["head"]],
+            parts,
+            "stem",
+        ),
+    ]
+    for stage in stages:
+        others = [part for part in stages if part != stage]
+        among = told[told[others].all(axis=1) & ~told["head"]]
+        what = f"clipping {stage} too, where all other stages are clipped and the head is not"
+        lines += _line(what, among, parts, stage)
+    effects = {part: _differences(told, parts, part) for part in parts}
+    drawn = {part: estimate(values) for part, values in effects.items() if values}
+    drawing = partial(draw_layers, told, list(parts), drawn, title)
+    return Findings(lines, table.reset_index(drop=True), {"agc_layers": drawing})
+
+
+def _line(what: str, told: pd.DataFrame, parts: Sequence[str], part: str) -> list[str]:
+    values = _differences(told, parts, part)
+    if not values:
+        return []
+    return [f"{what}: {verdict(estimate(values))}".replace(" seeds)", " pairs of runs)")]
+
+
+def _differences(told: pd.DataFrame, parts: Sequence[str], part: str) -> list[float]:
+    """Test top-1 with `part` clipped less that without, for each pair of runs that are otherwise
+    the same."""
+    others = [name for name in parts if name != part]
+    pivot = told.pivot_table(index=[*others, "seed"], columns=part, values="test")
+    if not {True, False} <= set(pivot.columns):
+        return []
+    return list((pivot[True] - pivot[False]).dropna())
+
+
+def ranked(rows: pd.DataFrame, parts: Sequence[str]) -> list[dict[str, Any]]:
+    """Settings, the best mean validation top-1 first."""
+    means = prepare(rows, parts).groupby("clipped").val.mean()
+    names = means.sort_values(ascending=False, kind="stable").index
+    subsets = [read_subset(name, parts) for name in names]
+    return [{"unclipped": tuple(p for p in parts if p not in subset)} for subset in subsets]
