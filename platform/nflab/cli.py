@@ -6,7 +6,7 @@ import dataclasses
 import io
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import tyro
 
@@ -14,6 +14,8 @@ from nflab.config import C, Config, ConfigError, SweepConfig, flat, load, replac
 from nflab.interrupts import Interrupted, raise_on_interrupt
 from nflab.recipes import RECIPES, space_of
 from nflab.validate import known, validate
+
+T = TypeVar("T")
 
 _PRINT = "--print-config"
 
@@ -58,6 +60,34 @@ def main(
         _end(f"interrupted; to go on: {command}", 130)
     except KeyboardInterrupt:
         _end("interrupted before anything was started", 130)
+
+
+def command(kind: type[T], run: Callable[[T], None], description: str) -> None:
+    """Runs what is no experiment, such as a report of past ones, with the flags of `kind`.
+
+    Ends as `main` does.
+
+    Args:
+        kind: a dataclass whose fields are the flags.
+        run: takes an instance.
+        description: what `--help` shows above the flags, ending in an example.
+    """
+    raise_on_interrupt()
+    try:
+        try:
+            with contextlib.redirect_stderr(io.StringIO()) as said:
+                asked = tyro.cli(kind, description=description)
+        except SystemExit as error:
+            if error.code == 0:  # --help
+                raise
+            raise ConfigError(_sentence(said.getvalue())) from None
+        run(asked)
+    except ConfigError as error:
+        _end(f"error: {error}", 2)
+    except Interrupted as interrupted:
+        _end(f"{interrupted} was interrupted", 130)
+    except KeyboardInterrupt:
+        _end("interrupted", 130)
 
 
 def parse(

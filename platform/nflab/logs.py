@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from nflab.files import is_local, write_text
 
@@ -35,3 +36,8 @@ def kept_log(folder: str, rank: int) -> Iterator[None]:
             log.flush()
             if not is_local(folder):
                 write_text(f"{folder}/rank-{rank}.log", path.read_text(encoding="utf-8"))
+
+
+def without_trace(metrics: dict[str, Any]) -> dict[str, Any]:
+    """A report as a log shows it: without what is recorded of every layer and step."""
+    return {key: value for key, value in metrics.items() if key != "agc"}

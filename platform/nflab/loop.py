@@ -19,6 +19,7 @@ from nflab.classifier import WEIGHTS, write_description
 from nflab.config import Config, to_json
 from nflab.data import Dataset, load_dataset
 from nflab.data.batches import train_batches
+from nflab.diagnostics import Diagnostics
 from nflab.evaluation import evaluate, loaders
 from nflab.models import build_model, model_settings, set_training
 from nflab.network import Network, memory_format, part_of_batch
@@ -37,6 +38,8 @@ def train(config: Config, worker: Worker) -> None:
     (since the start), `clipped_fraction/<layer group>`, and `outcome`: "running", then "finished"
     with `test_loss`, `test_top1` and `test_top5`, or "diverged" as soon as a loss is not finite
     (its val_top1 is 0: a diverged network classifies nothing).
+
+    With `diagnostics` each has `agc` too, what AGC did to each layer (see `Diagnostics.pop`).
 
     A run that starts from pre-trained weights, with a new classifier on them, first reports what
     they are worth as epoch 0.
@@ -79,6 +82,9 @@ def train(config: Config, worker: Worker) -> None:
     steps_per_epoch = dataset.sizes["train"] // batch_size
     peak = config.optimizer.base_learning_rate * batch_size / 256
     clipped = ClippedFraction(model, optimizer)
+    diagnostics = None
+    if config.run.diagnostics:
+        diagnostics = Diagnostics(model, optimizer, config.schedule.epochs * steps_per_epoch)
     ahead = loaders(config, dataset, worker)
 
     for epoch in range(history[-1]["epoch"] if history else 0, config.schedule.epochs):
@@ -104,6 +110,8 @@ def train(config: Config, worker: Worker) -> None:
                 network.add_gradient(part, keys_N[kept_N], size)
                 sam.ascend()
             loss_sum += network.add_gradient(batch, keys_N, batch_size)
+            if diagnostics is not None:
+                diagnostics.before(step)
             (sam or optimizer).step()
             if ema is not None:
                 ema.update(model, step)
@@ -124,6 +132,8 @@ def train(config: Config, worker: Worker) -> None:
             "samples_seen": (step + 1) * batch_size,
             **clipped.pop(),
         }
+        if diagnostics is not None:
+            metrics["agc"] = diagnostics.pop()
         if finite:
             metrics |= evaluate(config, evaluated, dataset, "val", worker)
         earlier = history[-1].get("seconds", 0.0) if history else 0.0

@@ -1,10 +1,15 @@
 """What MLflow is told of one run while it trains, by whoever listens to it."""
 
 import time
+from functools import partial
 from typing import Any
+
+import pandas as pd
 
 from nflab.config import Config, flat, to_json
 from nflab.data import load_dataset
+from nflab.diagnostics import Trace, verdict
+from nflab.figures import draw_agc
 from nflab.outbox import Outbox
 from nflab.tracking import Outcome, as_text, recorded
 
@@ -23,6 +28,8 @@ class RunRecord:
             epoch: the last one that MLflow has; None if it has none.
         """
         self._outbox, self._run = outbox, run
+        self._clipping = config.optimizer.clipping
+        self._trace: dict[int, Trace] = {}
         self._epoch = -1 if epoch is None else epoch
         outbox.put("reopen", run)
         params = {key: as_text(value) for key, value in flat(config).items()}
@@ -41,6 +48,8 @@ class RunRecord:
         """Writes down what a run reports of an epoch, unless it stands there already, and how far
         the run has come."""
         epoch = metrics["epoch"]
+        if "agc" in metrics:
+            self._trace[epoch] = metrics["agc"]
         self._outbox.put(
             "log",
             self._run,
@@ -54,5 +63,12 @@ class RunRecord:
     def finish(self, outcome: Outcome, error: str | None = None) -> None:
         """Writes down how the run ended, and why if it failed."""
         tags = {} if error is None else {"error": error[:ERROR_LENGTH]}
+        trace = pd.DataFrame(row for epoch in sorted(self._trace) for row in self._trace[epoch])
+        if len(trace) and self._clipping is not None:
+            said = verdict(trace, self._clipping)
+            tags["agc_verdict"] = said
+            drawing = partial(draw_agc, trace, self._clipping, said)
+            self._outbox.put_file(self._run, "agc.png", drawing)
+            self._outbox.put_file(self._run, "agc.parquet", trace.to_parquet)
         when = int(time.time() * 1000)
         self._outbox.put("finish", self._run, outcome=outcome, tags=tags, when=when)

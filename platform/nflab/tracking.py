@@ -67,6 +67,45 @@ _AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", 
 """What MLflow's client says of a server that cannot be reached, or cannot answer now."""
 
 
+def connect(uri: str) -> MlflowClient:
+    """A client of an MLflow store or server.
+
+    Raises:
+        ConfigError: the store cannot be opened, or no server answers within 2 seconds.
+    """
+    try:
+        if uri.startswith("http"):
+            urlopen(f"{uri.rstrip('/')}/health", timeout=2).close()
+        elif uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    except Exception as error:  # drivers of stores raise their own kinds
+        raise _unusable(uri, error) from None
+    return client
+
+
+def _unusable(uri: str, error: Exception) -> ConfigError:
+    return ConfigError(f"cannot open the tracking store {uri}: {str(error).splitlines()[0]}")
+
+
+def search(client: MlflowClient, experiment_id: str, filter_string: str = "") -> list[Run]:
+    """All runs of an experiment that a filter lets pass, in the order of their start."""
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment_id],
+            filter_string=filter_string,
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
 class Tracker:
     """Writes and reads the runs of one MLflow experiment."""
 
@@ -82,12 +121,8 @@ class Tracker:
         """
         self.uri = uri
         self.experiment = experiment
+        self._client = connect(uri)
         try:
-            if uri.startswith("http"):
-                urlopen(f"{uri.rstrip('/')}/health", timeout=2).close()
-            elif uri.startswith("sqlite:///"):
-                Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            self._open()
             found = self._client.get_experiment_by_name(experiment)
             # A store that is a file would put artifacts beside the process's working folder.
             root = None if uri.startswith("http") else f"{storage}/mlflow-artifacts/{experiment}"
@@ -97,11 +132,7 @@ class Tracker:
                 else self._client.create_experiment(experiment, artifact_location=root)
             )
         except Exception as error:  # drivers of stores raise their own kinds
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"cannot open the tracking store {uri}: {reason}") from None
-
-    def _open(self) -> None:
-        self._client = MlflowClient(self.uri)
+            raise _unusable(uri, error) from None
 
     def __getstate__(self) -> dict[str, Any]:
         # A store's connections stay in the process that opened them.
@@ -109,7 +140,7 @@ class Tracker:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._open()
+        self._client = MlflowClient(self.uri)
 
     def start(
         self,
@@ -278,19 +309,7 @@ class Tracker:
 
     def _search(self, filter_string: str) -> list[Run]:
         """All runs of the experiment that a filter lets pass, in the order of their start."""
-        runs: list[Run] = []
-        token = None
-        while True:
-            page = self._client.search_runs(
-                [self.experiment_id],
-                filter_string=filter_string,
-                order_by=["attributes.start_time ASC"],
-                page_token=token,
-            )
-            runs += page
-            token = page.token
-            if not token:
-                return runs
+        return search(self._client, self.experiment_id, filter_string)
 
     def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
         """(step, value) of every point of a metric, by step."""

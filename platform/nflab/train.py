@@ -13,7 +13,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from nflab.checkpoints import Checkpoints
 from nflab.cluster import Placement
 from nflab.config import Config
-from nflab.logs import kept_log
+from nflab.logs import kept_log, without_trace
 from nflab.loop import train
 from nflab.worker import Worker
 
@@ -80,7 +80,7 @@ def _train_worker(parameters: dict[str, _Job]) -> None:
     rank = context.get_world_rank()
 
     def report(metrics: dict[str, Any]) -> None:
-        print(metrics)
+        print(without_trace(metrics))
         ray.train.report(metrics)
 
     worker = Worker(

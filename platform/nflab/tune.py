@@ -19,7 +19,7 @@ from nflab.checkpoints import Checkpoints
 from nflab.cluster import LEFT_FOR_TRIAL, Placement
 from nflab.config import Config, replace
 from nflab.ledger import METRIC, Ledger, Proposal
-from nflab.logs import kept_log
+from nflab.logs import kept_log, without_trace
 from nflab.loop import train
 from nflab.progress import SweepProgress
 from nflab.train import first_error, fit
@@ -97,7 +97,7 @@ def trainable(base: Config, placement: Placement) -> Callable[[dict[str, Any]], 
 
 
 def _report(metrics: dict[str, Any]) -> None:
-    print(metrics)
+    print(without_trace(metrics))
     ray.tune.report(metrics)
 
 
