@@ -3,8 +3,10 @@
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 ARGS ?=
+CLUSTER ?= cluster/gpu.yaml
 
-.PHONY: install sweep test test-faults head ui clean
+.PHONY: install sweep ablation report test test-faults test-cluster head up status tunnel submit logs down \
+	ui clean
 
 install: .venv/installed
 
@@ -17,20 +19,49 @@ install: .venv/installed
 sweep: install  ## search clipping, batch size and augmentation on the digits; ARGS="--trials 30"
 	$(BIN)/python experiments/agc_sweep.py $(ARGS)
 
+ablation: install  ## clipping against batch size on the digits; fails unless the findings hold
+	$(BIN)/python experiments/clipping_vs_batch_size.py --seeds 3 --check $(ARGS)
+
+report: install  ## what all recorded runs say, in report/
+	$(BIN)/python experiments/report.py $(ARGS)
+
 test: install  ## everything that must hold
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest --ignore tests/faults $(ARGS)
+	$(BIN)/pytest --ignore tests/faults --ignore tests/cluster $(ARGS)
 
 test-faults: install  ## processes killed at random moments; takes longer
 	$(BIN)/pytest tests/faults $(ARGS)
 
+test-cluster: install  ## clusters on this machine, over SSH between network namespaces; needs root
+	$(BIN)/pytest tests/cluster $(ARGS)
+
 head: install  ## a local Ray to submit jobs to
 	@bash cluster/local_head.sh
 
+up: install  ## a cluster on AWS, as cluster/gpu.yaml says; asks before it costs money
+	$(BIN)/python cluster/check.py $(CLUSTER) $(if $(SSH_FROM),--ssh-from $(SSH_FROM))
+	$(BIN)/ray get-auth-token --generate >/dev/null
+	$(BIN)/ray up $(CLUSTER) $(ARGS)
+
+status: install  ## what the cluster's nodes do, and what is waiting for more
+	@$(BIN)/ray exec $(CLUSTER) 'ray status'
+
+tunnel: install  ## Ray's dashboard at http://127.0.0.1:8265 and MLflow's at :5000, until Ctrl-C
+	@$(BIN)/ray exec $(CLUSTER) --port-forward 8265 --port-forward 5000 'sleep infinity'
+
+submit: install  ## a job for the cluster, through the tunnel; ARGS="python experiments/agc_sweep.py"
+	@RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265 $(BIN)/ray job submit -- $(ARGS)
+
+logs: install  ## what the autoscaler says, as it goes on
+	@$(BIN)/ray exec $(CLUSTER) 'tail -n 100 -F /tmp/ray/session_latest/logs/monitor.log'
+
+down: install  ## saves, checks, and ends the cluster with all that costs money
+	$(BIN)/python cluster/down.py $(CLUSTER)
+
 ui: install  ## MLflow's pages, on this machine only
-	$(BIN)/mlflow ui --host 127.0.0.1 --port $${PORT:-5000} \
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $${PORT:-5000} \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
 
 clean:  ## removes what can be made again; runs/ and mlflow.db stay

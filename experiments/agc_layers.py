@@ -23,7 +23,7 @@ def main(config: LayersConfig, resume: bool) -> None:
 
     base = config.base()
     require(base.optimizer.clipping is not None, "clipping none leaves nothing to compare")
-    parts = layers.parts_of(base)
+    parts = layers.parts_of(base.model.model)
     subsets = [layers.read_subset(text, parts) for text in config.cells.subsets]
     cells = layers.settings(parts, subsets or layers.every_subset(parts), config.seeds())
     for settings in cells:
@@ -31,8 +31,8 @@ def main(config: LayersConfig, resume: bool) -> None:
     with open_grid(config, "agc_layers") as grid:
         rows = grid.run(base, cells)
         title = f"{title_of(config)}, batch {base.optimizer.batch_size}"
-        found = layers.analyse(rows, parts, f"{title}, clipping {base.optimizer.clipping:g}")
-        settled = finals(layers.ranked(rows, parts), found, config, grid)
+        found = layers.analyse(rows, f"{title}, clipping {base.optimizer.clipping:g}")
+        settled = finals(layers.ranked(rows), found, config, grid)
         present(settled, layers.PAPER, rows, config, grid)
 
 

@@ -48,6 +48,8 @@ def show(result: "SweepResult", config: SweepConfig) -> None:
         f"What mattered most (share of the variance in {result.judged} trials, 80 % interval): "
         f"{', '.join(found) or 'too few different results to say'}"
     )
+    if result.finals:
+        out.print("Finals, over fresh seeds:", *result.finals, sep="\n  ", markup=False)
     out.print(f"Figures: {', '.join(str(p) for p in sorted(result.folder.glob('*.png')))}")
     out.print(f"Browse:  {locations.browse(config.run)}")
     if (result.trials.outcome == "failed").all():

@@ -112,7 +112,7 @@ def show(rows: "pd.DataFrame", config: TransferConfig, grid: "Grid") -> None:
     title = f"{config.model.model} and its twin: {datasets}"
     drawn = {key: values.tolist() for key, values in top1.items()}
     drawings = {"transfer": lambda path: draw_transfer(curves, drawn, path, title)}
-    (figure,) = grid.record(rows, "\n".join(lines), drawings)
+    (figure,) = grid.record(rows, lines, drawings)
     out.print(f"Figure: {figure}")
     out.print(f"Browse: {locations.browse(config.run)}")
 

@@ -80,8 +80,8 @@ def test_imports_run_from_experiments_to_nflab_to_nfnet() -> None:
                 "grid.py",
             },
         ),
-        ("mlflow", {"tracking.py", "serving.py"}),
-        ("optuna", {"recipes.py", "ledger.py", "importances.py"}),
+        ("mlflow", {"tracking.py", "archive.py", "serving.py", "registry.py"}),
+        ("optuna", {"recipes.py", "ledger.py", "study.py", "importances.py"}),
         ("tyro", {"config.py", "cli.py"}),
     ],
 )

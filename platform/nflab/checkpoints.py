@@ -1,12 +1,12 @@
 """The checkpoints of one run, in a folder or in object storage: the last and the best, never half.
 
-While a run goes on it has two at most (three in the moment of saving); when it has ended it has
-none, unless it is the best of its sweep or grid.
+While a run goes on it has two at most (three in the moment of saving), and so has a training that
+has ended; of a sweep or grid only the best run, and those that failed, keep theirs when they end.
 """
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,13 @@ from pyarrow import fs
 
 from nflab.files import open_uri
 
-_COMPLETE = "complete"
+COMPLETE = "complete"
+"""File that is written last into a checkpoint."""
+
+
+NO_RIVALS = "none"
+"""Tag `rivals` of a cell whose checkpoints are kept whatever other cells give; else the tag names
+the list of cells of which the best one's are kept."""
 
 
 class Checkpoints:
@@ -38,18 +44,20 @@ class Checkpoints:
         target = f"{root}/epoch-{epoch:06d}"
         files.create_dir(target, recursive=True)
         fs.copy_files(str(folder), target, fs.LocalFileSystem(), files)
-        with files.open_output_stream(f"{target}/{_COMPLETE}") as marker:
+        with files.open_output_stream(f"{target}/{COMPLETE}") as marker:
             marker.write(b"")
         kept = {target, f"{root}/epoch-{epoch if best is None else best:06d}"}
         for path in self._paths():
             if path not in kept:
                 files.delete_dir(path)
 
-    def purge(self) -> None:
-        """Forgets all of them."""
-        files, _ = open_uri(self._uri)
+    def purge(self, kept: Collection[int] = ()) -> None:
+        """Forgets all of them but those of the epochs `kept`."""
+        files, root = open_uri(self._uri)
+        spared = {f"{root}/epoch-{epoch:06d}" for epoch in kept}
         for path in self._paths():
-            files.delete_dir(path)
+            if path not in spared:
+                files.delete_dir(path)
 
     @contextmanager
     def last(self) -> Iterator[Path | None]:
@@ -58,7 +66,7 @@ class Checkpoints:
         complete = [
             path
             for path in self._paths()
-            if files.get_file_info(f"{path}/{_COMPLETE}").type == fs.FileType.File
+            if files.get_file_info(f"{path}/{COMPLETE}").type == fs.FileType.File
         ]
         if not complete:
             yield None

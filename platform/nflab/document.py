@@ -93,7 +93,8 @@ def to_html(sections: Sequence[Section], title: str) -> str:
             parts.append(f'<p class="paper">{html.escape(section.paper)}</p>')
         for figure in section.figures:
             data = base64.b64encode(figure.read_bytes()).decode()
-            parts.append(f'<img alt="{html.escape(figure.stem)}" src="data:image/png;base64,{data}">')
+            source = f"data:image/png;base64,{data}"
+            parts.append(f'<img alt="{html.escape(figure.stem)}" src="{source}">')
         for caption, table in section.tables.items():
             drawn = f'<div class="wide">{_html_table(table)}</div>'
             caption = html.escape(caption)

@@ -21,6 +21,12 @@ def is_local(uri: str) -> bool:
     return "://" not in uri
 
 
+def exists(uri: str) -> bool:
+    """Whether there is a file of this address."""
+    files, path = open_uri(uri)
+    return bool(files.get_file_info(path).type == fs.FileType.File)
+
+
 def read_bytes(uri: str) -> bytes | None:
     """The content of a file; None if there is none."""
     files, path = open_uri(uri)

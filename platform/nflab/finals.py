@@ -1,17 +1,17 @@
 """Winners that are not luck: the best settings repeated over fresh seeds, beside the baseline."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from nflab.ablations.findings import Findings, top1
+from nflab.ablations.findings import Findings, summarise, top1
 from nflab.config import Config, FinalsConfig
 from nflab.figures.finals import draw_finals
 from nflab.grid import Grid
-from nflab.progress import console, describe
+from nflab.progress import describe
 from nflab.statistics import Estimate, estimate, verdict
 
 FRESH = 1000
@@ -19,15 +19,8 @@ FRESH = 1000
 
 BASELINE = "baseline"
 
-
-@dataclass(frozen=True)
-class Finalist:
-    """A setting and its results over the final seeds."""
-
-    label: str
-    test: pd.Series
-    """Test top-1 in percent by seed; 0 where the run diverged."""
-    estimate: Estimate
+RECORD = "finals.json"
+"""Artifact of the parent run: the cells of each entrant, by its label."""
 
 
 def run_finals(
@@ -42,58 +35,53 @@ def run_finals(
     seeds = range(base.run.seed + FRESH, base.run.seed + FRESH + finals.final_seeds)
     entrants = {BASELINE: {}, **{describe(one): dict(one) for one in finalists}}
     cells = [{**settings, "seed": seed} for settings in entrants.values() for seed in seeds]
-    rows = grid.run(base, cells)
     labels = [label for label in entrants for _ in seeds]
-    results = rows.assign(entrant=labels, seed=rows.seed.astype(float), test=top1(rows, "test"))
-    results = results[results.test.notna()]
-    found = []
-    for label in entrants:
-        test = results[results.entrant == label].set_index("seed").test
-        if len(test):
-            found.append(Finalist(label, test, estimate(test.tolist())))
-    return judge(found)
+    rows = grid.run(base, cells)
+    of_entrants = {label: rows.cell[[one == label for one in labels]] for label in entrants}
+    record = {label: list(ids) for label, ids in of_entrants.items()}
+    grid.tracker.add_text(grid.parent, json.dumps(record, indent=2), RECORD)
+    return judge(record, rows)
 
 
-def judge(found: Sequence[Finalist]) -> Findings:
-    """What can be said of finalists, the baseline first of them, and what cannot."""
+def judge(entrants: Mapping[str, Sequence[str]], rows: pd.DataFrame) -> Findings:
+    """What can be said of finalists, and what cannot.
+
+    Args:
+        entrants: label -> ids of its cells, as RECORD holds them.
+        rows: of these cells.
+    """
+    tested = rows.assign(test=top1(rows, "test"))
+    of_cells = tested.drop_duplicates("cell").set_index("cell")
+    told = pd.concat(
+        [of_cells.reindex(ids).assign(setting=label) for label, ids in entrants.items()]
+    )
+    told = told[told.test.notna()].assign(seed=lambda rows: rows.seed.astype(int))
+    tests = {label: runs.set_index("seed").test for label, runs in told.groupby("setting")}
+    spreads = {label: estimate(test.tolist()) for label, test in tests.items()}
+
+    def compared(one: str, other: str) -> str:
+        pairs = (tests[one] - tests[other]).dropna().tolist()
+        return verdict(estimate(pairs)) if pairs else "no seed has both results"
+
     lines = []
-    baseline = next((one for one in found if one.label == BASELINE), None)
-    if baseline is not None:
-        e = baseline.estimate
+    if BASELINE in spreads:
+        noise = spreads[BASELINE]
         lines.append(
-            f"seed noise of the baseline: test top-1 {e} seeds, "
-            f"95 % interval of the mean {e.low:.2f} to {e.high:.2f}"
+            f"seed noise of the baseline: test top-1 {noise} seeds, "
+            f"95 % interval of the mean {noise.low:.2f} to {noise.high:.2f}"
         )
-    others = sorted((f for f in found if f is not baseline), key=lambda f: -f.estimate.mean)
-    for one in others:
-        line = f"{one.label}: {one.estimate} seeds"
-        if baseline is not None:
-            line += f"; above the baseline {_compared(one, baseline)}"
+    others = sorted(spreads.keys() - {BASELINE}, key=lambda label: -spreads[label].mean)
+    for label in others:
+        line = f"{label}: {spreads[label]} seeds"
+        if BASELINE in spreads:
+            line += f"; above the baseline {compared(label, BASELINE)}"
         lines.append(line)
     if len(others) > 1:
         best, second = others[:2]
-        lines.append(f"{best.label} above {second.label}: {_compared(best, second)}")
-    table = pd.DataFrame(
-        {
-            "setting": one.label,
-            "seeds": one.estimate.count,
-            "test_mean": one.estimate.mean,
-            "test_std": one.estimate.std,
-            "test_low": one.estimate.low,
-            "test_high": one.estimate.high,
-            "diverged": int((one.test == 0).sum()),
-        }
-        for one in found
-    )
-    drawn = {one.label: (one.test.tolist(), one.estimate) for one in found}
+        lines.append(f"{best} above {second}: {compared(best, second)}")
+    order = [label for label in (BASELINE, *others) if label in spreads]
+    table = summarise(told, ("setting",)).set_index("setting").reindex(order).reset_index()
+    drawn: dict[str, tuple[list[float], Estimate]] = {
+        label: (tests[label].tolist(), spreads[label]) for label in order
+    }
     return Findings(lines, table, {"finalists": partial(draw_finals, drawn)})
-
-
-def _compared(one: Finalist, other: Finalist) -> str:
-    pairs = (one.test - other.test).dropna().tolist()
-    return verdict(estimate(pairs)) if pairs else "no seed has both results"
-
-
-def show_finals(found: Findings) -> None:
-    """Prints what the finals say."""
-    console().print("Finals, over fresh seeds:", *found.text, sep="\n  ", markup=False)

@@ -8,9 +8,11 @@ import dataclasses
 import functools
 import hashlib
 import json
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ import pandas as pd
 import ray
 
 from nflab import cluster, locations
-from nflab.checkpoints import Checkpoints, Winner
+from nflab.archive import Archive
+from nflab.checkpoints import NO_RIVALS, Checkpoints, Winner
 from nflab.classifier import WEIGHTS
 from nflab.cluster import Placement
 from nflab.config import Config, GridOfConfigs, flat, replace, to_json
@@ -26,20 +29,18 @@ from nflab.data import load_dataset
 from nflab.files import is_local, read_bytes
 from nflab.interrupts import Interrupted, ignore_interrupts
 from nflab.ledger import Proposal
+from nflab.notes import grid_note
 from nflab.outbox import Outbox
 from nflab.plan import show_plan
 from nflab.progress import SweepProgress, console, describe
-from nflab.record import RunRecord
+from nflab.record import RunRecord, dataset_entry
 from nflab.session import Session, open_session
-from nflab.tracking import Outcome, Tracker, has_ended, last_epoch
+from nflab.tracking import DONE, Outcome, has_ended, last_epoch, one_each
 from nflab.tune import run_trials
 
 _ELSEWHERE = ("name", "tracking_uri", "storage", "recipe", "diagnostics")
 """Settings that say where results go, where settings come from and what is watched, not what is
 computed."""
-
-DONE = ("finished", "diverged")
-"""Outcomes that are results: such a cell is not run again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,30 +100,31 @@ class Grid:
             if ledger.missing:
                 progress = SweepProgress(len(cells), done, base.schedule.epochs, "cell")
                 run_trials(base, session.placement, session.folder, ledger, progress)
-        except KeyboardInterrupt:
-            ignore_interrupts()
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                ignore_interrupts()
             if self._outbox.empties():
                 ledger.release()
             raise
-        except BaseException:
-            ledger.release()
-            raise
         ledger.release()
-        return rows_of(ledger.cells, self.tracker)
+        return ledger.rows
 
     def weights(self, config: Config) -> str:
         """Path or address of the trained weights of a finished cell."""
-        (row,) = rows_of([Cell(config)], self.tracker).itertuples()
+        (row,) = rows_of([Cell(config)], self._outbox.read(self.tracker.cells)).itertuples()
         return f"{row.folder}/checkpoints/epoch-{config.schedule.epochs:06d}/{WEIGHTS}"
 
     def record(
-        self, table: pd.DataFrame, found: str, drawings: Mapping[str, Callable[[Path], None]]
+        self,
+        table: pd.DataFrame,
+        found: Sequence[str],
+        drawings: Mapping[str, Callable[[Path], None]],
     ) -> list[Path]:
         """Stores what was found with the grid's run; returns where its figures are.
 
         Args:
             table: the results, a row for each cell.
-            found: the answer in words, shown as the run's description.
+            found: the answer in sentences, shown in the run's description.
             drawings: name -> draws the figure, as a PNG file of this path.
         """
         session = self._session
@@ -132,8 +134,11 @@ class Grid:
             draw(figure)
         table.to_csv(folder / "cells.csv", index=False)
         for path in (*figures, folder / "cells.csv"):
-            self.tracker.add_file(self.parent, path)
-        self.tracker.describe(self.parent, found)
+            self._outbox.put_file(self.parent, path.name, functools.partial(shutil.copy, path))
+        names = [path.name for path in figures]
+        config, experiment = session.config.base(), self.tracker.experiment
+        note = grid_note(experiment, self.parent, config, table, found, names)
+        self._outbox.put("describe", self.parent, text=note)
         return figures
 
 
@@ -147,33 +152,40 @@ def open_grid(config: GridOfConfigs, experiment: str) -> Iterator[Grid]:
         Interrupted: Ctrl-C or SIGTERM.
     """
     if config.grid.dry_run:
-        try:
+        with suppress(_Listed):
             yield _DryRun(config, experiment)
-        except _Listed:
-            return
+        return
     named = replace(config, name=config.run.name or experiment, dry_run=False, force=False)
     session = open_session(named, experiment, resume=True)
     tracker = session.tracker
     outbox = Outbox(tracker, session.outbox_folder)
     outcome: Outcome = "failed"
-    reachable = True
     parent = None
+    tags = {**session.tags, "kind": "grid"}
     try:
-        outbox.drain()
-        parent = tracker.find(session.name) or tracker.start(session.name, session.tags)
-        tracker.reopen(parent)
-        tracker.add_text(parent, to_json(session.config), "config.json")
+        parent = outbox.read(
+            lambda: tracker.find(session.name) or tracker.start(session.name, tags)
+        )
+        outbox.put("reopen", parent)
+        outbox.put("add_text", parent, text=to_json(session.config), file="config.json")
+        outbox.put("log_dataset", parent, **dataset_entry(session.config))
         yield Grid(session, outbox, parent, config.grid.force)
         outcome = "finished"
     except KeyboardInterrupt:
         ignore_interrupts()
-        outcome, reachable = "interrupted", outbox.empties()
+        outcome = "interrupted"
         raise Interrupted(session.name) from None
     finally:
-        if parent is not None and reachable:
-            tracker.finish(parent, outcome)
-        outbox.close()
-        ray.shutdown()
+        try:
+            if parent is not None:
+                outbox.put("finish", parent, outcome=outcome, when=int(time.time() * 1000))
+            if outcome == "finished":
+                outbox.drain()
+            else:
+                outbox.empties()
+        finally:
+            outbox.close()
+            ray.shutdown()
 
 
 class _Listed(Exception):
@@ -184,19 +196,20 @@ class _DryRun(Grid):
     """Lists cells instead of running them."""
 
     def __init__(self, config: GridOfConfigs, experiment: str) -> None:
-        uri, storage = locations.tracking_uri(config.run), locations.storage(config.run)
-        self.tracker = Tracker(uri, storage, experiment)
+        archive = Archive(locations.tracking_uri(config.run))
+        self._known = pd.DataFrame(columns=["cell", "outcome"])
+        if experiment in archive.experiments():
+            self._known = archive.rows(experiment).dropna(subset="cell")
         self._config = config
 
     def run(
         self, base: Config, cells: Sequence[dict[str, Any]], keep_weights: bool = False
     ) -> pd.DataFrame:
         configs = [replace(_common(base), **settings) for settings in cells]
-        known = self.tracker.cells()
-        rows = rows_of([Cell(config) for config in configs], self.tracker)
-        outcomes = ["again" if self._config.grid.force else o for o in rows.outcome]
+        found = rows_of([Cell(config) for config in configs], self._known)
+        outcomes = ["again" if self._config.grid.force else o for o in found.outcome]
         placement: Placement = cluster.foresee(self._config.scale)
-        show_plan(cells, configs, outcomes, known, placement)
+        show_plan(cells, configs, outcomes, self._known, placement)
         raise _Listed
 
 
@@ -223,24 +236,29 @@ class CellLedger:
         self._outbox, self._keep_weights = outbox, keep_weights
         self._settings = list(settings)
         self.cells = [Cell(replace(base, **one)) for one in settings]
+        ids = " ".join(sorted(cell.id for cell in self.cells))
+        self._rivals = NO_RIVALS if keep_weights else hashlib.sha256(ids.encode()).hexdigest()[:16]
+        self.release()
         if force:
             asked = {cell.id for cell in self.cells}
-            for run in self._tracker.cells().itertuples():
-                if run.cell in asked:
-                    self._tracker.tag(run.run_id, "superseded", "true")
-        self.release()
+            runs = outbox.read(self._tracker.cells)
+            for run in runs[runs.cell.isin(asked)].itertuples():
+                outbox.put("tag", run.run_id, key="superseded", value="true")
+            self.release()
 
     def release(self) -> None:
         """Reads what MLflow says of every cell; none of this grid is left running."""
-        self._outbox.drain()
-        runs = self._tracker.cells()
+        runs = self._outbox.read(self._tracker.cells)
         for run in runs[runs.parent == self._parent].itertuples():
             ended: Outcome = "interrupted" if run.outcome == "running" else run.outcome
             if not has_ended(run, ended):
-                self._tracker.finish(run.run_id, ended)
-        found = rows_of(self.cells, self._tracker)
+                self._outbox.put("finish", run.run_id, outcome=ended)
+        self.rows = found = rows_of(self.cells, self._outbox.read(self._tracker.cells))
+        self._attempts = self._outbox.read(self._tracker.attempts)
         done = found.outcome.isin(DONE)
-        self._waiting = [n for n, ended in enumerate(done, 1) if not ended]
+        # A cell that is asked for twice is run once.
+        asked = ~done & ~found.cell.duplicated()
+        self._waiting = [n for n, missing in enumerate(asked, 1) if missing]
         # One of another grid is theirs to go on with.
         mine = found[~done & (found.parent == self._parent)]
         self._runs = {run.cell: run for run in mine.itertuples()}
@@ -248,9 +266,10 @@ class CellLedger:
         self._folders: dict[int, str] = {}
         self._winner = Winner()
         if not self._keep_weights:
-            for number, run in enumerate(found.itertuples(), 1):
+            for run in found.drop_duplicates("cell").itertuples():
                 if run.outcome == "finished" and run.parent == self._parent:
-                    self._winner.ended(run.val_top1, number, Checkpoints.of_run(run.folder))
+                    checkpoints = Checkpoints.of_run(run.folder)
+                    self._winner.ended(run.val_top1, run.Index + 1, checkpoints)
 
     @property
     def missing(self) -> int:
@@ -275,8 +294,15 @@ class CellLedger:
         if known is not None:
             run, epoch = known.run_id, last_epoch(known)
         else:
-            tags = {**self._session.tags, "cell": cell.id, "folder": proposal.folder}
-            run, epoch = self._outbox.start(describe(proposal.settings), tags, self._parent), None
+            tags = {
+                **self._session.tags,
+                "kind": "cell",
+                "cell": cell.id,
+                "parent": self._session.name,
+                "folder": proposal.folder,
+                "rivals": self._rivals,
+            }
+            run, epoch = self._outbox.start(_name(proposal.settings), tags, self._parent), None
         self._records[proposal.number] = RunRecord(self._outbox, run, cell.config, epoch)
 
     def reported(self, number: int, metrics: dict[str, Any]) -> bool:
@@ -295,9 +321,15 @@ class CellLedger:
 
     def _new_folder(self, cell: Cell) -> str:
         """One that no run of the cell has used, as far as this storage knows."""
-        attempts = self._tracker.attempts(cell.id)
+        attempts = self._attempts[cell.id]
         suffix = f"-{attempts + 1}" if attempts else ""
         return f"{self._session.folder}/cells/{cell.id}{suffix}"
+
+
+def _name(settings: dict[str, Any]) -> str:
+    """A cell's settings in a line; where it is cut, what tells cells apart stands first."""
+    last = ("model", "seed")
+    return describe({key: settings[key] for key in sorted(settings, key=last.__contains__)})
 
 
 def _common(base: Config) -> Config:
@@ -307,12 +339,14 @@ def _common(base: Config) -> Config:
     return replace(base, name=None, tracking_uri=None, storage=None, dataset=dataset)
 
 
-def rows_of(cells: Sequence[Cell], tracker: Tracker) -> pd.DataFrame:
+def rows_of(cells: Sequence[Cell], runs: pd.DataFrame) -> pd.DataFrame:
     """A row for each cell, in order: its result if it has one, else its latest run, else nothing
-    but its `cell` and the `outcome` "missing"."""
-    runs = tracker.cells()
-    runs = runs.assign(done=runs.outcome.isin(DONE)).sort_values("done", kind="stable")
-    latest = runs.drop_duplicates("cell", keep="last").drop(columns="done").set_index("cell")
+    but its `cell` and the `outcome` "missing".
+
+    Args:
+        runs: rows of cells' runs (see `Tracker.cells`).
+    """
+    latest = one_each(runs).set_index("cell")
     found = latest.reindex([cell.id for cell in cells])
     found["outcome"] = found.outcome.fillna("missing")
     return found.reset_index(names="cell")

@@ -19,6 +19,7 @@ from nflab.progress import describe
 from nflab.recipes import space_of
 from nflab.record import RunRecord
 from nflab.streams import Stream, keys
+from nflab.study import tell
 from nflab.tracking import Outcome, Tracker, has_ended, last_epoch
 
 METRIC = "val_top1"
@@ -165,7 +166,12 @@ class TrialLedger:
         if run is None:
             name = f"{proposal.number:03d} {describe(proposal.settings)}"
             # In three digits, so that a list sorted by it is in order.
-            tags = {**self._tags, "trial": f"{proposal.number:03d}"}
+            tags = {
+                **self._tags,
+                "kind": "trial",
+                "trial": f"{proposal.number:03d}",
+                "parent": str(self._config.run.name),
+            }
             run = self._outbox.start(name, tags, self._parent)
         self._records[proposal.number] = RunRecord(self._outbox, run, config, epoch)
 
@@ -192,28 +198,8 @@ class TrialLedger:
     def ended(
         self, number: int, outcome: Outcome, value: float | None, error: str | None = None
     ) -> None:
-        """Closes a trial in the study and in MLflow.
-
-        A diverged trial, or one that ran out of memory, tells the sampler to avoid the place; one
-        that failed for another reason tells it nothing.
-
-        Args:
-            value: the last METRIC of a finished trial.
-            error: why it failed.
-        """
-        trial = self._open.pop(number)
-        trial.set_user_attr("outcome", outcome)
-        too_large = outcome == "failed" and "out of memory" in (error or "").lower()
-        if outcome == "pruned":
-            self._study.tell(trial, state=TrialState.PRUNED)
-        elif outcome == "diverged" or too_large:
-            trial.set_constraint("infeasible", 1.0)
-            self._study.tell(trial, 0.0)
-        elif outcome == "failed":
-            self._study.tell(trial, state=TrialState.FAIL)
-        else:
-            trial.set_constraint("infeasible", 0.0)
-            self._study.tell(trial, value)
+        """Closes a trial in the study, see `study.tell`, and in MLflow."""
+        tell(self._study, self._open.pop(number), outcome, value, error)
         self._records[number].finish(outcome, error)
         if outcome != "failed":
             self._purge_losers(number, value if outcome == "finished" else None)

@@ -13,9 +13,8 @@ from nflab.config import Config, replace
 from nflab.data import load_dataset
 from nflab.loop import train
 from nflab.progress import console, describe
+from nflab.tracking import DONE
 from nflab.worker import Worker
-
-_DONE = ("finished", "diverged")
 
 
 def show_plan(
@@ -41,8 +40,8 @@ def show_plan(
     for number, (one, config, outcome) in enumerate(
         zip(settings, configs, outcomes, strict=True), 1
     ):
-        cost = "" if outcome in _DONE else "unknown"
-        if outcome not in _DONE:
+        cost = "" if outcome in DONE else "unknown"
+        if outcome not in DONE:
             count += 1
             seconds = costs.of(config)
             if seconds is None:

@@ -8,7 +8,7 @@ from rich.table import Table
 from nflab import locations
 from nflab.ablations.findings import Findings
 from nflab.config import Config, GridOfConfigs
-from nflab.finals import run_finals, show_finals
+from nflab.finals import run_finals
 from nflab.grid import Grid
 from nflab.progress import console
 
@@ -30,7 +30,7 @@ def present(
     out = console()
     out.print(text_table(found.table))
     out.print(*found.text, paper, sep="\n", markup=False)
-    figures = grid.record(rows, "\n\n".join([*found.text, paper]), found.drawings)
+    figures = grid.record(rows, [*found.text, paper], found.drawings)
     out.print("Figures:", *figures, markup=False)
     out.print(f"Browse:  {locations.browse(config.run)}", markup=False)
 
@@ -44,7 +44,7 @@ def finals(best: list[dict[str, Any]], found: Findings, config: Any, grid: Grid)
     if not config.finals.finalists:
         return found
     settled = run_finals(grid, config.base(), best[: config.finals.finalists], config.finals)
-    show_finals(settled)
+    console().print("Finals, over fresh seeds:", *settled.text, sep="\n  ", markup=False)
     drawings = {**found.drawings, **settled.drawings}
     return Findings([*found.text, *settled.text], found.table, drawings)
 

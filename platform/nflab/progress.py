@@ -111,11 +111,17 @@ class SweepProgress:
         if self._live is None:
             top1 = "" if row.val_top1 is None else f", validation top-1 {row.val_top1:.1f} %"
             line = f"[{self._done()}/{self._num_trials}] {self._word} {number} {outcome} after "
-            line += f"{row.epoch} epochs{top1}  ({describe(row.settings)})  {self._left()}"
+            line += f"{row.epoch} epochs{top1}  ({describe(row.settings)})  {self._state()}"
             self._console.print(line, markup=False)
 
     def _done(self) -> int:
         return self._before + sum(row.outcome != "running" for row in self._rows.values())
+
+    def _state(self) -> str:
+        """How many are running and have failed, and the time left."""
+        outcomes = [row.outcome for row in self._rows.values()]
+        counts = [(outcomes.count(word), word) for word in ("running", "failed")]
+        return ", ".join([*(f"{count} {word}" for count, word in counts if count), self._left()])
 
     def _left(self) -> str:
         """Time left, from the time that trials have taken so far, finished or not."""
@@ -130,6 +136,14 @@ class SweepProgress:
             f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
         )
 
+    def _shown(self) -> list[tuple[int, _Row]]:
+        """What is running, and as many of the last that ended as there is room for."""
+        rows = sorted(self._rows.items())
+        running = [item for item in rows if item[1].outcome == "running"]
+        ended = [item for item in rows if item[1].outcome != "running"]
+        room = max(1, self._console.height - len(running) - 4)
+        return sorted([*running, *ended[-room:]], key=lambda item: item[0])
+
     def _table(self) -> Group:
         table = Table(box=None, pad_edge=False, header_style="bold")
         columns = list(next(iter(self._rows.values())).settings) if self._rows else []
@@ -139,7 +153,7 @@ class SweepProgress:
         for name in ("epoch", "validation top-1"):
             table.add_column(name, justify="right")
         table.add_column("outcome")
-        for number, row in sorted(self._rows.items()):
+        for number, row in self._shown():
             table.add_row(
                 str(number),
                 *(_short(row.settings[name]) for name in columns),
@@ -147,5 +161,5 @@ class SweepProgress:
                 "" if row.val_top1 is None else f"{row.val_top1:.1f} %",
                 Text(row.outcome, style=STYLES.get(row.outcome, "")),
             )
-        title = f"{self._done()} of {self._num_trials} {self._word}s done, {self._left()}"
+        title = f"{self._done()} of {self._num_trials} {self._word}s done, {self._state()}"
         return Group(table, Text(title, style="dim"))

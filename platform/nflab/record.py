@@ -17,6 +17,16 @@ ERROR_LENGTH = 5000
 """Characters of an error that a run is tagged with."""
 
 
+def dataset_entry(config: Config) -> dict[str, Any]:
+    """What `Tracker.log_dataset` is told of a configuration's dataset."""
+    dataset = load_dataset(config)
+    return {
+        "name": config.data.dataset,
+        "fingerprint": dataset.fingerprint,
+        "sizes": dict(dataset.sizes),
+    }
+
+
 class RunRecord:
     """One training's run in MLflow: its configuration, each epoch once, and how it ended."""
 
@@ -34,14 +44,7 @@ class RunRecord:
         outbox.put("reopen", run)
         params = {key: as_text(value) for key, value in flat(config).items()}
         outbox.put("log_params", run, params=params)
-        dataset = load_dataset(config)
-        outbox.put(
-            "log_dataset",
-            run,
-            name=config.data.dataset,
-            fingerprint=dataset.fingerprint,
-            sizes=dict(dataset.sizes),
-        )
+        outbox.put("log_dataset", run, **dataset_entry(config))
         outbox.put("add_text", run, text=to_json(config), file="config.json")
 
     def report(self, metrics: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """What all recorded runs say, from MLflow alone: tables, sentences and figures."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from nflab.archive import Archive
 from nflab.config import Config, ConfigError, flat
 from nflab.document import Section, to_html, to_markdown
 from nflab.figures import draw_top1
+from nflab.finals import RECORD, judge
+from nflab.tracking import as_text, one_each
 
 TITLE = "nflab: what the recorded runs say"
 
@@ -30,12 +33,6 @@ class _Kind:
     analyse: Callable[[pd.DataFrame, str], Findings]
 
 
-def _layers(rows: pd.DataFrame, title: str) -> Findings:
-    named = {part for text in rows.unclipped for part in text.split() if part != "none"}
-    stages = sorted({"stage1"} | {part for part in named if part.startswith("stage")})
-    return layers.analyse(rows, ("stem", *stages, "head"), title)
-
-
 KINDS = {
     "clipping_vs_batch_size": _Kind(
         "How does clipping carry networks to large batches?",
@@ -43,7 +40,7 @@ KINDS = {
         clipping.PAPER,
         clipping.analyse,
     ),
-    "agc_layers": _Kind("Which layers to clip?", layers.VARIED, layers.PAPER, _layers),
+    "agc_layers": _Kind("Which layers to clip?", layers.VARIED, layers.PAPER, layers.analyse),
     "augmentation": _Kind(
         "What does augmentation give?",
         augmentation.VARIED,
@@ -56,6 +53,9 @@ KINDS = {
 def write_report(uri: str, folder: Path) -> list[Path]:
     """Writes `report.md`, `report.html`, `figures/` and `tables/` (Parquet) into `folder`.
 
+    Args:
+        uri: MLflow store or server.
+
     Returns:
         the two documents.
 
@@ -63,78 +63,83 @@ def write_report(uri: str, folder: Path) -> list[Path]:
         ConfigError: the store cannot be opened, or has nothing of nflab in it.
     """
     archive = Archive(uri)
-    sections = [Section(TITLE, level=1)]
-    overview = []
-    for experiment in archive.experiments():
-        rows = archive.rows(experiment)
-        if not len(rows):
-            continue
-        overview.append(_counts(experiment, rows))
-        cells = rows[rows.cell.notna()]
+    runs = {name: archive.rows(name) for name in archive.experiments()}
+    runs = {name: rows for name, rows in runs.items() if len(rows)}
+    if not runs:
+        raise ConfigError(f"there are no runs of nflab in {uri}: train something first")
+    overview = pd.DataFrame(_counts(name, rows) for name, rows in runs.items()).fillna(0)
+    counts = overview.columns.drop("experiment")
+    overview[counts] = overview[counts].astype(int)
+    sections = [
+        Section(TITLE, level=1, text=[f"MLflow: {uri}"]),
+        Section("What was run", tables={"Runs by outcome": _saved(overview, "runs", folder)}),
+    ]
+    for experiment, rows in runs.items():
+        cells = one_each(rows[rows.cell.notna()])
         if experiment in KINDS and len(cells):
             sections += _ablation(experiment, KINDS[experiment], cells, folder)
-        for parent, trials in rows[rows.trial.notna()].groupby("parent", sort=False):
-            name = rows.set_index("run_id").name.get(parent, parent)
-            sections.append(_sweep(experiment, str(name), trials, folder))
-    if not overview:
-        raise ConfigError(f"there are no runs of nflab in {uri}: train something first")
-    table = pd.DataFrame(overview).fillna(0)
-    sections.insert(1, Section("What was run", tables={"Runs by outcome": _saved(table, "runs", folder)}))
+        for parent in rows[rows.parent.isna()].itertuples():
+            trials = rows[(rows.parent == parent.run_id) & rows.trial.notna()]
+            if len(trials):
+                sections.append(_sweep(f"{experiment}-{parent.name}", parent.name, trials, folder))
+            with archive.artifact(parent.run_id, RECORD) as record:
+                entrants = {} if record is None else json.loads(record.read_text())
+            if entrants and len(cells):
+                name = f"{experiment}-{parent.name}-finals"
+                text = ["Over fresh seeds, none of which had a part in choosing the finalists."]
+                found = judge(entrants, cells)
+                title = f"Finals of {parent.name}"
+                sections.append(_section(title, found, name, folder, text, level=3))
     written = {"report.md": to_markdown(sections, folder), "report.html": to_html(sections, TITLE)}
-    for name, text in written.items():
-        (folder / name).write_text(text, encoding="utf-8")
+    for name, document in written.items():
+        (folder / name).write_text(document, encoding="utf-8")
     return [folder / name for name in written]
 
 
 def _counts(experiment: str, rows: pd.DataFrame) -> dict[str, Any]:
-    of_outcomes = rows[rows.cell.notna() | rows.trial.notna() | rows.parent.isna()].outcome
-    return {"experiment": experiment, **of_outcomes.value_counts().to_dict()}
+    counted = rows[rows.cell.notna() | rows.trial.notna() | rows.parent.isna()]
+    return {"experiment": experiment, **counted.outcome.value_counts().to_dict()}
 
 
 def _ablation(experiment: str, kind: _Kind, cells: pd.DataFrame, folder: Path) -> list[Section]:
     sections = [Section(kind.question, paper=kind.paper)]
     for number, (common, rows) in enumerate(groups(cells, kind.varied), 1):
-        if len(rows) < 2:
-            continue
         model, dataset, epochs = (common[key] for key in ("model", "dataset", "epochs"))
         title = f"{model} on {Path(dataset).name}, {epochs} epochs"
-        found = kind.analyse(rows, title)
         name = experiment if number == 1 else f"{experiment}-{number}"
-        figures = []
-        for drawn, draw in found.drawings.items():
-            figures.append(folder / "figures" / f"{name}-{drawn}.png")
-            draw(figures[-1])
-        differs = _settings(common)
-        sections.append(
-            Section(
-                f"{title} ({len(rows)} runs)",
-                level=3,
-                text=[*found.text, f"Settings in common: {differs}"],
-                figures=figures,
-                tables={
-                    "Mean over seeds (95 % interval); diverged runs count as 0 %": _saved(
-                        found.table, name, folder
-                    )
-                },
-            )
-        )
+        found = kind.analyse(rows, title)
+        text = [f"{len(rows)} runs; not nflab's defaults: {_settings(common)}"]
+        sections.append(_section(title, found, name, folder, text, level=3))
     return sections
+
+
+def _section(
+    title: str, found: Findings, name: str, folder: Path, text: Sequence[str], level: int
+) -> Section:
+    """What was found, under a heading, with its figures and its table as files called `name`."""
+    figures = []
+    for drawn, draw in found.drawings.items():
+        figures.append(folder / "figures" / f"{name}-{drawn}.png")
+        draw(figures[-1])
+    caption = "Mean over seeds (95 % interval); a diverged run counts as 0 %"
+    tables = {caption: _saved(found.table, name, folder)}
+    return Section(title, level, [*found.text, *text], figures=figures, tables=tables)
 
 
 def _settings(common: dict[str, str]) -> str:
     """What a group of cells has in common, where that is not the default."""
-    defaults = {key: str(value) for key, value in flat(Config()).items()}
-    said = [f"{k} {v}" for k, v in common.items() if v != defaults.get(k) and v != "none"]
-    return ", ".join(said)
+    defaults = {key: as_text(value) for key, value in flat(Config()).items()}
+    said = [f"{key} {value}" for key, value in common.items() if value != defaults[key]]
+    return ", ".join(said) or "none"
 
 
-def _sweep(experiment: str, name: str, trials: pd.DataFrame, folder: Path) -> Section:
+def _sweep(file: str, name: str, trials: pd.DataFrame, folder: Path) -> Section:
     for metric in ("val_top1", "test_top1"):
         if metric not in trials:
-            trials[metric] = float("nan")
+            trials = trials.assign(**{metric: float("nan")})
     done = (trials.outcome == "finished").rename("done")
     trials = trials.assign(done=done).sort_values(["done", "val_top1"], ascending=False)
-    figure = folder / "figures" / f"{experiment}-{name}.png"
+    figure = folder / "figures" / f"{file}.png"
     draw_top1(trials, figure, f"Validation top-1: {name}")
     best = trials.iloc[0]
     text = []
@@ -142,11 +147,10 @@ def _sweep(experiment: str, name: str, trials: pd.DataFrame, folder: Path) -> Se
         text.append(
             f"best on validation: clipping {best.clipping}, batch {best.batch_size}, augmentation "
             f"level {best.augmentation_level}: {best.val_top1:.2f} %, test {best.test_top1:.2f} % "
-            "(one seed; the finals say whether that was luck)"
+            "(one seed; finals tell whether that was luck)"
         )
-    shown = trials[[column for column in SHOWN if column in trials]]
-    caption = f"{len(trials)} trials, the best first"
-    tables = {caption: _saved(shown.reset_index(drop=True), f"{experiment}-{name}", folder)}
+    shown = trials[[column for column in SHOWN if column in trials]].reset_index(drop=True)
+    tables = {f"{len(trials)} trials, the best first": _saved(shown, file, folder)}
     return Section(f"Sweep {name}", text=text, figures=[figure], tables=tables)
 
 

@@ -1,6 +1,5 @@
 """What every recorded run begins with: its name, its stores and its place on the cluster."""
 
-import fcntl
 import json
 import time
 from contextlib import suppress
@@ -12,8 +11,10 @@ from nflab import cluster, locations
 from nflab.cluster import Placement
 from nflab.config import C, Config, ConfigError, RunConfig, from_json, replace, to_json
 from nflab.data import load_dataset
-from nflab.files import is_local, open_uri, read_text, write_text
+from nflab.files import open_uri, read_text, write_text
 from nflab.interrupts import interrupts_deferred
+from nflab.lock import lock_run, own_folder
+from nflab.notes import experiment_tags
 from nflab.tracking import Tracker, code_tags
 
 
@@ -37,9 +38,7 @@ class Session(Generic[C]):
     @property
     def local_folder(self) -> Path:
         """Where on this machine the driver keeps what is its own: Optuna's study, say."""
-        if is_local(self.folder):
-            return Path(self.folder)
-        folder = locations.checkout() / "runs" / self.name
+        folder = own_folder(self.folder)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -77,7 +76,8 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
     folder = f"{storage}/{name}"
     _check_writable(storage)
     tracker = Tracker(uri, storage, experiment)
-    lock = _lock(folder)
+    tracker.introduce(experiment_tags(experiment, tracker.experiment_id))
+    lock = lock_run(folder)
     script = read_text(_experiment_file(folder))
     if script not in (None, experiment):
         raise ConfigError(
@@ -94,6 +94,8 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
     dataset = load_dataset(config)
     tags = {
         **code_tags(),
+        "mlflow.source.name": f"experiments/{experiment}.py",
+        "mlflow.source.type": "LOCAL",
         "dataset_fingerprint": dataset.fingerprint,
         "world_size": str(placement.num_workers),
         "placement": str(placement),
@@ -131,19 +133,6 @@ def _config_file(folder: str) -> str:
 
 def _experiment_file(folder: str) -> str:
     return f"{folder}/experiment"
-
-
-def _lock(folder: str) -> IO[str] | None:
-    """Marks a run as being run by this process, as long as it lives."""
-    if not is_local(folder):
-        return None
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    lock = (Path(folder) / ".lock").open("w", encoding="utf-8")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise ConfigError(f"another process is running {folder}: wait for it, or end it") from None
-    return lock
 
 
 def _check_writable(storage: str) -> None:

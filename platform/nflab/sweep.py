@@ -9,16 +9,21 @@ import pandas as pd
 import ray
 
 from nflab import figures
+from nflab.ablations.findings import Findings
 from nflab.checkpoints import Checkpoints
 from nflab.config import SweepConfig, flat, to_json
 from nflab.data import example_image, load_dataset
 from nflab.files import is_local
-from nflab.importances import Importance, importances, judged
+from nflab.finals import run_finals
+from nflab.grid import Grid
+from nflab.importances import Importance, importances, judged, setting
 from nflab.interrupts import Interrupted, ignore_interrupts
 from nflab.ledger import METRIC, TrialLedger, trial_folder
+from nflab.notes import sweep_note
 from nflab.outbox import Outbox
 from nflab.progress import SweepProgress, console
 from nflab.recipes import space_of
+from nflab.record import dataset_entry
 from nflab.session import Session, open_session
 from nflab.tracking import Outcome, Tracker
 from nflab.tune import run_trials
@@ -34,6 +39,8 @@ class SweepResult:
     """How much each searched setting mattered, the most important first."""
     judged: int
     """Trials that the importances rest on."""
+    finals: list[str]
+    """What repeating the best settings over fresh seeds says, in sentences; empty without."""
     folder: Path
     """Where the figures and the table are."""
     run_id: str
@@ -57,12 +64,14 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
     outbox = Outbox(tracker, session.outbox_folder)
     try:
         outbox.drain()
-        parent = tracker.find(session.name) or tracker.start(session.name, session.tags)
+        tags = {**session.tags, "kind": "sweep"}
+        parent = tracker.find(session.name) or tracker.start(session.name, tags)
         tracker.reopen(parent)
         searched = {key: f"searched: {space.describe(key)}" for key in config.search.searched}
         tracker.log_params(parent, {**flat(config), **searched})
         tracker.add_text(parent, to_json(config), "config.json")
         tracker.add_text(parent, json.dumps(session.class_names), "classes.json")
+        tracker.log_dataset(parent, **dataset_entry(config))
         ledger = TrialLedger(
             config,
             session.folder,
@@ -83,7 +92,7 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
             progress = SweepProgress(planned, planned - missing, config.schedule.epochs)
             run_trials(config.base(), session.placement, session.folder, ledger, progress)
             outbox.drain()
-        return _conclude(session, parent)
+        return _conclude(session, parent, outbox)
     except KeyboardInterrupt:
         _stop(tracker, parent, ledger, outbox, "interrupted")
         raise Interrupted(session.name) from None
@@ -121,7 +130,7 @@ def _samples_per_epoch(config: SweepConfig) -> int:
     return min(size // batch_size * batch_size for batch_size in batch_sizes)
 
 
-def _conclude(session: Session[SweepConfig], parent: str) -> SweepResult:
+def _conclude(session: Session[SweepConfig], parent: str, outbox: Outbox) -> SweepResult:
     """Reads back what was recorded, draws it, and stores the answer with the parent run."""
     config, tracker = session.config, session.tracker
     trials = tracker.trials(parent)
@@ -133,7 +142,7 @@ def _conclude(session: Session[SweepConfig], parent: str) -> SweepResult:
     trials = trials.sort_values(["done", METRIC], ascending=False, kind="stable")
     trials = trials.drop(columns="done")
     space, searched = space_of(config), config.search.searched
-    told = len(judged(trials))
+    told = judged(trials)
     shares = importances(trials, space, searched)
     folder = Path(session.folder if is_local(session.folder) else tempfile.mkdtemp("-nflab"))
     curves = [
@@ -143,11 +152,17 @@ def _conclude(session: Session[SweepConfig], parent: str) -> SweepResult:
     size = f"{config.model.model} on {config.data.dataset}, {config.schedule.epochs} epochs"
     figures.draw_top1(trials, folder / "top1.png", f"Validation top-1: {size}")
     figures.draw_importances(
-        shares, folder / "importances.png", f"What mattered in {told} trials: {size}"
+        shares, folder / "importances.png", f"What mattered in {len(told)} trials: {size}"
     )
     figures.draw_learning_curves(curves, folder / "learning_curves.png", f"Learning curves: {size}")
     trials.to_csv(folder / "trials.csv", index=False)
-    for path in [*sorted(folder.glob("*.png")), folder / "trials.csv"]:
+    settled = _finals(session, parent, outbox, trials)
+    if settled is not None:
+        for name, draw in settled.drawings.items():
+            draw(folder / f"{name}.png")
+    said = [] if settled is None else settled.text
+    drawn = sorted(folder.glob("*.png"), reverse=True)
+    for path in [*drawn, folder / "trials.csv"]:
         tracker.add_file(parent, path)
     best = trials.iloc[0]
     if best.outcome == "finished":
@@ -156,6 +171,32 @@ def _conclude(session: Session[SweepConfig], parent: str) -> SweepResult:
         with checkpoints.last() as checkpoint:
             if checkpoint is not None:
                 tracker.add_model(parent, checkpoint, example_image(config), "best_trial")
+                tracker.register_model(
+                    parent,
+                    config.data.dataset,
+                    session.tags["dataset_fingerprint"],
+                    f"{config.model.model}, best trial of the sweep {session.name}: {best['name']}",
+                )
+    names = [path.name for path in drawn]
+    tracker.describe(parent, sweep_note(parent, config, space, trials, shares, told, said, names))
     failed = bool((trials.outcome == "failed").all())
     tracker.finish(parent, "failed" if failed else "finished")
-    return SweepResult(trials, shares, told, folder, parent)
+    return SweepResult(trials, shares, len(told), said, folder, parent)
+
+
+def _finals(
+    session: Session[SweepConfig], parent: str, outbox: Outbox, trials: pd.DataFrame
+) -> Findings | None:
+    """The best settings repeated over fresh seeds, if that is asked for.
+
+    Args:
+        trials: the best first.
+    """
+    finals, searched = session.config.finals, session.config.search.searched
+    if not finals.finalists:
+        return None
+    finished = trials[trials.outcome == "finished"]
+    best = finished.drop_duplicates(list(searched)).head(finals.finalists)
+    settings = [{name: setting(name, row[name]) for name in searched} for _, row in best.iterrows()]
+    grid = Grid(session, outbox, parent, force=False)
+    return run_finals(grid, session.config.base(), settings, finals)

@@ -9,6 +9,8 @@ import logging
 import os
 import subprocess
 import time
+import uuid
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -22,6 +24,7 @@ from mlflow.exceptions import MlflowException
 
 import nflab
 import nfnet
+from nflab import registry
 from nflab.classifier import DESCRIPTION, WEIGHTS
 from nflab.config import ConfigError
 from nflab.serving import log_model
@@ -35,6 +38,9 @@ STATUS: dict[Outcome, str] = {
     "failed": "FAILED",
     "interrupted": "KILLED",  # until it is continued
 }
+
+DONE = ("finished", "diverged")
+"""Outcomes that are results."""
 
 METRICS = (
     "epoch",
@@ -54,9 +60,13 @@ METRICS = (
 
 # The client's own patience with a server that is away: half a minute, not four.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
-# Not for a person: bars of short downloads, and that a new store was laid out, table by table.
+# Not for a person: bars of short downloads, where each run is, how a new store was laid out.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 logging.getLogger("mlflow").setLevel(logging.WARNING)
+
+SORTED = ("kind", "parent", "trial", "cell")
+"""Tags that are parameters too, for MLflow's table of runs sorts by those alone."""
 
 DIGEST_LENGTH = 36
 """Characters of a fingerprint that MLflow's datasets hold."""
@@ -106,6 +116,12 @@ def search(client: MlflowClient, experiment_id: str, filter_string: str = "") ->
             return runs
 
 
+def history(client: MlflowClient, run_id: str, metric: str) -> list[tuple[int, float]]:
+    """(step, value) of every point of a metric, by step."""
+    points = client.get_metric_history(run_id, metric)
+    return sorted((point.step, point.value) for point in points)
+
+
 class Tracker:
     """Writes and reads the runs of one MLflow experiment."""
 
@@ -142,6 +158,19 @@ class Tracker:
         vars(self).update(state)
         self._client = MlflowClient(self.uri)
 
+    def introduce(self, tags: Mapping[str, str]) -> None:
+        """Sets those tags of the experiment that it does not have.
+
+        Raises:
+            ConfigError: the store cannot be used.
+        """
+        try:
+            known = self._client.get_experiment(self.experiment_id).tags
+            for key in set(tags) - set(known):
+                self._client.set_experiment_tag(self.experiment_id, key, tags[key])
+        except Exception as error:  # drivers of stores raise their own kinds
+            raise _unusable(self.uri, error) from None
+
     def start(
         self,
         name: str,
@@ -154,23 +183,37 @@ class Tracker:
 
         Args:
             key: marks the run; if one has this mark, it is that one, and no other is created.
+                Default: a new one.
             when: ms since 1970; default: now.
         """
-        tags = {**tags, "outcome": "running", **({_PARENT: parent} if parent else {})}
-        if key is not None:
-            found = self._search(f"tags.record = '{key}'")
-            if found:
-                return str(found[0].info.run_id)
-            tags["record"] = key
-        run = self._client.create_run(
-            self.experiment_id, start_time=when, run_name=name, tags=dict(tags)
-        )
-        return str(run.info.run_id)
+        key = key or uuid.uuid4().hex
+        found = self._marked(key)
+        if not found:
+            tags = {**tags, "outcome": "running", "record": key}
+            if parent is not None:
+                tags[_PARENT] = parent
+            self._client.create_run(self.experiment_id, start_time=when, run_name=name, tags=tags)
+            found = self._marked(key)
+        # The client asks again by itself when an answer is lost, and each time makes a run.
+        for twin in found[1:]:
+            self._client.delete_run(twin.info.run_id)
+        run_id = self.started(key)
+        self.log_params(run_id, {name: tags[name] for name in SORTED if name in tags})
+        return run_id
 
     def started(self, key: str) -> str:
-        """The id of the run that was created with this mark."""
-        (run,) = self._search(f"tags.record = '{key}'")
-        return str(run.info.run_id)
+        """The id of the run that was created with this mark.
+
+        Raises:
+            ConfigError: it was deleted.
+        """
+        found = self._marked(key)
+        if not found:
+            raise ConfigError("it was deleted")
+        return str(found[0].info.run_id)
+
+    def _marked(self, key: str) -> list[Run]:
+        return self._search(f"tags.record = '{key}'")
 
     def find(self, name: str) -> str | None:
         """The id of the run of that name that is no other's child; None if there is none."""
@@ -180,7 +223,12 @@ class Tracker:
     def reopen(self, run_id: str) -> None:
         """A run goes on that had been interrupted, or may have been."""
         if "error" in self._client.get_run(run_id).data.tags:
-            self._client.delete_tag(run_id, "error")
+            try:
+                self._client.delete_tag(run_id, "error")
+            except MlflowException as error:
+                # The client asks again by itself when an answer is lost.
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
         self._client.set_tag(run_id, "outcome", "running")
         self._client.update_run(run_id, status="RUNNING")
 
@@ -243,7 +291,7 @@ class Tracker:
     def add_model(
         self, run_id: str, checkpoint: Path, example: bytes, folder: str | None = None
     ) -> None:
-        """Stores the network of a checkpoint, also as a model that answers images.
+        """Stores the network of a checkpoint, also as a model that answers images, once.
 
         Args:
             checkpoint: its folder.
@@ -252,8 +300,15 @@ class Tracker:
         """
         for file in (WEIGHTS, DESCRIPTION, "config.json"):
             self.add_file(run_id, checkpoint / file, folder)
-        uri = log_model(self.uri, self.experiment_id, run_id, checkpoint, example)
-        self.tag(run_id, "model_uri", uri)
+        if "model_uri" not in self._client.get_run(run_id).data.tags:
+            uri = log_model(self.uri, self.experiment_id, run_id, checkpoint, example)
+            self.tag(run_id, "model_uri", uri)
+
+    def register_model(self, run_id: str, dataset: str, fingerprint: str, settings: str) -> None:
+        """Makes the run's model a version of its dataset's model (see `registry.register`)."""
+        run = self._client.get_run(run_id)
+        uri, metrics = run.data.tags["model_uri"], run.data.metrics
+        registry.register(self._client, run_id, uri, dataset, fingerprint, metrics, settings)
 
     def add_text(self, run_id: str, text: str, file: str) -> None:
         """Stores text as an artifact of the run."""
@@ -303,9 +358,9 @@ class Tracker:
             parent=[run.data.tags[_PARENT] for run in found],
         )
 
-    def attempts(self, cell: str) -> int:
-        """How many runs of a cell there are, of any outcome."""
-        return len(self._search(f"tags.cell = '{cell}'"))
+    def attempts(self) -> Counter[str]:
+        """How many runs of each cell there are, of any outcome."""
+        return Counter(run.data.tags["cell"] for run in self._search("tags.cell != ''"))
 
     def _search(self, filter_string: str) -> list[Run]:
         """All runs of the experiment that a filter lets pass, in the order of their start."""
@@ -313,8 +368,7 @@ class Tracker:
 
     def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
         """(step, value) of every point of a metric, by step."""
-        points = self._client.get_metric_history(run_id, metric)
-        return sorted((point.step, point.value) for point in points)
+        return history(self._client, run_id, metric)
 
 
 def rows(runs: list[Run]) -> pd.DataFrame:
@@ -331,6 +385,12 @@ def rows(runs: list[Run]) -> pd.DataFrame:
         for run in runs
     ]
     return pd.DataFrame(found or {"run_id": [], "name": [], "outcome": [], "status": []})
+
+
+def one_each(runs: pd.DataFrame) -> pd.DataFrame:
+    """Of the rows of cells' runs one for each cell: its result if it has one, else its latest."""
+    ordered = runs.assign(done=runs.outcome.isin(DONE)).sort_values("done", kind="stable")
+    return ordered.drop_duplicates("cell", keep="last").drop(columns="done")
 
 
 def has_ended(row: Any, outcome: Outcome) -> bool:

@@ -69,7 +69,8 @@ def run_training(
     outbox = Outbox(tracker, session.outbox_folder)
     try:
         outbox.drain()
-        run_id = tracker.find(session.name) or tracker.start(session.name, session.tags)
+        tags = {**session.tags, "kind": "training"}
+        run_id = tracker.find(session.name) or tracker.start(session.name, tags)
         record = RunRecord(outbox, run_id, config, tracker.last_epoch(run_id))
         tracker.add_text(run_id, json.dumps(session.class_names), "classes.json")
         progress = TrainingProgress(config.schedule.epochs)
@@ -97,6 +98,13 @@ def run_training(
         with Checkpoints.of_run(session.folder).last() as folder:
             if folder is not None and outcome == "finished":
                 tracker.add_model(run_id, folder, example_image(config))
+                if task is train:
+                    tracker.register_model(
+                        run_id,
+                        config.data.dataset,
+                        session.tags["dataset_fingerprint"],
+                        f"{config.model.model}, run {session.name}",
+                    )
     except TrainingFailedError as failure:
         first = first_error(failure)
         error = first.text if first else str(failure)

@@ -18,6 +18,13 @@ from tests.conftest import Script, run_script
 SWEEP = ("--trials", "4", "--epochs", "3", "--seed", "5")
 
 
+def text_of(value: object) -> str:
+    """What MLflow is to show of a setting."""
+    if isinstance(value, tuple):
+        return " ".join(value) or "none"
+    return "none" if value is None else str(value)
+
+
 def runs_of(store: dict[str, str]) -> tuple[Run, list[Run]]:
     """The parent and its children, in the order of their names."""
     client = MlflowClient(store["MLFLOW_TRACKING_URI"])
@@ -54,10 +61,12 @@ def test_every_trial_is_recorded_once_and_whole(swept: tuple[dict[str, str], str
     for run in children:
         text = client.download_artifacts(run.info.run_id, "config.json")
         config = from_json(Config, Path(text).read_text())
-        assert run.data.params == {
-            name: "none" if value is None else str(value) for name, value in flat(config).items()
-        }
         tags = run.data.tags
+        assert tags["trial"] == str(run.info.run_name)[:3]
+        assert run.data.params == {
+            **{name: text_of(value) for name, value in flat(config).items()},
+            **{"kind": "trial", "parent": "small", "trial": tags["trial"]},
+        }
         assert tags["dataset_fingerprint"] == load_dataset(Config()).fingerprint
         assert tags["world_size"] == "1"
         assert re.fullmatch(r"[0-9a-f]{40}(-edited)?|unknown", tags["git_commit"])

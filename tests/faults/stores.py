@@ -19,9 +19,10 @@ STATES = {
 class Stores:
     """The stores of a run called `name`, in a temporary folder."""
 
-    def __init__(self, folder: Path, experiment: str, name: str) -> None:
+    def __init__(self, folder: Path, experiment: str, name: str, uri: str | None = None) -> None:
+        """`uri`: of a server; else MLflow's store is a file in the folder."""
         self.folder, self.experiment, self.name = folder, experiment, name
-        self.uri = f"sqlite:///{folder}/mlflow.db"
+        self.uri = uri or f"sqlite:///{folder}/mlflow.db"
         self.env = {"MLFLOW_TRACKING_URI": self.uri, "NFLAB_STORAGE": str(folder / "runs")}
 
     def runs(self) -> list[Run]:

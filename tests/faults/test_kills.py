@@ -1,104 +1,17 @@
 """Real processes killed at random moments: nothing is lost, nothing is repeated."""
 
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
-from nflab.config import Config, from_json
-from nflab.loop import train
-from nflab.worker import Worker
-from tests.conftest import ROOT
+from tests.faults.runs import Run, check_exact, reported, train_on, wait_until
 from tests.faults.stores import Stores
 
 KILLS = 5
-
-
-class Run:
-    """A script started in a session of its own, with a Ray of its own."""
-
-    def __init__(self, stores: Stores, script: str, *arguments: str) -> None:
-        env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-        self.log = (stores.folder / "output.log").open("a+")
-        self.begun = self.output().count(" a run, on CPU")
-        self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "experiments" / script), *arguments],
-            env={**env, **stores.env},
-            cwd=stores.folder,
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-    def wait(self, timeout: float) -> int:
-        return self.process.wait(timeout)
-
-    def output(self) -> str:
-        self.log.seek(0)
-        return self.log.read()
-
-    def family(self, word: str) -> list[psutil.Process]:
-        """Processes below this one with a word in their command lines."""
-        found: list[psutil.Process] = []
-        if self.process.poll() is not None:
-            return found
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            try:
-                if word in " ".join(process.cmdline()):
-                    found.append(process)
-            except psutil.Error:  # it has ended
-                continue
-        return found
-
-
-def wait_until(condition: Callable[[], bool], run: Run, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if run.process.poll() is not None:
-            return
-        assert time.monotonic() < deadline, run.output()
-        time.sleep(0.2)
-
-
-def train_on(run: Run, stores: Stores) -> None:
-    """Waits until this run, not one before it, has recorded an epoch."""
-    begun = run.begun
-
-    def connected() -> bool:
-        return run.output().count(" a run, on CPU") > begun
-
-    wait_until(connected, run)
-    before = reported(stores)
-    wait_until(lambda: reported(stores) > before, run)
-
-
-def reported(stores: Stores) -> int:
-    """How many epochs have been recorded over all runs."""
-    return sum(int(run.data.metrics.get("epoch", 0)) for run in stores.runs())
-
-
-@pytest.fixture
-def chance(request: pytest.FixtureRequest) -> random.Random:
-    seed = int(os.environ.get("NFLAB_TEST_SEED", random.SystemRandom().randrange(10**6)))
-    print(f"NFLAB_TEST_SEED={seed} repeats these moments")
-    return random.Random(seed)
-
-
-def check_exact(stores: Stores, number: int) -> None:
-    """A finished trial has the very result of the same run without interruption."""
-    run = stores.children()[number]
-    path = Path(run.info.artifact_uri) / "config.json"
-    reports: list[dict[str, float]] = []
-    train(from_json(Config, path.read_text()), Worker(report=reports.append))
-    for metric in ("val_loss", "val_top1", "test_top1"):
-        assert reports[-1][metric] == run.data.metrics[metric]
 
 
 def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was(
@@ -125,7 +38,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was(
     assert set(stores.outcomes().values()) <= {"finished", "pruned", "diverged"}
     assert any("continues after epoch" in log for log in stores.logs().values())
     finished = [n for n, outcome in stores.outcomes().items() if outcome == "finished"]
-    check_exact(stores, finished[0])
+    check_exact(stores, stores.children()[finished[0]])
 
 
 def test_a_sweep_outlives_its_trials_processes(tmp_path: Path, chance: random.Random) -> None:

@@ -121,6 +121,30 @@ def test_other_settings_are_other_cells_beside_the_first(store: Store) -> None:
     assert wider.propose().settings == more[-1]
 
 
+def test_what_is_repeated_leaves_the_old_ones_closed_and_out_of_sight(store: Store) -> None:
+    ledger = store.open(SETTINGS[:2])
+    finish(ledger)
+    ledger.started(ledger.propose())  # and then the process is killed
+    old = set(store.cells().run_id)
+    forced = store.open(SETTINGS[:2], force=True)
+    assert forced.missing == 2
+    proposals = [forced.propose() for _ in range(2)]
+    assert all(proposal.folder.endswith("-2") for proposal in proposals)
+    client = MlflowClient(store.tracker.uri)
+    states = [client.get_run(run_id).info.status for run_id in old]
+    assert sorted(states) == ["FINISHED", "KILLED"]
+    assert not len(store.cells())
+
+
+def test_a_cell_that_is_asked_for_twice_is_run_once(store: Store) -> None:
+    ledger = store.open([SETTINGS[0], SETTINGS[0]])
+    assert ledger.missing == 1
+    finish(ledger)
+    after = store.open([SETTINGS[0], SETTINGS[0]])
+    assert after.missing == 0
+    assert len(set(after.rows.run_id)) == 1
+
+
 def test_folders_are_of_cells(store: Store, tmp_path: Path) -> None:
     ledger = store.open()
     folders = [ledger.propose().folder for _ in SETTINGS]

@@ -10,6 +10,7 @@ import pandas as pd
 
 from nflab.config import Config, ConfigError, ScaleConfig, flat
 from nflab.statistics import Estimate, estimate
+from nflab.tracking import DONE
 
 _UNRELATED = ("name", "tracking_uri", "storage", "recipe", "diagnostics", "seed")
 
@@ -88,11 +89,12 @@ def top1(rows: pd.DataFrame, split: str) -> pd.Series:
 
 def summarise(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """One row for each combination of the columns `by`: `seeds` (with a result), `diverged`,
-    `unfinished`, `val_mean`, `test_mean`, `test_std`, `test_low` and `test_high` (95 %)."""
+    `unfinished`, and of top-1 in percent `val_mean`, `test_mean`, `test_std`, `test_low` and
+    `test_high` (the mean's 95 % interval)."""
     rows = rows.assign(val=top1(rows, "val"), test=top1(rows, "test"))
     found = []
     for key, group in rows.groupby(list(by), sort=False, dropna=False):
-        done = group[group.outcome.isin(["finished", "diverged"])]
+        done = group[group.outcome.isin(DONE)]
         spread = estimate(done.test.tolist()) if len(done) else None
         found.append(
             {
@@ -108,11 +110,11 @@ def summarise(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 
 def _spread(found: Estimate | None) -> dict[str, float]:
+    names = ("test_mean", "test_std", "test_low", "test_high")
     if found is None:
-        return dict.fromkeys(("test_mean", "test_std", "test_low", "test_high"), np.nan)
-    return {
-        "test_mean": found.mean,
-        "test_std": found.std,
-        "test_low": found.low,
-        "test_high": found.high,
-    }
+        return dict.fromkeys(names, np.nan)
+    # One seed has no spread.
+    known: tuple[float, ...] = (found.mean,)
+    if found.count > 1:  # accuracies end at 0 and 100, whatever Student's interval says
+        known = (found.mean, found.std, max(0.0, found.low), min(100.0, found.high))
+    return dict(zip(names, (*known, *[np.nan] * (4 - len(known))), strict=True))

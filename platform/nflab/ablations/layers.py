@@ -10,10 +10,8 @@ import torch
 
 import nfnet
 from nflab.ablations.findings import Findings, summarise, top1
-from nflab.config import Config, ConfigError
-from nflab.data import load_dataset
+from nflab.config import ConfigError
 from nflab.figures.layers import draw_layers
-from nflab.models import build_model
 from nflab.statistics import estimate, verdict
 
 VARIED = ("unclipped",)
@@ -24,11 +22,11 @@ PAPER = (
 )
 
 
-def parts_of(config: Config) -> tuple[str, ...]:
-    """What may be clipped or not: the stem, each stage and the head, in the order of the signal."""
+def parts_of(model: str) -> tuple[str, ...]:
+    """What of a network may be clipped or not: the stem, each stage and the head."""
     with torch.device("meta"):
-        model = build_model(config, load_dataset(config), new_head=True)
-    names = dict.fromkeys(nfnet.layer_group(name) for name, _ in model.named_parameters())
+        parameters = nfnet.create_model(model).named_parameters()
+    names = dict.fromkeys(nfnet.layer_group(name) for name, _ in parameters)
     return tuple(name for name in names if name != "final_conv")
 
 
@@ -76,8 +74,10 @@ def prepare(rows: pd.DataFrame, parts: Sequence[str]) -> pd.DataFrame:
     return told.assign(**{part: [part not in out for out in left] for part in parts})
 
 
-def analyse(rows: pd.DataFrame, parts: Sequence[str], title: str) -> Findings:
-    """What clipping each part gives, and whether the paper's findings hold."""
+def analyse(rows: pd.DataFrame, title: str) -> Findings:
+    """What clipping each part gives, and whether the paper's findings hold, from the rows of one
+    network's cells."""
+    parts = parts_of(rows.model.iloc[0])
     told = prepare(rows, parts)
     table = summarise(told, ("clipped",)).sort_values("test_mean", ascending=False, kind="stable")
     stages = [part for part in parts if part.startswith("stage")]
@@ -119,8 +119,9 @@ def _differences(told: pd.DataFrame, parts: Sequence[str], part: str) -> list[fl
     return list((pivot[True] - pivot[False]).dropna())
 
 
-def ranked(rows: pd.DataFrame, parts: Sequence[str]) -> list[dict[str, Any]]:
+def ranked(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """Settings, the best mean validation top-1 first."""
+    parts = parts_of(rows.model.iloc[0])
     means = prepare(rows, parts).groupby("clipped").val.mean()
     names = means.sort_values(ascending=False, kind="stable").index
     subsets = [read_subset(name, parts) for name in names]

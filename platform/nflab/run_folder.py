@@ -1,0 +1,120 @@
+"""What stands on disk of one run, sweep or grid."""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from pyarrow import fs
+
+from nflab.checkpoints import COMPLETE
+from nflab.files import open_uri, read_text
+from nflab.lock import own_folder
+from nflab.tune_state import Tried, read_tune
+
+_MARKS = {
+    "experiment",
+    "config.json",
+    ".lock",
+    "study.db",
+    "trials",
+    "cells",
+    "checkpoints",
+    "unsent",
+    "ray",
+}
+"""A folder with one of these is a run's."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint on disk."""
+
+    epoch: int
+    complete: bool
+    size: int
+    """Bytes."""
+
+
+class RunFolder:
+    """The folder of one run, sweep or grid, listed once."""
+
+    def __init__(self, storage: str, name: str) -> None:
+        self.address, self.name = f"{storage}/{name}", name
+        files, root = open_uri(self.address)
+        listed = files.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
+        self._sizes = {
+            str(PurePosixPath(file.path).relative_to(root)): file.size
+            for file in listed
+            if file.type == fs.FileType.File
+        }
+        self.exists = bool(listed) or files.get_file_info(root).type == fs.FileType.Directory
+
+    @cached_property
+    def experiment(self) -> str | None:
+        """The experiment whose run it is."""
+        return self._text("experiment")
+
+    @cached_property
+    def config(self) -> str | None:
+        """The configuration that it was started with, as JSON."""
+        return self._text("config.json")
+
+    @property
+    def own(self) -> Path:
+        """Where on this machine its driver keeps what is its own."""
+        return own_folder(self.address)
+
+    @property
+    def unsent(self) -> int:
+        """How many requests wait for MLflow."""
+        file = self.own / "unsent" / "requests.jsonl"
+        return len(file.read_bytes().splitlines()) if file.is_file() else 0
+
+    @cached_property
+    def checkpoints(self) -> dict[str, list[Saved]]:
+        """Place of a run below the folder ("" is itself) -> its checkpoints, by epoch."""
+        found: dict[tuple[str, int], dict[str, int]] = {}
+        for path, size in self._sizes.items():
+            parts = re.fullmatch(r"((?:trials|cells)/[^/]+/|)checkpoints/epoch-(\d{6})/(.+)", path)
+            if parts:
+                place, epoch, file = parts.groups()
+                found.setdefault((place.rstrip("/"), int(epoch)), {})[file] = size
+        saved: dict[str, list[Saved]] = {}
+        for (place, epoch), sizes in sorted(found.items()):
+            one = Saved(epoch, COMPLETE in sizes, sum(sizes.values()))
+            saved.setdefault(place, []).append(one)
+        return saved
+
+    @cached_property
+    def tried(self) -> list[Tried]:
+        """The trials that Ray Tune has."""
+        names = sorted(n for n in self._sizes if re.fullmatch(r"ray/experiment_state-.+\.json", n))
+        return read_tune(text for text in map(self._text, names) if text is not None)
+
+    def config_of(self, place: str) -> str | None:
+        """The configuration that the last checkpoint of a run was trained with, as JSON."""
+        for saved in reversed(self.checkpoints.get(place, [])):
+            text = self._text(f"{place}/checkpoints/epoch-{saved.epoch:06d}/config.json".strip("/"))
+            if text is not None:
+                return text
+        return None
+
+    def _text(self, name: str) -> str | None:
+        return read_text(f"{self.address}/{name}") if name in self._sizes else None
+
+
+def run_names(storage: str) -> list[str]:
+    """Names of the folders of a storage that hold a run, in order.
+
+    Raises:
+        OSError: the storage cannot be read.
+    """
+    files, root = open_uri(storage)
+    found = []
+    for folder in files.get_file_info(fs.FileSelector(root, allow_not_found=True)):
+        if folder.type == fs.FileType.Directory:
+            inside = files.get_file_info(fs.FileSelector(folder.path))
+            if _MARKS & {entry.base_name for entry in inside}:
+                found.append(folder.base_name)
+    return sorted(found)

@@ -1,0 +1,191 @@
+"""What MLflow, Optuna's study, Tune's state and the disk say of one run, sweep or grid."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import cast
+
+from nflab.archive import Recorded
+from nflab.checkpoints import Checkpoints
+from nflab.ledger import trial_folder
+from nflab.outbox import Outbox
+from nflab.run_folder import RunFolder
+from nflab.study import StudyFile, Trial
+from nflab.tracking import STATUS, Outcome, Tracker
+
+_ENDS = ("finished", "pruned", "diverged", "failed")
+
+
+class Scene:
+    """The four places, read once, and the ways in which they are changed."""
+
+    def __init__(
+        self,
+        uri: str,
+        storage: str,
+        experiment: str | None,
+        name: str,
+        roots: Sequence[Recorded],
+        children: Sequence[Recorded],
+        bare: set[str],
+    ) -> None:
+        """Reads the disk and the study.
+
+        Args:
+            experiment: whose run it is; None if nothing says so.
+            roots: MLflow's runs of that name, the oldest first: one, if all is well.
+            children: MLflow's runs of its trials and cells.
+            bare: ids of those runs that lack their `config.json`.
+        """
+        self._uri, self._storage = uri, storage
+        self.experiment, self.name = experiment, name
+        self.roots, self.children, self.bare = list(roots), list(children), bare
+        self.folder = RunFolder(storage, name)
+        self.study = StudyFile(self.folder.own / "study.db", name)
+        self.trials: dict[int, Trial] = {}
+        self.unreadable: str | None = None
+        if self.study.exists:
+            try:
+                self.trials = {trial.number: trial for trial in self.study.trials()}
+            except OSError as error:
+                self.unreadable = str(error)
+
+    @property
+    def root(self) -> Recorded | None:
+        """MLflow's run of the whole, the one that is found by its name."""
+        return self.roots[0] if self.roots else None
+
+    @cached_property
+    def runs(self) -> list[Recorded]:
+        """Whole, trials and cells."""
+        return [*self.roots, *self.children]
+
+    @cached_property
+    def places(self) -> dict[str, Recorded]:
+        """Folder of a run, below that of the whole -> MLflow's run."""
+        return {self.place(run): run for run in reversed(self.runs)}
+
+    def place(self, run: Recorded) -> str:
+        """Where a run keeps its checkpoints, below the folder of the whole; "" is itself."""
+        if "cell" in run.tags:
+            return "/".join(run.tags["folder"].split("/")[-2:])
+        number = number_of(run)
+        return "" if number is None else place_of_trial(number)
+
+    def label(self, run: Recorded) -> str:
+        """How a person calls a run."""
+        if "cell" in run.tags:
+            return f"{self.name}, cell {run.tags['cell']}"
+        number = number_of(run)
+        return self.name if number is None else f"{self.name}, trial {number}"
+
+    def trial(self, run: Recorded) -> Trial | None:
+        """What the study says of a run, if it makes sense."""
+        found = self.trials.get(number_of(run) or 0)
+        return found if found is not None and found.is_sound else None
+
+    def outcome(self, run: Recorded) -> Outcome:
+        """What a run became, now that no process runs it: as the study says, else as MLflow's own
+        record does."""
+        said = run.tags.get("outcome")
+        trial = self.trial(run)
+        if trial is not None and not (closed(run) and not trial.has_ended):
+            said = trial.outcome if trial.has_ended else "interrupted"
+        if said in STATUS:
+            return said
+        if said != "running" and run.status == "FINISHED":
+            return "finished"
+        return "failed" if said != "running" and run.status == "FAILED" else "interrupted"
+
+    @cached_property
+    def winner(self) -> int | None:
+        """Number of the trial that is the best of its sweep."""
+        done = [t for t in self.trials.values() if t.is_sound and t.outcome == "finished"]
+        values = {t.number: t.value for t in done if t.has_ended and t.value is not None}
+        return max(values, key=lambda number: (values[number], -number), default=None)
+
+    @cached_property
+    def finished_cells(self) -> dict[str, list[Recorded]]:
+        """List of cells that compete -> those that finished, the best first."""
+        found: dict[str, list[Recorded]] = {}
+        for run in sorted(self.children, key=top1, reverse=True):
+            rivals = run.tags.get("rivals")
+            if rivals and self.outcome(run) == "finished":
+                found.setdefault(rivals, []).append(run)
+        return found
+
+    @cached_property
+    def kept_top1s(self) -> dict[str, float]:
+        """List of cells that compete -> the best result of those that have a checkpoint."""
+        kept: dict[str, float] = {}
+        for rivals, runs in self.finished_cells.items():
+            count = [run for run in runs if "superseded" not in run.tags]
+            kept[rivals] = max((top1(run) for run in count if self.has_checkpoint(run)), default=-1)
+        return kept
+
+    def has_checkpoint(self, run: Recorded) -> bool:
+        """Whether a run has one that it could go on from."""
+        return any(saved.complete for saved in self.folder.checkpoints.get(self.place(run), []))
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        """What changes MLflow's runs."""
+        assert self.experiment is not None
+        return Tracker(self._uri, self._storage, self.experiment)
+
+    def checkpoints(self, place: str) -> Checkpoints:
+        """What changes a run's checkpoints."""
+        return Checkpoints.of_run(f"{self.folder.address}/{place}".rstrip("/"))
+
+    def finish(self, run: Recorded, outcome: Outcome) -> None:
+        """Closes a run in MLflow."""
+        self.tracker.finish(run.run_id, outcome, when=run.ended)
+
+    def add_config(self, run: Recorded, text: str) -> None:
+        """Stores the configuration of a run in MLflow."""
+        self.tracker.add_text(run.run_id, text, "config.json")
+
+    def add_top1s(self, run: Recorded, top1s: dict[int, float]) -> None:
+        """Records the validation top-1 of epochs in MLflow."""
+        for epoch, value in top1s.items():
+            self.tracker.log(run.run_id, {"epoch": epoch, "val_top1": value}, epoch)
+
+    def keep_last_and_best(self, run: Recorded, epochs: Sequence[int]) -> None:
+        """Deletes all other checkpoints of a run."""
+        top1s = dict(self.tracker.history(run.run_id, "val_top1"))
+        best = max(epochs, key=lambda epoch: (top1s.get(epoch, -1.0), -epoch))
+        self.checkpoints(self.place(run)).purge({max(epochs), best})
+
+    def send(self) -> None:
+        """Sends what waits for MLflow.
+
+        Raises:
+            ConfigError: MLflow does not answer, or will never take it.
+        """
+        outbox = Outbox(self.tracker, self.folder.own / "unsent")
+        try:
+            outbox.drain()
+        finally:
+            outbox.close()
+
+
+def number_of(run: Recorded) -> int | None:
+    """Which trial a run is, from 1; None if it is none."""
+    return int(run.tags["trial"]) if "trial" in run.tags else None
+
+
+def top1(run: Recorded) -> float:
+    """Its last validation top-1; -1 if it has none."""
+    return run.metrics.get("val_top1", -1.0)
+
+
+def place_of_trial(number: int) -> str:
+    """Where a trial keeps its checkpoints, below the folder of its sweep."""
+    return trial_folder("", number).lstrip("/")
+
+
+def closed(run: Recorded) -> bool:
+    """Whether MLflow shows the end of a run, without a contradiction and with its result."""
+    outcome = run.tags.get("outcome")
+    if outcome not in _ENDS or (outcome == "finished" and "val_top1" not in run.metrics):
+        return False
+    return run.status == STATUS[cast(Outcome, outcome)]

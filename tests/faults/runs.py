@@ -1,0 +1,90 @@
+"""Scripts run as a user runs them, to be killed; and what they must come to."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+from mlflow import MlflowClient
+from mlflow.entities import Run as Recorded
+
+from nflab.config import Config, from_json
+from nflab.loop import train
+from nflab.worker import Worker
+from tests.conftest import ROOT
+from tests.faults.stores import Stores
+
+
+class Run:
+    """A script started in a session of its own, with a Ray of its own."""
+
+    def __init__(self, stores: Stores, script: str, *arguments: str) -> None:
+        env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        self.log = (stores.folder / "output.log").open("a+")
+        self.begun = self.output().count(" a run, on CPU")
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "experiments" / script), *arguments],
+            env={**env, **stores.env},
+            cwd=stores.folder,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def wait(self, timeout: float) -> int:
+        return self.process.wait(timeout)
+
+    def output(self) -> str:
+        self.log.seek(0)
+        return self.log.read()
+
+    def family(self, word: str) -> list[psutil.Process]:
+        """Processes below this one with a word in their command lines."""
+        found: list[psutil.Process] = []
+        if self.process.poll() is not None:
+            return found
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                if word in " ".join(process.cmdline()):
+                    found.append(process)
+            except psutil.Error:  # it has ended
+                continue
+        return found
+
+
+def wait_until(condition: Callable[[], bool], run: Run, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if run.process.poll() is not None:
+            return
+        assert time.monotonic() < deadline, run.output()
+        time.sleep(0.2)
+
+
+def train_on(run: Run, stores: Stores) -> None:
+    """Waits until this run, not one before it, has recorded an epoch."""
+    begun = run.begun
+
+    def connected() -> bool:
+        return run.output().count(" a run, on CPU") > begun
+
+    wait_until(connected, run)
+    before = reported(stores)
+    wait_until(lambda: reported(stores) > before, run)
+
+
+def reported(stores: Stores) -> int:
+    """How many epochs have been recorded over all runs."""
+    return sum(int(run.data.metrics.get("epoch", 0)) for run in stores.runs())
+
+
+def check_exact(stores: Stores, run: Recorded) -> None:
+    """A finished run has the very result of the same configuration without interruption."""
+    config = MlflowClient(stores.uri).download_artifacts(run.info.run_id, "config.json")
+    reports: list[dict[str, float]] = []
+    train(from_json(Config, Path(config).read_text()), Worker(report=reports.append))
+    for metric in ("val_loss", "val_top1", "test_top1"):
+        assert reports[-1][metric] == run.data.metrics[metric]

@@ -1,0 +1,147 @@
+"""A grid under fire: however it is killed, every cell stands in the report once."""
+
+import random
+import subprocess
+import time
+from pathlib import Path
+
+from mlflow.entities import Run as Recorded
+
+from tests.faults.runs import Run, check_exact, train_on, wait_until
+from tests.faults.stores import STATES, Stores
+from tests.servers import MlflowServer
+
+NAME = "clipping_vs_batch_size"
+EPOCHS = 20
+FLAGS = f"--batch-sizes 64 128 --clippings 0.08 --seeds 1 --epochs {EPOCHS}".split()
+CELLS = 6  # two batch sizes by no clipping, one, and the batch-normalised twin
+
+
+def start(stores: Stores) -> Run:
+    return Run(stores, f"{NAME}.py", *FLAGS)
+
+
+def check(stores: Stores) -> list[Recorded]:
+    """Every cell has one result and every epoch of it, once; returns their runs."""
+    parent = stores.parent()
+    assert stores.outcome() == ("FINISHED", "finished")
+    cells = [run for run in stores.runs() if run.info.run_id != parent.info.run_id]
+    assert len({run.data.tags["cell"] for run in cells}) == len(cells) == CELLS
+    asked = {
+        tuple(run.data.params[key] for key in ("model", "batch_size", "clipping")): run
+        for run in cells
+    }
+    assert len(asked) == CELLS
+    for run in cells:
+        outcome = run.data.tags["outcome"]
+        assert outcome in ("finished", "diverged")
+        assert run.info.status == STATES[outcome][1]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert "error" not in run.data.tags
+        for metric in ("epoch", "train_loss", "val_top1"):
+            steps = stores.steps(run, metric)
+            assert steps == list(range(1, len(steps) + 1))
+            assert len(steps) == EPOCHS or outcome == "diverged"
+    table = (stores.folder / "runs" / NAME / "cells.csv").read_text()
+    assert all(table.count(run.info.run_id) == 1 for run in cells)
+    assert not (stores.folder / "runs" / NAME / "unsent" / "requests.jsonl").read_bytes()
+    return cells
+
+
+def finished(cells: list[Recorded]) -> list[Recorded]:
+    return [run for run in cells if run.data.tags["outcome"] == "finished"]
+
+
+def test_a_grid_whose_driver_is_killed_goes_on_where_it_was(
+    tmp_path: Path, chance: random.Random
+) -> None:
+    stores = Stores(tmp_path, NAME, NAME)
+    for kill in range(5):
+        run = start(stores)
+        if kill % 2 == 0:  # in the middle of training, else at any moment of the start
+            train_on(run, stores)
+            time.sleep(chance.uniform(0, 2))
+        else:
+            time.sleep(chance.uniform(1, 20))
+        run.process.kill()
+        run.wait(10)
+    run = start(stores)
+    assert run.wait(300) == 0, run.output()
+    for cell in finished(check(stores)):
+        check_exact(stores, cell)
+
+
+def test_a_grid_whose_trials_and_machine_are_killed_goes_on_where_it_was(
+    tmp_path: Path, chance: random.Random
+) -> None:
+    stores = Stores(tmp_path, NAME, NAME)
+    run = start(stores)
+    for victim in ("ray::ImplicitFunc", "raylet", "ray::ImplicitFunc", "gcs_server", ""):
+        if run.process.poll() is not None:
+            run = start(stores)
+        train_on(run, stores)
+        time.sleep(chance.uniform(0, 1))
+        found = run.family(victim)
+        if victim == "ray::ImplicitFunc":
+            if found:  # else between two trials
+                chance.choice(found).kill()
+            continue
+        if not victim:  # the whole machine
+            run.process.kill()
+        for process in found:
+            process.kill()
+        try:
+            run.wait(20)
+        except subprocess.TimeoutExpired:
+            run.process.kill()
+            run.wait(10)
+    run = start(stores)
+    assert run.wait(300) == 0, run.output()
+    cells = check(stores)
+    check_exact(stores, chance.choice(finished(cells)))
+
+
+def waiting(stores: Stores) -> int:
+    """Bytes of what MLflow has not taken."""
+    return (stores.folder / "runs" / NAME / "unsent" / "requests.jsonl").stat().st_size
+
+
+def test_a_grid_outlives_its_mlflow_server(tmp_path: Path, chance: random.Random) -> None:
+    with MlflowServer(tmp_path) as server:
+        stores = Stores(tmp_path, NAME, NAME, server.uri)
+        run = start(stores)
+        train_on(run, stores)
+        time.sleep(chance.uniform(0, 1))
+        server.stop()
+        time.sleep(chance.uniform(20, 40))
+        assert run.process.poll() is None, run.output()
+        assert waiting(stores) > 0
+        server.start()
+        assert run.wait(300) == 0, run.output()
+        assert " failed after " not in run.output()
+        cells = check(stores)
+        check_exact(stores, chance.choice(finished(cells)))
+
+
+def test_a_grid_killed_while_its_mlflow_server_is_away_goes_on_where_it_was(
+    tmp_path: Path, chance: random.Random
+) -> None:
+    with MlflowServer(tmp_path) as server:
+        stores = Stores(tmp_path, NAME, NAME, server.uri)
+        run = start(stores)
+        train_on(run, stores)
+        server.stop()
+        before = waiting(stores)
+        wait_until(lambda: waiting(stores) > before, run)
+        time.sleep(chance.uniform(0, 5))
+        run.process.kill()
+        run.wait(10)
+        assert waiting(stores) > 0
+        run = start(stores)
+        assert run.wait(60) == 2, run.output()
+        assert f"cannot open the tracking store {server.uri}" in run.output()
+        server.start()
+        run = start(stores)
+        assert run.wait(300) == 0, run.output()
+        cells = check(stores)
+        check_exact(stores, chance.choice(finished(cells)))

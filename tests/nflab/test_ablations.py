@@ -1,0 +1,209 @@
+"""What ablations say, against results whose answers are known beforehand."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nflab.ablations import augmentation, clipping, layers
+from nflab.ablations.findings import groups, summarise, twin
+from nflab.config import Config, ConfigError, flat
+from nflab.tracking import as_text
+
+PARTS = ("stem", "stage1", "stage2", "stage3", "head")
+
+
+def row(test: float, val: float | None = None, **settings: Any) -> dict[str, Any]:
+    """A cell's row, as MLflow gives it: parameters are text."""
+    params = {**flat(Config()), **settings}
+    return {
+        **{name: as_text(value) for name, value in params.items()},
+        "val_top1": test if val is None else val,
+        "test_top1": test,
+        "outcome": "finished",
+        "cell": repr(sorted(settings.items())),
+    }
+
+
+def figure_2(results: dict[tuple[int, float | None], float]) -> pd.DataFrame:
+    """Rows of two seeds, half a point above and below each result; the twin always has 95."""
+    rows = []
+    for seed, shift in ((0, 0.5), (1, -0.5)):
+        for (size, c), top1 in results.items():
+            rows.append(row(top1 + shift, batch_size=size, clipping=c, seed=seed))
+        for size in {size for size, _ in results}:
+            twins = {"model": "preact_resnet_digits", "clipping": None}
+            rows.append(row(95, batch_size=size, seed=seed, **twins))
+    return pd.DataFrame(rows)
+
+
+AS_PAPER: dict[tuple[int, float | None], float] = {
+    **{(16, None): 97.0, (16, 0.04): 96.0, (16, 0.08): 97.5, (16, 0.16): 98.0},
+    **{(64, None): 60.0, (64, 0.04): 96.0, (64, 0.08): 97.0, (64, 0.16): 90.0},
+    **{(128, None): 10.0, (128, 0.04): 95.0, (128, 0.08): 93.9, (128, 0.16): 30.0},
+}
+
+
+def holds(results: dict[tuple[int, float | None], float]) -> list[bool]:
+    found = clipping.analyse(figure_2(results), "made up")
+    return [line.startswith("holds") for line in found.text]
+
+
+def test_the_papers_findings_hold_where_they_do() -> None:
+    found = clipping.analyse(figure_2(AS_PAPER), "made up")
+    assert [line.split(":")[0] for line in found.text] == ["holds"] * 3
+    assert "no clipping reaches 97.0 %, the best clipping (0.16) 98.0 %" in found.text[0]
+    assert "no clipping reaches 10.0 %, the best clipping (0.04) 95.0 %" in found.text[1]
+    assert "0.16 at 16, 0.08 at 64, 0.04 at 128" in found.text[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({(16, None): 94.9}, [False, True, True]),
+        ({(16, None): 95.0}, [True, True, True]),
+        ({(128, None): 55.1}, [True, False, True]),
+        ({(128, None): 55.0}, [True, True, True]),
+        ({(128, 0.16): 94.5}, [True, True, False]),  # 128 would stand what 64 does not
+        ({(64, 0.08): 94.9, (128, 0.08): 94.1}, [True, True, False]),
+    ],
+)
+def test_each_statement_fails_by_itself(
+    change: dict[tuple[int, float | None], float], expected: list[bool]
+) -> None:
+    assert holds({**AS_PAPER, **change}) == expected
+
+
+def test_clipping_is_chosen_on_validation_and_shown_on_test() -> None:
+    rows = figure_2(AS_PAPER)
+    chosen = (rows.batch_size == "128") & (rows.clipping == "0.08")
+    rows.loc[chosen, "val_top1"] = 99.0
+    found = clipping.analyse(rows, "made up")
+    assert "the best clipping (0.08) 93.9 %" in found.text[1]
+
+
+def test_a_missing_or_failed_cell_is_counted_and_never_taken_for_a_result() -> None:
+    rows = figure_2(AS_PAPER)
+    chosen = (rows.batch_size == "128") & (rows.clipping == "none") & (rows.seed == "1")
+    chosen &= rows.model == "dm_nf_resnet_digits"
+    rows.loc[chosen, ["outcome", "test_top1", "val_top1"]] = ["failed", np.nan, 99.0]
+    table = clipping.analyse(rows, "made up").table
+    (found,) = (
+        table[(table.batch_size == 128) & np.isinf(table.clipping)]
+        .query("network == 'NF'")
+        .itertuples()
+    )
+    assert (found.seeds, found.unfinished, found.diverged) == (1, 1, 0)
+    assert (found.val_mean, found.test_mean) == (10.5, 10.5)
+
+
+def test_without_any_result_the_findings_do_not_hold() -> None:
+    rows = figure_2(AS_PAPER).assign(outcome="failed", test_top1=np.nan, val_top1=np.nan)
+    assert not any(line.startswith("holds") for line in clipping.analyse(rows, "made up").text)
+
+
+def test_a_diverged_run_counts_as_nothing_classified() -> None:
+    rows = pd.DataFrame([row(90, seed=0), row(80, seed=1)])
+    rows.loc[1, "outcome"] = "diverged"
+    (found,) = summarise(rows, ("batch_size",)).itertuples()
+    assert (found.seeds, found.diverged, found.test_mean, found.val_mean) == (2, 1, 45.0, 45.0)
+    assert (found.test_low, found.test_high) == (0, 100)  # no accuracy lies beyond
+    near = pd.DataFrame([row(50, seed=0), row(51, seed=1)])
+    (close,) = summarise(near, ("batch_size",)).itertuples()
+    # Student's t of one degree of freedom at 95 % is 12.706; the half-width is t * std / sqrt(2).
+    half = 12.706 * np.std([50, 51], ddof=1) / np.sqrt(2)
+    assert close.test_high == pytest.approx(50.5 + half, rel=1e-3)
+
+
+def test_cells_that_differ_in_more_than_what_varies_never_mix() -> None:
+    rows = pd.DataFrame(
+        [
+            *(row(90, clipping=c, seed=s) for c in (None, 0.1) for s in (0, 1)),
+            row(95, model="preact_resnet_digits", clipping=None),
+            *(row(80, clipping=c, epochs=7) for c in (None, 0.1)),
+            row(99, clipping=0.1, dataset="digits:0-4"),
+        ]
+    )
+    moved = {"num_workers": "2", "name": "x", "storage": "y", "diagnostics": "True"}
+    rows.loc[1, list(moved)] = list(moved.values())
+    found = groups(rows, clipping.VARIED)
+    assert [(len(group), common["epochs"]) for common, group in found] == [
+        (5, "40"),
+        (2, "7"),
+        (1, "40"),
+    ]
+
+
+def test_what_clipping_each_part_gives() -> None:
+    def top1(clipped: frozenset[str]) -> float:
+        # The head costs 5 points, each stage gives 10, the stem nothing.
+        return 60.0 - 5 * ("head" in clipped) + 10 * sum(p.startswith("stage") for p in clipped)
+
+    rows = pd.DataFrame(
+        row(top1(subset), unclipped=tuple(p for p in PARTS if p not in subset), seed=seed)
+        for subset in layers.every_subset(PARTS)
+        for seed in (0, 1)
+    )
+    assert len(rows) == 2 * 2**5
+    found = layers.analyse(rows, "made up")
+    head, stem, *stages = found.text
+    # The stem clipped or not, two seeds: four pairs of runs with all stages clipped.
+    assert head.startswith("clipping the head too, where all stages are clipped: -5.00 points")
+    assert "4 pairs of runs" in head
+    assert "+0.00 points" in stem
+    assert "not distinguishable from none" in stem
+    assert len(stages) == 3
+    assert all("+10.00 points" in line for line in stages)
+    assert found.table.clipped.iloc[0] in ("stem+stage1+stage2+stage3", "stage1+stage2+stage3")
+    assert layers.ranked(rows)[0]["unclipped"] in (("head",), ("stem", "head"))
+
+
+def test_subsets_are_read_and_ordered() -> None:
+    subsets = layers.every_subset(PARTS)
+    assert len(set(subsets)) == 32
+    assert subsets[0] == {"stem", "stage1", "stage2", "stage3"}
+    assert layers.read_subset("none", PARTS) == frozenset()
+    assert layers.read_subset("stem+head", PARTS) == {"stem", "head"}
+    with pytest.raises(ConfigError, match="unknown part 'stage9'"):
+        layers.read_subset("stem+stage9", PARTS)
+    assert layers.parts_of("dm_nf_resnet_digits") == PARTS
+    assert layers.parts_of("dm_nfnet_f0") == ("stem", *(f"stage{n}" for n in range(1, 5)), "head")
+
+
+def test_the_ladder_and_the_curve_of_augmentation() -> None:
+    networks = [
+        {"model": "dm_nf_resnet_digits", "clipping": 0.16},
+        {"model": "preact_resnet_digits", "clipping": None},
+    ]
+    cells = augmentation.settings(networks, (0, 5, 10), 5, (0, 1))
+    # Four steps and two further levels, two networks, two seeds.
+    assert len({str(cell) for cell in cells}) == len(cells) == 6 * 2 * 2
+
+    def top1(cell: dict[str, Any]) -> float:
+        level = cell["augmentation_level"]
+        return 90.0 + cell["mixup"] - 2 * cell["cutmix"] - abs(level - 5) + cell["seed"] / 10
+
+    found = augmentation.analyse(pd.DataFrame(row(top1(c), **c) for c in cells), "made up")
+    ladder = [line for line in found.text if line.startswith("NF: + MixUp")]
+    assert len(ladder) == 1
+    for gain in ("+ MixUp +1.00", "+ RandAugment +5.00", "+ CutMix -2.00"):
+        assert gain in ladder[0]
+    assert any(line.startswith("NF: RandAugment of level 5 does best") for line in found.text)
+
+
+def test_twins() -> None:
+    assert twin("dm_nf_resnet50") == "preact_resnet50"
+    with pytest.raises(ConfigError, match="no batch-normalised twin"):
+        twin("dm_nfnet_f0")
+
+
+@pytest.mark.parametrize(
+    ("module", "rows"),
+    [(clipping, figure_2(AS_PAPER)), (clipping, figure_2(AS_PAPER).assign(outcome="failed"))],
+)
+def test_figures_are_drawn_of_any_rows(module: Any, rows: pd.DataFrame, tmp_path: Path) -> None:
+    for name, draw in module.analyse(rows, "made up").drawings.items():
+        draw(tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").read_bytes()[1:4] == b"PNG"

@@ -1,0 +1,190 @@
+"""The report, from real MLflow stores whose answers are known beforehand."""
+
+import json
+import re
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+
+from nflab.config import Config, ConfigError, flat
+from nflab.finals import BASELINE, RECORD, judge
+from nflab.report import write_report
+from nflab.tracking import Outcome, Tracker, as_text
+
+Result = tuple[Mapping[str, Any], float, Outcome]
+
+
+class Store:
+    """An MLflow store in a temporary folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.uri, self.folder = f"sqlite:///{folder}/mlflow.db", folder
+
+    def fill(self, experiment: str, results: list[Result], **tags: str) -> str:
+        """Records runs below one parent; returns the parent's id."""
+        tracker = Tracker(self.uri, str(self.folder), experiment)
+        parent = tracker.start("g", {})
+        client = MlflowClient(self.uri)
+        for number, (settings, top1, outcome) in enumerate(results, 1):
+            marks = {"cell": f"{number:04d}", "folder": "gone"}
+            if tags.get("kind") == "trial":
+                marks = {"trial": f"{number:03d}"}
+            params = {**flat(Config()), **settings}
+            reported = {} if outcome == "failed" else {"val_top1": top1, "test_top1": top1}
+            run = client.create_run(
+                tracker.experiment_id,
+                run_name=str(number),
+                tags={**marks, "outcome": outcome, "mlflow.parentRunId": parent},
+            )
+            client.log_batch(
+                run.info.run_id,
+                metrics=[Metric(name, value, 0, 1) for name, value in reported.items()],
+                params=[Param(name, as_text(value)) for name, value in params.items()],
+            )
+        tracker.finish(parent, "finished")
+        return parent
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
+class Page(HTMLParser):
+    """What a page holds, and what it would fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows = self.folded = self.images = 0
+        self.fetched: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.rows += tag == "tr"
+        self.folded += tag == "details"
+        self.images += tag == "img"
+        for name, value in attrs:
+            if name in ("src", "href") and not (value or "").startswith("data:"):
+                self.fetched.append(value or "")
+
+
+CELLS: list[Result] = [
+    ({"clipping": c, "batch_size": b, "seed": s}, top1, outcome)
+    for s in (0, 1)
+    for c, b, top1, outcome in (
+        (None, 16, 97.0, "finished"),
+        (0.1, 16, 98.0, "finished"),
+        (None, 64, 0.0, "diverged"),
+        (0.1, 64, 96.0 + 2 * s, "finished"),
+    )
+]
+
+
+def test_figure_2_comes_from_mlflow_alone(store: Store, tmp_path: Path) -> None:
+    store.fill("clipping_vs_batch_size", [*CELLS, ({"clipping": 0.1, "seed": 9}, 0.0, "failed")])
+    markdown, page = write_report(store.uri, tmp_path / "report")
+    text = markdown.read_text()
+    assert "no clipping reaches 97.0 %, the best clipping (0.1) 98.0 %" in text
+    assert "no clipping reaches 0.0 %, the best clipping (0.1) 97.0 %" in text
+    assert "The paper (figure 2" in text
+    for figure in re.findall(r"\]\((figures/.*?)\)", text):
+        assert (tmp_path / "report" / figure).read_bytes()[1:4] == b"PNG"
+    table = pd.read_parquet(tmp_path / "report/tables/clipping_vs_batch_size.parquet")
+    found = {
+        (r.batch_size, r.clipping): (r.seeds, r.diverged, r.test_mean) for r in table.itertuples()
+    }
+    assert found[64, float("inf")] == (2, 2, 0.0)
+    assert found[64, 0.1] == (2, 0, 97.0)
+    assert found[32, 0.1][:2] == (0, 0)
+    told = Page(page.read_text())
+    assert told.images == 1
+    assert told.fetched == []
+    runs = pd.read_parquet(tmp_path / "report/tables/runs.parquet").iloc[0]
+    # Six cells and their grid.
+    assert (runs.finished, runs.diverged, runs.failed) == (7, 2, 1)
+
+
+def test_each_cell_stands_in_it_once(store: Store, tmp_path: Path) -> None:
+    store.fill("clipping_vs_batch_size", CELLS)
+    # The same cells again, as another grid may have tried them before.
+    store.fill("clipping_vs_batch_size", [(settings, 0, "failed") for settings, _, _ in CELLS])
+    markdown, _ = write_report(store.uri, tmp_path / "report")
+    table = pd.read_parquet(tmp_path / "report/tables/clipping_vs_batch_size.parquet")
+    assert table.seeds.tolist() == [2] * 4
+    assert table.unfinished.tolist() == [0] * 4
+    assert "the best clipping (0.1) 97.0 %" in markdown.read_text()
+
+
+def test_other_configurations_have_their_own_section(store: Store, tmp_path: Path) -> None:
+    longer = [({**settings, "epochs": 80}, 50.0, outcome) for settings, _, outcome in CELLS[:3]]
+    store.fill("clipping_vs_batch_size", [*CELLS, *longer])
+    text = write_report(store.uri, tmp_path / "report")[0].read_text()
+    assert text.count("### dm_nf_resnet_digits on digits") == 2
+    assert "8 runs" in text
+    assert "3 runs; not nflab's defaults: epochs 80" in text
+
+
+def test_a_sweep_of_1000_trials_is_one_small_page(store: Store, tmp_path: Path) -> None:
+    trials: list[Result] = [
+        ({"clipping": 0.01 + n / 2000, "batch_size": 2 ** (4 + n % 4)}, n / 10, "finished")
+        for n in range(1000)
+    ]
+    store.fill("agc_sweep", trials, kind="trial")
+    _, page = write_report(store.uri, tmp_path / "report")
+    text = page.read_text()
+    told = Page(text)
+    assert told.rows > 1000
+    assert told.folded == 1
+    assert len(text) < 1_000_000
+    assert "best on validation: clipping 0.5095" in text
+
+
+def test_finals_are_read_from_mlflow(store: Store, tmp_path: Path) -> None:
+    results: list[Result] = [
+        ({"clipping": c, "seed": 1000 + s}, top1 + s, "finished")
+        for c, top1 in ((0.16, 90.0), (0.3, 95.0))
+        for s in range(3)
+    ]
+    parent = store.fill("agc_sweep", results)
+    tracker = Tracker(store.uri, str(tmp_path), "agc_sweep")
+    entrants = {BASELINE: ["0001", "0002", "0003"], "clipping 0.3": ["0004", "0005", "0006"]}
+    tracker.add_text(parent, json.dumps(entrants), RECORD)
+    text = write_report(store.uri, tmp_path / "report")[0].read_text()
+    assert "seed noise of the baseline: test top-1 91.00 ± 1.00 (3) seeds" in text
+    assert "clipping 0.3: 96.00 ± 1.00 (3) seeds; above the baseline +5.00 points" in text
+
+
+def test_what_is_not_distinguishable_is_said(tmp_path: Path) -> None:
+    tests = {BASELINE: (95.0, 97.0, 96.0), "a": (97.0, 96.0, 96.5), "b": (90.0, 0.0, 91.0)}
+    rows = pd.DataFrame(
+        {
+            "cell": f"{label}{seed}",
+            "seed": str(seed),
+            "test_top1": top1,
+            "val_top1": top1,
+            "outcome": "finished" if top1 else "diverged",
+        }
+        for label, values in tests.items()
+        for seed, top1 in enumerate(values)
+    )
+    entrants = {label: [f"{label}{seed}" for seed in range(3)] for label in tests}
+    found = judge({**entrants, "c": entrants[BASELINE]}, rows)
+    assert found.text[0].startswith("seed noise of the baseline: test top-1 96.00 ± 1.00 (3)")
+    of_a = next(line for line in found.text if line.startswith("a: "))
+    assert of_a.endswith("not distinguishable from none")
+    assert "+0.50 points" in of_a
+    table = found.table.set_index("setting")
+    assert table.diverged["b"] == 1
+    assert table.test_mean["c"] == table.test_mean[BASELINE] == pytest.approx(96)
+    found.drawings["finalists"](tmp_path / "finals.png")
+
+
+def test_an_empty_store_is_said(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no runs of nflab"):
+        write_report(store.uri, tmp_path / "report")
