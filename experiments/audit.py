@@ -17,7 +17,7 @@ from nflab.config import RunConfig
 from nflab.progress import console
 
 if TYPE_CHECKING:
-    from nflab.audit import Audit
+    from nflab.auditing.audit import Audit
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class AuditConfig:
 
 def main(asked: AuditConfig) -> None:
     """Audits, and tells what was found."""
-    from nflab.audit import run_audit  # takes seconds: a wrong flag is answered sooner
+    from nflab.auditing.audit import run_audit  # takes seconds: a wrong flag is answered sooner
 
     run = RunConfig(tracking_uri=asked.tracking_uri, storage=asked.storage)
     audit = run_audit(locations.tracking_uri(run), locations.storage(run), asked.dry_run)

@@ -20,7 +20,7 @@ from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
 
 from nflab import locations
-from nflab.audit import LEFT, MENDABLE, MENDED, Audit, run_audit
+from nflab.auditing.audit import LEFT, MENDABLE, MENDED, Audit, run_audit
 from nflab.checkpoints import Checkpoints
 from nflab.cluster import Placement
 from nflab.config import Config, ConfigError, SweepConfig, replace, to_json

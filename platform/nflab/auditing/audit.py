@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 
 from nflab.archive import Archive, Recorded
+from nflab.auditing.disagreements import Disagreement, judge
+from nflab.auditing.run_folder import run_names
+from nflab.auditing.scene import Scene
 from nflab.config import ConfigError
-from nflab.disagreements import Disagreement, judge
 from nflab.files import is_local, read_text
 from nflab.lock import is_being_run, lock_file, lock_run
-from nflab.run_folder import run_names
-from nflab.scene import Scene
 from nflab.tracking import DONE, Tracker
 
 MENDED, MENDABLE, LEFT = "mended", "can be mended", "to do"

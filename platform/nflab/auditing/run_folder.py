@@ -7,10 +7,10 @@ from pathlib import Path, PurePosixPath
 
 from pyarrow import fs
 
+from nflab.auditing.tune_state import Tried, read_tune
 from nflab.checkpoints import COMPLETE
 from nflab.files import open_uri, read_text
 from nflab.lock import own_folder
-from nflab.tune_state import Tried, read_tune
 
 _MARKS = {
     "experiment",

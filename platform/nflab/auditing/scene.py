@@ -5,10 +5,10 @@ from functools import cached_property
 from typing import cast
 
 from nflab.archive import Recorded
+from nflab.auditing.run_folder import RunFolder
 from nflab.checkpoints import Checkpoints
 from nflab.ledger import trial_folder
 from nflab.outbox import Outbox
-from nflab.run_folder import RunFolder
 from nflab.study import StudyFile, Trial
 from nflab.tracking import STATUS, Outcome, Tracker
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from nflab.archive import Recorded
+from nflab.auditing.run_folder import Saved
+from nflab.auditing.scene import Scene, closed, number_of, place_of_trial, top1
 from nflab.checkpoints import NO_RIVALS
 from nflab.config import ConfigError, SweepConfig, from_json, replace, to_json
-from nflab.run_folder import Saved
-from nflab.scene import Scene, closed, number_of, place_of_trial, top1
 from nflab.tracking import DONE, STATUS
 
 OVER = ("finished", "pruned", "diverged", "failed")
