@@ -99,6 +99,8 @@ def test_the_parent_holds_the_best_trial_and_the_figures(
     (logged,) = client.search_logged_models([parent.info.experiment_id])
     assert logged.source_run_id == parent.info.run_id
     assert parent.data.tags["model_uri"] == f"models:/{logged.model_id}"
+    version = client.get_model_version_by_alias("nflab-digits", "best")
+    assert (version.run_id, version.source) == (parent.info.run_id, f"models:/{logged.model_id}")
     folder = Path(client.download_artifacts(parent.info.run_id, "best_trial"))
     config = json.loads((folder / "config.json").read_text())
     assert str(config["optimizer"]["batch_size"]) == best.data.params["batch_size"]

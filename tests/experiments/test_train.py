@@ -44,6 +44,8 @@ def test_training_on_workers_of_ray_train_is_training_in_one_process(
             assert value == pytest.approx(report[name], rel=1e-5)
     assert f"test top-1 {run.data.metrics['test_top1']:.2f} %" in done.stdout
     assert "weights.pt" in {file.path for file in client.list_artifacts(run.info.run_id)}
+    best = client.get_model_version_by_alias("nflab-digits", "best")
+    assert (best.run_id, best.source) == (run.info.run_id, run.data.tags["model_uri"])
 
 
 def test_a_recorded_configuration_repeats_the_run_on_a_ray_of_its_own(
