@@ -32,7 +32,8 @@ class Diagnostics:
         """`steps`: of the whole training."""
         self._optimizer = optimizer
         self._names: dict[Tensor, str] = {
-            p: name.rpartition(".")[0] for name, p in model.named_parameters()
+            p: name if name.endswith("skipinit_gain") else name.rpartition(".")[0]
+            for name, p in model.named_parameters()
         }
         self._clipping = next(
             (g["clipping"] for g in optimizer.param_groups if g["clipping"] is not None), None

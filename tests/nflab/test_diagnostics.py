@@ -41,7 +41,8 @@ def by_hand(model: ResNet) -> dict[str, np.ndarray[Any, Any]]:
         for w, g in units:
             ratio = float(g.norm()) / max(float(w.detach().norm()), EPS)
             unit = (ratio, float(w.detach().norm()) <= EPS)
-            found.setdefault(name.rpartition(".")[0], []).append(unit)
+            layer = name if "skipinit_gain" in name else name.rpartition(".")[0]
+            found.setdefault(layer, []).append(unit)
     return {name: np.array(units) for name, units in found.items()}
 
 
@@ -61,7 +62,8 @@ def test_the_trace_is_what_clipping_compares() -> None:
         quantiles = [row["q10"], row["q50"], row["q90"]]
         assert quantiles == pytest.approx(np.quantile(ratios, (0.1, 0.5, 0.9)), rel=1e-4)
     # Skip gains start at zero: each stands at the floor.
-    assert any(row["at_floor"] for row in rows.values())
+    gains = [row for layer, row in rows.items() if layer.endswith("skipinit_gain")]
+    assert [row["at_floor"] for row in gains] == [1.0] * 3
     assert diagnostics.pop() == []
 
 
