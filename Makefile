@@ -20,7 +20,7 @@ sweep: install  ## search clipping, batch size and augmentation on the digits; A
 	$(BIN)/python experiments/agc_sweep.py $(ARGS)
 
 ablation: install  ## clipping against batch size on the digits; fails unless the findings hold
-	$(BIN)/python experiments/clipping_vs_batch_size.py --seeds 3 --check $(ARGS)
+	$(BIN)/python experiments/clipping_vs_batch_size.py --check $(ARGS)
 
 report: install  ## what all recorded runs say, in report/
 	$(BIN)/python experiments/report.py $(ARGS)

@@ -45,8 +45,11 @@ def main(asked: Replayed) -> None:
         out.print(f"{found.name}: the same in all {found.points} points, bit for bit", markup=False)
         return
     out.print(*found.differences[:SHOWN], sep="\n", markup=False)
+    more = len(found.differences) - SHOWN
+    if more > 0:
+        out.print(f"... and {more} more")
     differ = f"{len(found.differences)} of {found.points} points differ"
-    out.print(f"{found.name}: {differ} (the first {SHOWN} are shown)", markup=False)
+    out.print(f"{found.name}: {differ}", markup=False)
     raise SystemExit(1)
 
 

@@ -53,7 +53,7 @@ def run_script(
         env={**inherited, **env},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
 

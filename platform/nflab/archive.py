@@ -21,6 +21,8 @@ TAGS = {
     "folder": "folder",
     "superseded": "superseded",
     "agc_verdict": "agc_verdict",
+    "dataset_fingerprint": "dataset_fingerprint",
+    "code_fingerprint": "code_fingerprint",
     "mlflow.parentRunId": "parent",
 }
 """Tag -> column of `Archive.rows`."""

@@ -18,6 +18,9 @@ STRIDE = 4
 QUANTILES = (0.1, 0.5, 0.9)
 """Of the ratios ||G|| / ||W|| over the units of a layer."""
 
+NAMED = 4
+"""Layers that a verdict names."""
+
 LATE = 0.25
 """Part of the training, at its end, on which the verdict rests."""
 
@@ -31,10 +34,7 @@ class Diagnostics:
     def __init__(self, model: nn.Module, optimizer: nfnet.SGD_AGC, steps: int) -> None:
         """`steps`: of the whole training."""
         self._optimizer = optimizer
-        self._names: dict[Tensor, str] = {
-            p: name if name.endswith("skipinit_gain") else name.rpartition(".")[0]
-            for name, p in model.named_parameters()
-        }
+        self._names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         self._clipping = next(
             (g["clipping"] for g in optimizer.param_groups if g["clipping"] is not None), None
         )
@@ -58,9 +58,11 @@ class Diagnostics:
             return []
         layers: dict[str, list[Tensor]] = {}
         for p in taken[0][1]:
-            layers.setdefault(self._names[p], []).append(p)
+            layers.setdefault(self._names[p].rpartition(".")[0], []).append(p)
         rows = []
-        for layer, params in layers.items():
+        for module, params in layers.items():
+            # Of the head the bias alone is clipped.
+            layer = module if len(params) > 1 else self._names[params[0]]
             signed_SU = torch.stack([torch.cat([r[p] for p in params]) for _, r in taken])
             signed = signed_SU.cpu().numpy()
             ratios = np.abs(signed)
@@ -96,8 +98,14 @@ def verdict(trace: pd.DataFrame, clipping: float) -> str:
     told = f"{late:.1%} of all units clipped in the last quarter of training"
     if len(early):
         told += f", {early.mean():.1%} before"
+    looks = trace[trace.step.isin(clipped.index[is_late])].groupby("layer", sort=False)
+    mostly = looks.clipped.mean()
+    named = [str(layer) for layer in mostly.index[mostly > 0.5]]
+    if named:
+        more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+        told += f"; mostly clipped: {', '.join(named[:NAMED])}{more}"
     if late > 0.5:
         return f"too tight: {told}; a larger clipping than {clipping:g} would let it learn more"
     if not clipped.max():
-        return f"idle: a clipping of {clipping:g} never clipped a unit"
+        return f"idle: a clipping of {clipping:g} clipped no unit at {len(clipped)} steps looked at"
     return f"active: {told}"

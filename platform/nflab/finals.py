@@ -39,7 +39,7 @@ def run_finals(
     rows = grid.run(base, cells)
     of_entrants = {label: rows.cell[[one == label for one in labels]] for label in entrants}
     record = {label: list(ids) for label, ids in of_entrants.items()}
-    grid.tracker.add_text(grid.parent, json.dumps(record, indent=2), RECORD)
+    grid.attach(RECORD, json.dumps(record, indent=2))
     return judge(record, rows)
 
 
@@ -47,7 +47,8 @@ def judge(entrants: Mapping[str, Sequence[str]], rows: pd.DataFrame) -> Findings
     """What can be said of finalists, and what cannot.
 
     Args:
-        entrants: label -> ids of its cells, as RECORD holds them.
+        entrants: label -> ids of its cells, as RECORD holds them: the baseline, then finalists in
+            the order in which validation put them. What is compared does not depend on `rows`.
         rows: of these cells.
     """
     tested = rows.assign(test=top1(rows, "test"))
@@ -59,9 +60,13 @@ def judge(entrants: Mapping[str, Sequence[str]], rows: pd.DataFrame) -> Findings
     tests = {label: runs.set_index("seed").test for label, runs in told.groupby("setting")}
     spreads = {label: estimate(test.tolist()) for label, test in tests.items()}
 
+    others = [label for label in entrants if label in spreads and label != BASELINE]
+    # Each finalist against the baseline, and the first against the second.
+    comparisons = len(others) + (len(others) > 1)
+
     def compared(one: str, other: str) -> str:
         pairs = (tests[one] - tests[other]).dropna().tolist()
-        return verdict(estimate(pairs)) if pairs else "no seed has both results"
+        return verdict(estimate(pairs, comparisons)) if pairs else "no seed has both results"
 
     lines = []
     if BASELINE in spreads:
@@ -70,7 +75,6 @@ def judge(entrants: Mapping[str, Sequence[str]], rows: pd.DataFrame) -> Findings
             f"seed noise of the baseline: test top-1 {noise} seeds, "
             f"95 % interval of the mean {noise.low:.2f} to {noise.high:.2f}"
         )
-    others = sorted(spreads.keys() - {BASELINE}, key=lambda label: -spreads[label].mean)
     for label in others:
         line = f"{label}: {spreads[label]} seeds"
         if BASELINE in spreads:

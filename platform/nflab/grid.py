@@ -24,8 +24,8 @@ from nflab.archive import Archive
 from nflab.checkpoints import NO_RIVALS, Checkpoints, Winner
 from nflab.classifier import WEIGHTS
 from nflab.cluster import Placement
-from nflab.config import Config, GridOfConfigs, flat, replace, to_json
-from nflab.data import load_dataset
+from nflab.config import Config, ConfigError, GridOfConfigs, flat, from_json, replace, to_json
+from nflab.data import example_image, load_dataset
 from nflab.files import is_local, read_bytes
 from nflab.interrupts import Interrupted, ignore_interrupts
 from nflab.ledger import Proposal
@@ -71,6 +71,7 @@ class Grid:
     def __init__(self, session: Session[Any], outbox: Outbox, parent: str, force: bool) -> None:
         self._session, self._outbox, self._force = session, outbox, force
         self.parent, self.tracker = parent, session.tracker
+        self.has_results = False
 
     def run(
         self, base: Config, cells: Sequence[dict[str, Any]], keep_weights: bool = False
@@ -96,6 +97,8 @@ class Grid:
             f"{session.name}: {len(cells)} cells ({done} done) of {base.schedule.epochs} epochs on "
             f"{base.data.dataset}, {session.placement}"
         )
+        if base.run.diagnostics and done:
+            console().print(f"{done} cells keep what they recorded: --force records diagnostics")
         try:
             if ledger.missing:
                 progress = SweepProgress(len(cells), done, base.schedule.epochs, "cell")
@@ -107,7 +110,12 @@ class Grid:
                 ledger.release()
             raise
         ledger.release()
+        self.has_results |= bool(ledger.rows.outcome.isin(DONE).any())
         return ledger.rows
+
+    def attach(self, name: str, text: str) -> None:
+        """Stores text with the grid's run, as a file called `name`."""
+        self._outbox.put("add_text", self.parent, text=text, file=name)
 
     def weights(self, config: Config) -> str:
         """Path or address of the trained weights of a finished cell."""
@@ -139,7 +147,29 @@ class Grid:
         config, experiment = session.config.base(), self.tracker.experiment
         note = grid_note(experiment, self.parent, config, table, found, names)
         self._outbox.put("describe", self.parent, text=note)
+        self._outbox.read(lambda: self._keep_best(table))
         return figures
+
+    def _keep_best(self, table: pd.DataFrame) -> None:
+        """Stores and registers the network of the cell that does best on validation, if this grid
+        trained it."""
+        mine = table[(table.outcome == "finished") & (table.parent == self.parent)]
+        if not len(mine):
+            return
+        best = mine.loc[mine.val_top1.idxmax()]
+        with Checkpoints.of_run(best.folder).last() as checkpoint:
+            if checkpoint is None:
+                return
+            config = from_json(Config, (checkpoint / "config.json").read_text(encoding="utf-8"))
+            top1 = {key: float(best[key]) for key in ("val_top1", "test_top1")}
+            self.tracker.log(self.parent, top1, 0, when=0)
+            self.tracker.add_model(self.parent, checkpoint, example_image(config), "best_cell")
+            self.tracker.register_model(
+                self.parent,
+                config.data.dataset,
+                load_dataset(config).fingerprint,
+                f"{config.model.model}, best cell of the grid {self._session.name}: {best['name']}",
+            )
 
 
 @contextmanager
@@ -169,7 +199,10 @@ def open_grid(config: GridOfConfigs, experiment: str) -> Iterator[Grid]:
         outbox.put("reopen", parent)
         outbox.put("add_text", parent, text=to_json(session.config), file="config.json")
         outbox.put("log_dataset", parent, **dataset_entry(session.config))
-        yield Grid(session, outbox, parent, config.grid.force)
+        grid = Grid(session, outbox, parent, config.grid.force)
+        yield grid
+        if not grid.has_results:
+            raise ConfigError("every cell failed: what follows `logs:` above says where to look")
         outcome = "finished"
     except KeyboardInterrupt:
         ignore_interrupts()
@@ -210,6 +243,10 @@ class _DryRun(Grid):
         outcomes = ["again" if self._config.grid.force else o for o in found.outcome]
         placement: Placement = cluster.foresee(self._config.scale)
         show_plan(cells, configs, outcomes, self._known, placement)
+        finals = getattr(self._config, "finals", None)
+        if finals is not None and finals.finalists:
+            more = (finals.finalists + 1) * finals.final_seeds
+            console().print(f"and then {more} cells of finals, for settings not known yet")
         raise _Listed
 
 

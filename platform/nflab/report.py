@@ -62,6 +62,10 @@ def write_report(uri: str, folder: Path) -> list[Path]:
     Raises:
         ConfigError: the store cannot be opened, or has nothing of nflab in it.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write the report to {folder}: {error.strerror}") from None
     archive = Archive(uri)
     runs = {name: archive.rows(name) for name in archive.experiments()}
     runs = {name: rows for name, rows in runs.items() if len(rows)}
@@ -76,14 +80,19 @@ def write_report(uri: str, folder: Path) -> list[Path]:
     ]
     for experiment, rows in runs.items():
         cells = one_each(rows[rows.cell.notna()])
-        if experiment in KINDS and len(cells):
-            sections += _ablation(experiment, KINDS[experiment], cells, folder)
-        for parent in rows[rows.parent.isna()].itertuples():
+        parents = rows[rows.parent.isna() & rows.run_id.isin(rows.parent)]
+        records = {run_id: _finals(archive, run_id) for run_id in parents.run_id}
+        finals = {id for entrants in records.values() for ids in entrants.values() for id in ids}
+        # What repeats a winner is no cell of the ablation, nor is what has only begun.
+        asked = cells[~cells.cell.isin(finals)]
+        asked = asked[asked.model.notna()] if "model" in asked else asked[:0]
+        if experiment in KINDS and len(asked):
+            sections += _ablation(experiment, KINDS[experiment], asked, folder)
+        for parent in parents.itertuples():
             trials = rows[(rows.parent == parent.run_id) & rows.trial.notna()]
             if len(trials):
                 sections.append(_sweep(f"{experiment}-{parent.name}", parent.name, trials, folder))
-            with archive.artifact(parent.run_id, RECORD) as record:
-                entrants = {} if record is None else json.loads(record.read_text())
+            entrants = records[parent.run_id]
             if entrants and len(cells):
                 name = f"{experiment}-{parent.name}-finals"
                 text = ["Over fresh seeds, none of which had a part in choosing the finalists."]
@@ -96,8 +105,14 @@ def write_report(uri: str, folder: Path) -> list[Path]:
     return [folder / name for name in written]
 
 
+def _finals(archive: Archive, run_id: str) -> dict[str, list[str]]:
+    """The cells of each entrant of a parent run's finals; empty if it has none."""
+    with archive.artifact(run_id, RECORD) as record:
+        return {} if record is None else json.loads(record.read_text(encoding="utf-8"))
+
+
 def _counts(experiment: str, rows: pd.DataFrame) -> dict[str, Any]:
-    counted = rows[rows.cell.notna() | rows.trial.notna() | rows.parent.isna()]
+    counted = rows[~rows.run_id.isin(rows.parent)]
     return {"experiment": experiment, **counted.outcome.value_counts().to_dict()}
 
 
@@ -105,10 +120,20 @@ def _ablation(experiment: str, kind: _Kind, cells: pd.DataFrame, folder: Path) -
     sections = [Section(kind.question, paper=kind.paper)]
     for number, (common, rows) in enumerate(groups(cells, kind.varied), 1):
         model, dataset, epochs = (common[key] for key in ("model", "dataset", "epochs"))
-        title = f"{model} on {Path(dataset).name}, {epochs} epochs"
+        told = [f"{model} on {Path(dataset).name}, {epochs} epochs"]
+        told += [
+            f"{name.replace('_', ' ')} {common[name]}"
+            for name in ("batch_size", "clipping")
+            if name in common
+        ]
+        title = ", ".join(told)
         name = experiment if number == 1 else f"{experiment}-{number}"
         found = kind.analyse(rows, title)
         text = [f"{len(rows)} runs; not nflab's defaults: {_settings(common)}"]
+        if rows.code_fingerprint.nunique() > 1:
+            text.append(
+                f"recorded by {rows.code_fingerprint.nunique()} different states of the code"
+            )
         sections.append(_section(title, found, name, folder, text, level=3))
     return sections
 
@@ -129,7 +154,7 @@ def _section(
 def _settings(common: dict[str, str]) -> str:
     """What a group of cells has in common, where that is not the default."""
     defaults = {key: as_text(value) for key, value in flat(Config()).items()}
-    said = [f"{key} {value}" for key, value in common.items() if value != defaults[key]]
+    said = [f"{key} {value}" for key, value in common.items() if value != defaults.get(key, value)]
     return ", ".join(said) or "none"
 
 
@@ -144,8 +169,9 @@ def _sweep(file: str, name: str, trials: pd.DataFrame, folder: Path) -> Section:
     best = trials.iloc[0]
     text = []
     if best.outcome == "finished":
+        c = best.clipping if best.clipping == "none" else f"{float(best.clipping):.3g}"
         text.append(
-            f"best on validation: clipping {best.clipping}, batch {best.batch_size}, augmentation "
+            f"best on validation: clipping {c}, batch {best.batch_size}, augmentation "
             f"level {best.augmentation_level}: {best.val_top1:.2f} %, test {best.test_top1:.2f} % "
             "(one seed; finals tell whether that was luck)"
         )

@@ -7,7 +7,7 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
-"""Of every interval."""
+"""Of an interval, or of all that are read together."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,9 @@ class Estimate:
     count: int
     low: float
     high: float
-    """Student's interval of the mean, at CONFIDENCE; infinite for a single value."""
+    """Student's interval of the mean; infinite for a single value."""
+    confidence: float = CONFIDENCE
+    """Of that interval."""
 
     def __str__(self) -> str:
         spread = f" ± {self.std:.2f}" if self.count > 1 else ""
@@ -31,13 +33,20 @@ def verdict(difference: Estimate) -> str:
     """What a mean difference of paired results, in points, tells and does not."""
     if difference.count == 1:
         return f"{difference.mean:+.2f} points, in one seed, which proves nothing"
+    if difference.std == 0:
+        return f"{difference.mean:+.2f} points in each of {difference.count} seeds, too few to tell"
     told = "" if difference.low > 0 or difference.high < 0 else ": not distinguishable from none"
-    interval = f"{CONFIDENCE:.0%} interval {difference.low:+.2f} to {difference.high:+.2f}"
+    interval = f"{100 * difference.confidence:.3g} % interval"
+    interval += f" {difference.low:+.2f} to {difference.high:+.2f}"
     return f"{difference.mean:+.2f} points ({interval}, {difference.count} seeds){told}"
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float], comparisons: int = 1) -> Estimate:
     """The mean of independent results, and how far it can be trusted.
+
+    Args:
+        comparisons: how many such intervals are read together: with CONFIDENCE all of them hold
+            (Bonferroni).
 
     Raises:
         ValueError: there are none.
@@ -49,5 +58,6 @@ def estimate(values: Sequence[float]) -> Estimate:
     if count == 1:
         return Estimate(mean, float("nan"), 1, -float("inf"), float("inf"))
     std = float(found.std(ddof=1))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * std / count**0.5
-    return Estimate(mean, std, count, mean - half, mean + half)
+    confidence = 1 - (1 - CONFIDENCE) / comparisons
+    half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * std / count**0.5
+    return Estimate(mean, std, count, mean - half, mean + half, confidence)

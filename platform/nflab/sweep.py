@@ -25,7 +25,7 @@ from nflab.progress import SweepProgress, console
 from nflab.recipes import space_of
 from nflab.record import dataset_entry
 from nflab.session import Session, open_session
-from nflab.tracking import Outcome, Tracker
+from nflab.tracking import Outcome, Tracker, as_text
 from nflab.tune import run_trials
 
 
@@ -63,15 +63,18 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
     parent = ledger = None
     outbox = Outbox(tracker, session.outbox_folder)
     try:
-        outbox.drain()
         tags = {**session.tags, "kind": "sweep"}
-        parent = tracker.find(session.name) or tracker.start(session.name, tags)
-        tracker.reopen(parent)
-        searched = {key: f"searched: {space.describe(key)}" for key in config.search.searched}
-        tracker.log_params(parent, {**flat(config), **searched})
-        tracker.add_text(parent, to_json(config), "config.json")
-        tracker.add_text(parent, json.dumps(session.class_names), "classes.json")
-        tracker.log_dataset(parent, **dataset_entry(config))
+        run_id = parent = outbox.read(
+            lambda: tracker.find(session.name) or tracker.start(session.name, tags)
+        )
+        outbox.put("reopen", parent)
+        params = {key: as_text(value) for key, value in flat(config).items()}
+        params |= {key: f"searched: {space.describe(key)}" for key in config.search.searched}
+        outbox.put("log_params", parent, params=params)
+        outbox.put("add_text", parent, text=to_json(config), file="config.json")
+        outbox.put("add_text", parent, text=json.dumps(session.class_names), file="classes.json")
+        outbox.put("log_dataset", parent, **dataset_entry(config))
+        outbox.drain()
         ledger = TrialLedger(
             config,
             session.folder,
@@ -91,8 +94,7 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
         if missing:
             progress = SweepProgress(planned, planned - missing, config.schedule.epochs)
             run_trials(config.base(), session.placement, session.folder, ledger, progress)
-            outbox.drain()
-        return _conclude(session, parent, outbox)
+        return outbox.read(lambda: _conclude(session, run_id, outbox))
     except KeyboardInterrupt:
         _stop(tracker, parent, ledger, outbox, "interrupted")
         raise Interrupted(session.name) from None

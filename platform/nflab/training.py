@@ -20,7 +20,7 @@ from nflab.loop import train
 from nflab.outbox import Outbox
 from nflab.progress import TrainingProgress, console
 from nflab.record import RunRecord
-from nflab.session import open_session
+from nflab.session import Session, open_session
 from nflab.tracking import Outcome
 from nflab.train import Task, first_error, fit
 
@@ -68,11 +68,12 @@ def run_training(
     record: RunRecord | None = None
     outbox = Outbox(tracker, session.outbox_folder)
     try:
-        outbox.drain()
         tags = {**session.tags, "kind": "training"}
-        run_id = tracker.find(session.name) or tracker.start(session.name, tags)
-        record = RunRecord(outbox, run_id, config, tracker.last_epoch(run_id))
-        tracker.add_text(run_id, json.dumps(session.class_names), "classes.json")
+        run_id = outbox.read(
+            lambda: tracker.find(session.name) or tracker.start(session.name, tags)
+        )
+        record = RunRecord(outbox, run_id, config, outbox.read(lambda: tracker.last_epoch(run_id)))
+        outbox.put("add_text", run_id, text=json.dumps(session.class_names), file="classes.json")
         progress = TrainingProgress(config.schedule.epochs)
         mail = _mailbox()
         # In a thread: Ctrl-C is for this one, which knows what to write down.
@@ -94,17 +95,8 @@ def run_training(
             if training.done():
                 break
         outcome = reached
-        outbox.drain()
-        with Checkpoints.of_run(session.folder).last() as folder:
-            if folder is not None and outcome == "finished":
-                tracker.add_model(run_id, folder, example_image(config))
-                if task is train:
-                    tracker.register_model(
-                        run_id,
-                        config.data.dataset,
-                        session.tags["dataset_fingerprint"],
-                        f"{config.model.model}, run {session.name}",
-                    )
+        if outcome == "finished":
+            outbox.read(lambda: _keep_model(session, run_id, registered=task is train))
     except TrainingFailedError as failure:
         first = first_error(failure)
         error = first.text if first else str(failure)
@@ -116,14 +108,16 @@ def run_training(
         error = traceback.format_exc()
         raise
     finally:
-        if record is not None:
-            record.finish(outcome, error)
-        if outcome == "interrupted":
-            outbox.empties()
-        else:
-            outbox.drain()
-        outbox.close()
-        ray.shutdown()
+        try:
+            if record is not None:
+                record.finish(outcome, error)
+            if outcome in ("finished", "diverged"):
+                outbox.drain()
+            else:
+                outbox.empties()
+        finally:
+            outbox.close()
+            ray.shutdown()
     return TrainingResult(
         outcome,
         tracker.metrics(run_id),
@@ -132,6 +126,22 @@ def run_training(
         error,
         f"{session.folder}/logs",
     )
+
+
+def _keep_model(session: Session[Config], run_id: str, registered: bool) -> None:
+    """Stores the network of the last checkpoint, if there is one, as a model."""
+    config, tracker = session.config, session.tracker
+    with Checkpoints.of_run(session.folder).last() as folder:
+        if folder is None:
+            return
+        tracker.add_model(run_id, folder, example_image(config))
+        if registered:
+            tracker.register_model(
+                run_id,
+                config.data.dataset,
+                session.tags["dataset_fingerprint"],
+                f"{config.model.model}, run {session.name}",
+            )
 
 
 def _mailbox() -> Queue:

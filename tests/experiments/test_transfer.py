@@ -60,7 +60,7 @@ def test_networks_are_compared_and_only_what_is_missing_is_run(
     assert "pre-training gives batch norm" in parent.data.tags["mlflow.note.content"]
     client = MlflowClient(store["MLFLOW_TRACKING_URI"])
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert files == {"config.json", "transfer.png", "cells.csv"}
+    assert files == {"config.json", "transfer.png", "cells.csv", "best_cell"}
 
 
 @pytest.mark.parametrize(

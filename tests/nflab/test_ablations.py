@@ -96,6 +96,10 @@ def test_a_missing_or_failed_cell_is_counted_and_never_taken_for_a_result() -> N
         .itertuples()
     )
     assert (found.seeds, found.unfinished, found.diverged) == (1, 1, 0)
+    said = clipping.analyse(rows, "made up").text
+    assert len(said) == 1
+    assert said[0].startswith("FAILS")
+    assert said[0].endswith("clipping none at 128")
     assert (found.val_mean, found.test_mean) == (10.5, 10.5)
 
 
@@ -126,6 +130,7 @@ def test_cells_that_differ_in_more_than_what_varies_never_mix() -> None:
             row(99, clipping=0.1, dataset="digits:0-4"),
         ]
     )
+    rows["dataset_fingerprint"] = "a"
     moved = {"num_workers": "2", "name": "x", "storage": "y", "diagnostics": "True"}
     rows.loc[1, list(moved)] = list(moved.values())
     found = groups(rows, clipping.VARIED)
@@ -136,28 +141,49 @@ def test_cells_that_differ_in_more_than_what_varies_never_mix() -> None:
     ]
 
 
-def test_what_clipping_each_part_gives() -> None:
-    def top1(clipped: frozenset[str]) -> float:
-        # The head costs 5 points, each stage gives 10, the stem nothing.
-        return 60.0 - 5 * ("head" in clipped) + 10 * sum(p.startswith("stage") for p in clipped)
+def every_subset(noise: float) -> pd.DataFrame:
+    """The head costs 5 points, the stem nothing, each stage gives 10; give or take some noise."""
+    rng = np.random.default_rng(0)
 
-    rows = pd.DataFrame(
+    def top1(clipped: frozenset[str]) -> float:
+        stages = sum(part.startswith("stage") for part in clipped)
+        return 60.0 - 5 * ("head" in clipped) + 10 * stages + noise * rng.standard_normal()
+
+    return pd.DataFrame(
         row(top1(subset), unclipped=tuple(p for p in PARTS if p not in subset), seed=seed)
+        for seed in range(4)
         for subset in layers.every_subset(PARTS)
-        for seed in (0, 1)
     )
-    assert len(rows) == 2 * 2**5
+
+
+def test_what_clipping_each_part_gives() -> None:
+    rows = every_subset(noise=0.1)
+    assert len(rows) == 4 * 2**5
     found = layers.analyse(rows, "made up")
     head, stem, *stages = found.text
-    # The stem clipped or not, two seeds: four pairs of runs with all stages clipped.
-    assert head.startswith("clipping the head too, where all stages are clipped: -5.00 points")
-    assert "4 pairs of runs" in head
-    assert "+0.00 points" in stem
-    assert "not distinguishable from none" in stem
-    assert len(stages) == 3
-    assert all("+10.00 points" in line for line in stages)
+    assert head.startswith("never clip the final linear layer: holds;")
+    assert "4 seeds" in head
+    assert stem.startswith("the first convolution may go unclipped: holds;")
+    assert [line.split(";")[0] for line in stages] == [
+        f"stage{n} must be clipped: holds" for n in (1, 2, 3)
+    ]
     assert found.table.clipped.iloc[0] in ("stem+stage1+stage2+stage3", "stage1+stage2+stage3")
     assert layers.ranked(rows)[0]["unclipped"] in (("head",), ("stem", "head"))
+
+
+def test_noise_is_no_finding_and_the_contrary_is_said() -> None:
+    found = layers.analyse(every_subset(noise=100.0), "made up")
+    assert all(": cannot be told;" in line for line in found.text)
+    turned = every_subset(noise=0.1)
+    turned["test_top1"] = 100 - turned.test_top1
+    judged = [line.split(";")[0].split(": ")[1] for line in layers.analyse(turned, "x").text]
+    assert judged == ["does not hold", "holds", *["does not hold"] * 3]
+
+
+def test_one_seed_is_no_sample_however_many_pairs_it_has() -> None:
+    rows = every_subset(noise=1.0)
+    found = layers.analyse(rows[rows.seed == "0"], "made up")
+    assert all("in one seed, which proves nothing" in line for line in found.text)
 
 
 def test_subsets_are_read_and_ordered() -> None:
@@ -186,11 +212,34 @@ def test_the_ladder_and_the_curve_of_augmentation() -> None:
         return 90.0 + cell["mixup"] - 2 * cell["cutmix"] - abs(level - 5) + cell["seed"] / 10
 
     found = augmentation.analyse(pd.DataFrame(row(top1(c), **c) for c in cells), "made up")
+    assert any(
+        line.startswith("NF above batch norm, RandAugment of level 5 with MixUp + CutMix: +0.00")
+        for line in found.text
+    )
     ladder = [line for line in found.text if line.startswith("NF: + MixUp")]
     assert len(ladder) == 1
     for gain in ("+ MixUp +1.00", "+ RandAugment +5.00", "+ CutMix -2.00"):
         assert gain in ladder[0]
     assert any(line.startswith("NF: RandAugment of level 5 does best") for line in found.text)
+
+
+def test_other_clippings_are_other_groups_with_the_same_twin() -> None:
+    networks = [
+        {"model": "dm_nf_resnet_digits", "clipping": 0.16},
+        {"model": "dm_nf_resnet_digits", "clipping": 0.01},
+        {"model": "preact_resnet_digits", "clipping": None},
+    ]
+    rows = pd.DataFrame(
+        row(95.0 if cell["clipping"] == 0.16 else 15.0, **cell)
+        for cell in augmentation.settings(networks, (0,), 4, (0,))
+    )
+    found = groups(rows, augmentation.VARIED)
+    assert [(common["clipping"], len(group)) for common, group in found] == [
+        ("0.16", 8),
+        ("0.01", 8),
+    ]
+    means = [augmentation.analyse(group, "x").table.test_mean.max() for _, group in found]
+    assert means == [95.0, 15.0]
 
 
 def test_twins() -> None:

@@ -41,7 +41,8 @@ def by_hand(model: ResNet) -> dict[str, np.ndarray[Any, Any]]:
         for w, g in units:
             ratio = float(g.norm()) / max(float(w.detach().norm()), EPS)
             unit = (ratio, float(w.detach().norm()) <= EPS)
-            layer = name if "skipinit_gain" in name else name.rpartition(".")[0]
+            alone = name == "head.fc.bias" or name.endswith("skipinit_gain")
+            layer = name if alone else name.rpartition(".")[0]
             found.setdefault(layer, []).append(unit)
     return {name: np.array(units) for name, units in found.items()}
 
@@ -108,7 +109,7 @@ def trace(clipped: list[float]) -> pd.DataFrame:
     [
         ([0.9] * 6 + [0.1] * 2, "active: 10.0% of all units clipped in the last quarter"),
         ([0.1] * 6 + [0.9] * 2, "too tight: 90.0% of all units clipped in the last quarter"),
-        ([0.0] * 8, "idle: a clipping of 0.1 never clipped a unit"),
+        ([0.0] * 8, "idle: a clipping of 0.1 clipped no unit at 8 steps looked at"),
         ([0.2], "active: 20.0% of all units clipped in the last quarter"),
     ],
 )
@@ -123,4 +124,6 @@ def test_the_verdict(clipped: list[float], said: str, tmp_path: Path) -> None:
 def test_layers_count_by_their_units() -> None:
     rows = trace([0.0] * 8)
     rows.loc[rows.layer == "a", "clipped"] = 1.0  # three of four units
-    assert verdict(rows, 0.1).startswith("too tight: 75.0%")
+    found = verdict(rows, 0.1)
+    assert found.startswith("too tight: 75.0%")
+    assert "mostly clipped: a;" in found

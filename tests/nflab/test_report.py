@@ -87,7 +87,7 @@ CELLS: list[Result] = [
 
 
 def test_figure_2_comes_from_mlflow_alone(store: Store, tmp_path: Path) -> None:
-    store.fill("clipping_vs_batch_size", [*CELLS, ({"clipping": 0.1, "seed": 9}, 0.0, "failed")])
+    store.fill("clipping_vs_batch_size", CELLS)
     markdown, page = write_report(store.uri, tmp_path / "report")
     text = markdown.read_text()
     assert "no clipping reaches 97.0 %, the best clipping (0.1) 98.0 %" in text
@@ -101,13 +101,34 @@ def test_figure_2_comes_from_mlflow_alone(store: Store, tmp_path: Path) -> None:
     }
     assert found[64, float("inf")] == (2, 2, 0.0)
     assert found[64, 0.1] == (2, 0, 97.0)
-    assert found[32, 0.1][:2] == (0, 0)
     told = Page(page.read_text())
     assert told.images == 1
     assert told.fetched == []
     runs = pd.read_parquet(tmp_path / "report/tables/runs.parquet").iloc[0]
-    # Six cells and their grid.
-    assert (runs.finished, runs.diverged, runs.failed) == (7, 2, 1)
+    assert (runs.finished, runs.diverged) == (6, 2)
+
+
+def test_nothing_is_claimed_before_all_cells_have_results(store: Store, tmp_path: Path) -> None:
+    failed: Result = ({"clipping": 0.1, "batch_size": 64, "seed": 9}, 0.0, "failed")
+    parent = store.fill("clipping_vs_batch_size", [*CELLS, failed])
+    tracker = Tracker(store.uri, str(tmp_path), "clipping_vs_batch_size")
+    tracker.start("begun, without its settings yet", {"cell": "z", "folder": "gone"}, parent)
+    text = write_report(store.uri, tmp_path / "report")[0].read_text()
+    assert "FAILS: nothing can be said before all runs have results: clipping 0.1 at 64" in text
+    table = pd.read_parquet(tmp_path / "report/tables/clipping_vs_batch_size.parquet")
+    assert table.unfinished.sum() == 1
+
+
+def test_finals_do_not_count_among_the_cells(store: Store, tmp_path: Path) -> None:
+    again: list[Result] = [
+        ({"clipping": 0.1, "batch_size": 64, "seed": 1000 + s}, 10.0, "finished") for s in (0, 1)
+    ]
+    parent = store.fill("clipping_vs_batch_size", [*CELLS, *again])
+    tracker = Tracker(store.uri, str(tmp_path), "clipping_vs_batch_size")
+    tracker.add_text(parent, json.dumps({BASELINE: ["0009"], "other": ["0010"]}), RECORD)
+    text = write_report(store.uri, tmp_path / "report")[0].read_text()
+    assert "the best clipping (0.1) 97.0 %" in text
+    assert "other: 10.00 (1) seeds" in text
 
 
 def test_each_cell_stands_in_it_once(store: Store, tmp_path: Path) -> None:
@@ -142,7 +163,7 @@ def test_a_sweep_of_1000_trials_is_one_small_page(store: Store, tmp_path: Path) 
     assert told.rows > 1000
     assert told.folded == 1
     assert len(text) < 1_000_000
-    assert "best on validation: clipping 0.5095" in text
+    assert "best on validation: clipping 0.509" in text
 
 
 def test_finals_are_read_from_mlflow(store: Store, tmp_path: Path) -> None:
@@ -158,6 +179,7 @@ def test_finals_are_read_from_mlflow(store: Store, tmp_path: Path) -> None:
     text = write_report(store.uri, tmp_path / "report")[0].read_text()
     assert "seed noise of the baseline: test top-1 91.00 ± 1.00 (3) seeds" in text
     assert "clipping 0.3: 96.00 ± 1.00 (3) seeds; above the baseline +5.00 points" in text
+    assert "in each of 3 seeds" in text
 
 
 def test_what_is_not_distinguishable_is_said(tmp_path: Path) -> None:
@@ -183,6 +205,12 @@ def test_what_is_not_distinguishable_is_said(tmp_path: Path) -> None:
     assert table.diverged["b"] == 1
     assert table.test_mean["c"] == table.test_mean[BASELINE] == pytest.approx(96)
     found.drawings["finalists"](tmp_path / "finals.png")
+
+
+def test_where_it_cannot_be_written_is_said(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot write the report"):
+        write_report(store.uri, tmp_path / "file")
 
 
 def test_an_empty_store_is_said(store: Store, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from nflab.ablations.findings import Findings, is_baseline, summarise, top1
 from nflab.figures.augmentation import draw_augmentation
 from nflab.statistics import estimate, verdict
 
-VARIED = ("augmentation_level", "mixup", "cutmix", "clipping")
+VARIED = ("augmentation_level", "mixup", "cutmix")
 
 PAPER = (
     "The paper (table 6; ImageNet, top-1 of NFNet-F0/F1/F2/F3): before augmentation "
@@ -63,13 +63,17 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
         test=top1(rows, "test"),
         val=top1(rows, "val"),
     )
-    return told.assign(step=[_step(row) for row in told.itertuples()])
+    return told.assign(step=_steps(told))
 
 
-def _step(row: Any) -> str:
-    key = (row.mixup, row.augmentation_level > 0, row.cutmix)
-    steps = [(False, False, False), (True, False, False), (True, True, False), (True, True, True)]
-    return STEPS[steps.index(key)] if key in steps else ""
+def _steps(told: pd.DataFrame) -> list[str]:
+    """The ladder's step of each row; where ladders of several levels were run, of the one with the
+    most runs."""
+    levels = told.augmentation_level[told.mixup & (told.augmentation_level > 0)]
+    level = levels.mode().min()
+    steps = [(False, 0, False), (True, 0, False), (True, level, False), (True, level, True)]
+    keys = zip(told.mixup, told.augmentation_level, told.cutmix, strict=True)
+    return [STEPS[steps.index(key)] if key in steps else "" for key in keys]
 
 
 def analyse(rows: pd.DataFrame, title: str) -> Findings:
@@ -96,6 +100,16 @@ def analyse(rows: pd.DataFrame, title: str) -> Findings:
                 f"(test {means.test[best]:.1f} %), the strongest, {means.index.max()}, "
                 f"reaches {means.test[means.index.max()]:.1f} %"
             )
+    of_network = told.pivot_table(
+        index=["seed", "mixup", "cutmix", "augmentation_level"], columns="network", values="test"
+    )
+    if {"NF", "batch norm"} <= set(of_network.columns):
+        above = (of_network["NF"] - of_network["batch norm"]).dropna()
+        by = ["mixup", "cutmix", "augmentation_level"]
+        for (mixup, cutmix, level), values in above.groupby(by, sort=False):
+            mixed = " + ".join(w for w, on in (("MixUp", mixup), ("CutMix", cutmix)) if on)
+            what = f"RandAugment of level {level}{f' with {mixed}' if mixed else ''}"
+            lines.append(f"NF above batch norm, {what}: {verdict(estimate(values.tolist()))}")
     return Findings(lines, table, {"augmentation": partial(draw_augmentation, told, STEPS, title)})
 
 

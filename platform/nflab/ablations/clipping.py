@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pandas as pd
@@ -85,6 +85,9 @@ def judge(table: pd.DataFrame) -> list[Statement]:
     best = best_clippings(table)
     if not best:
         return [Statement("no normalizer-free network was trained with clipping", False)]
+    missing = incomplete(table)
+    if missing:
+        return [Statement(f"nothing can be said before all runs have results: {missing}", False)]
     tested = table[table.network == "NF"].set_index(["batch_size", "clipping"]).test_mean
     small, large = min(best), max(best)
 
@@ -116,9 +119,21 @@ def judge(table: pd.DataFrame) -> list[Statement]:
         Statement(
             f"the larger the batch, the smaller the clipping it needs: the largest clipping within "
             f"{TOLERANCE:g} point of the best on validation is {listed} (never rising)",
-            falls and len(widest) > 1,
+            falls and len(widest) > 1 and _clipped(table).clipping.nunique() > 1,
         ),
     ]
+
+
+def incomplete(table: pd.DataFrame) -> str:
+    """The cells of the normalizer-free network that lack results, in words; empty if none does."""
+    cells = table[table.network == "NF"].set_index(["batch_size", "clipping"])
+    asked = product(sorted(cells.index.unique(0)), sorted(cells.index.unique(1)))
+    lacking = [
+        f"clipping {'none' if np.isinf(clipping) else f'{clipping:g}'} at {size}"
+        for size, clipping in asked
+        if (size, clipping) not in cells.index or cells.unfinished[size, clipping] > 0
+    ]
+    return ", ".join(lacking)
 
 
 def largest_good_clipping(table: pd.DataFrame, batch_size: int) -> float:
@@ -144,13 +159,13 @@ def settings(
     """
     networks: list[dict[str, object]] = [
         {"model": model, "clipping": None},
-        *({"model": model, "clipping": clipping} for clipping in clippings),
+        *({"model": model, "clipping": clipping} for clipping in dict.fromkeys(clippings)),
         {"model": twin(model), "clipping": None},
     ]
     return [
         {**network, "batch_size": batch_size, "seed": seed}
         for seed in seeds
-        for batch_size in sorted(batch_sizes, reverse=True)
+        for batch_size in sorted(set(batch_sizes), reverse=True)
         for network in networks
     ]
 

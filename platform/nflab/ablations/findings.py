@@ -60,24 +60,36 @@ def groups(rows: pd.DataFrame, varied: Sequence[str]) -> list[tuple[dict[str, st
     """Cells that differ in nothing but the `varied` settings and the seed: they alone compare.
 
     Returns:
-        what each group has in common, and its rows; the largest first. A network and its
-        batch-normalised twin are in one group.
+        what each group has in common, and its rows; the largest first. A network's group has its
+        batch-normalised twin in it.
     """
     if not len(rows):
         return []
     scale = [field.name for field in fields(ScaleConfig)]
-    common = [
-        name
-        for name in flat(Config())
-        if name in rows and name not in (*_UNRELATED, *scale, *varied, "model")
-    ]
-    family = rows.model.replace({"^preact_": "dm_nf_"}, regex=True)
-    keyed = rows.assign(model_family=family)
-    found = [
-        (dict(zip(["model", *common], key, strict=True)), group.drop(columns="model_family"))
-        for key, group in keyed.groupby(["model_family", *common], sort=False, dropna=False)
-    ]
-    return sorted(found, key=lambda one: -len(one[1]))
+    apart = {*_UNRELATED, *scale, *varied, "model"}
+    names = [*flat(Config()), "dataset_fingerprint"]
+    common = [name for name in names if name in rows and name not in apart]
+    keyed = rows.assign(family=rows.model.replace({"^preact_": "dm_nf_"}, regex=True))
+    keys = ["family", *common]
+    networks = keyed[~keyed.model.map(is_baseline)]
+    # No clipping is all the clipping that a twin can have: it belongs to every group.
+    twins = keyed[keyed.model.map(is_baseline)]
+    shared = [name for name in keys if name != "clipping"]
+    found = []
+    for key, group in networks.groupby(keys, sort=False, dropna=False):
+        values = dict(zip(keys, key, strict=True))
+        same = (twins[shared] == [values[name] for name in shared]).all(axis=1)
+        found.append((values, pd.concat([group, twins[same]])))
+    grouped = pd.Index([]).union([i for _, group in found for i in group.index])
+    for key, group in twins[~twins.index.isin(grouped)].groupby(keys, sort=False, dropna=False):
+        found.append((dict(zip(keys, key, strict=True)), group))
+    return sorted(
+        (
+            ({"model": values.pop("family"), **values}, group.drop(columns="family"))
+            for values, group in found
+        ),
+        key=lambda one: -len(one[1]),
+    )
 
 
 def top1(rows: pd.DataFrame, split: str) -> pd.Series:

@@ -16,6 +16,9 @@ from nflab.statistics import estimate, verdict
 
 VARIED = ("unclipped",)
 
+NEGLIGIBLE = 1.0
+"""Points that clipping a part must not give where the paper says it need not be clipped."""
+
 PAPER = (
     "The paper (section 4.2; ImageNet, batch 4096, clipping 0.01): never clip the final linear "
     "layer; the first convolution may go unclipped; all four stages must be clipped."
@@ -54,7 +57,7 @@ def settings(
     parts: Sequence[str], subsets: Iterable[frozenset[str]], seeds: Sequence[int]
 ) -> list[dict[str, Any]]:
     """The cells: what each leaves unclipped."""
-    subsets = list(subsets)
+    subsets = list(dict.fromkeys(subsets))
     return [
         {"unclipped": tuple(part for part in parts if part not in subset), "seed": seed}
         for seed in seeds
@@ -83,40 +86,65 @@ def analyse(rows: pd.DataFrame, title: str) -> Findings:
     stages = [part for part in parts if part.startswith("stage")]
     rest = told[told[stages].all(axis=1)]
     lines = [
-        *_line("clipping the head too, where all stages are clipped", rest, parts, "head"),
         *_line(
-            "clipping the stem too, where all stages are clipped and the head is not",
+            "never clip the final linear layer",
+            "clipping it too, where all stages are clipped,",
+            rest,
+            parts,
+            "head",
+            -1,
+        ),
+        *_line(
+            "the first convolution may go unclipped",
+            "clipping it too, where all stages are clipped and the head is not,",
             rest[~rest["head"]],
             parts,
             "stem",
+            0,
         ),
     ]
     for stage in stages:
         others = [part for part in stages if part != stage]
         among = told[told[others].all(axis=1) & ~told["head"]]
-        what = f"clipping {stage} too, where all other stages are clipped and the head is not"
-        lines += _line(what, among, parts, stage)
+        what = "clipping it too, where all other stages are clipped and the head is not,"
+        lines += _line(f"{stage} must be clipped", what, among, parts, stage, 1)
     effects = {part: _differences(told, parts, part) for part in parts}
     drawn = {part: estimate(values) for part, values in effects.items() if values}
     drawing = partial(draw_layers, told, list(parts), drawn, title)
     return Findings(lines, table.reset_index(drop=True), {"agc_layers": drawing})
 
 
-def _line(what: str, told: pd.DataFrame, parts: Sequence[str], part: str) -> list[str]:
+def _line(
+    paper: str, what: str, told: pd.DataFrame, parts: Sequence[str], part: str, sign: int
+) -> list[str]:
+    """Whether a finding of the paper holds.
+
+    Args:
+        sign: of the difference that the paper expects; 0 for none.
+    """
     values = _differences(told, parts, part)
     if not values:
         return []
-    return [f"{what}: {verdict(estimate(values))}".replace(" seeds)", " pairs of runs)")]
+    found = estimate(values)
+    if found.std == 0 or found.count == 1:
+        judged = "cannot be told"
+    elif sign == 0:
+        judged = "does not hold" if found.low > 0 else "cannot be told"
+        judged = "holds" if found.high < NEGLIGIBLE else judged
+    else:
+        low, high = sorted((sign * found.low, sign * found.high))
+        judged = "holds" if low > 0 else "does not hold" if high < 0 else "cannot be told"
+    return [f"{paper}: {judged}; {what} gives {verdict(found)}"]
 
 
 def _differences(told: pd.DataFrame, parts: Sequence[str], part: str) -> list[float]:
-    """Test top-1 with `part` clipped less that without, for each pair of runs that are otherwise
-    the same."""
+    """Test top-1 with `part` clipped less that without, for each seed: the mean over all pairs of
+    its runs that are otherwise the same, which are not independent of each other."""
     others = [name for name in parts if name != part]
     pivot = told.pivot_table(index=[*others, "seed"], columns=part, values="test")
     if not {True, False} <= set(pivot.columns):
         return []
-    return list((pivot[True] - pivot[False]).dropna())
+    return list((pivot[True] - pivot[False]).dropna().groupby("seed").mean())
 
 
 def ranked(rows: pd.DataFrame) -> list[dict[str, Any]]:

@@ -29,7 +29,8 @@ def draw_augmentation(cells: pd.DataFrame, steps: Sequence[str], title: str, pat
         ladder = runs[runs.step != ""]
         places = ladder.assign(at=ladder.step.map(list(steps).index) + shift)
         _line(left, places, "at", color, network)
-        _line(right, runs[~runs.mixup & ~runs.cutmix], "augmentation_level", color, network)
+        alone = runs[~runs.mixup & ~runs.cutmix]
+        _line(right, alone.assign(at=alone.augmentation_level + shift), "at", color, network)
         shift = -shift
     left.set_xticks(range(len(steps)), list(steps))
     left.set_title("the ladder, each step on top of the last", fontsize=10)

@@ -38,7 +38,11 @@ def draw_layers(
         runs = told[told["head"] == head]
         label = "head clipped too" if head else "head not clipped"
         x = runs.clipped.map(place)
-        top.scatter(x, runs.test, s=16, color=colors[head], alpha=0.5)
+        for diverged, marker in ((False, "o"), (True, "x")):
+            marked = (runs.outcome == "diverged") == diverged
+            top.scatter(
+                x[marked], runs.test[marked], s=16, color=colors[head], alpha=0.5, marker=marker
+            )
         subsets = list(dict.fromkeys(runs.clipped))
         at = [place[name] for name in subsets]
         top.scatter(at, means[subsets], marker="_", s=160, lw=2.5, color=colors[head], label=label)
@@ -48,7 +52,7 @@ def draw_layers(
     top.set_xlim(-0.7, len(means) - 0.3)
     top.grid(alpha=0.3, axis="y")
     top.legend(loc="lower left")
-    top.set_title("every subset: dots seeds, bars means", fontsize=10)
+    top.set_title("every subset: dots seeds (x: diverged), bars means", fontsize=10)
     first = told.drop_duplicates("clipped").set_index("clipped")
     for name, x in place.items():
         for y, part in enumerate(parts):
@@ -70,7 +74,8 @@ def draw_layers(
     right.set_yticks(range(len(shown)), shown)
     right.set_ylim(len(shown) - 0.5, -0.5)
     right.set_xlabel("points of test top-1 that clipping gives")
-    right.set_title("mean over all pairs, 95 % interval", fontsize=10)
+    right.set_xlim(-100, 100)
+    right.set_title("mean over all pairs of runs (line:\n95 % interval over seeds)", fontsize=10)
     right.grid(alpha=0.3, axis="x")
     figure.suptitle(title)
     save_figure(figure, path)
