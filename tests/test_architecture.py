@@ -71,6 +71,7 @@ def test_imports_run_from_experiments_to_nflab_to_nfnet() -> None:
         (
             "ray",
             {
+                "aws.py",
                 "cluster.py",
                 "worker_setup.py",
                 "train.py",

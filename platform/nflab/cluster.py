@@ -120,23 +120,26 @@ def _launchable() -> dict[str, float]:
             words = path.read_bytes().decode(errors="replace").split("\0")
         except OSError:  # that process has ended, or is another user's
             continue
-        files = [word.removeprefix(flag) for word in words if word.startswith(flag)]
-        if files and Path(files[0]).is_file():
-            return most_resources(yaml.safe_load(Path(files[0]).read_text(encoding="utf-8")))
+        files = [Path(w.removeprefix(flag)).expanduser() for w in words if w.startswith(flag)]
+        if files and files[0].is_file():
+            return most_resources(yaml.safe_load(files[0].read_text(encoding="utf-8")))
     return {}
 
 
 def most_resources(launcher: dict[str, Any]) -> dict[str, float]:
-    """CPUs and GPUs of a cluster of which a launcher file's node types all run at their maximum."""
-    total = {"CPU": 0.0, "GPU": 0.0}
+    """The most CPUs, and the most GPUs, that a launcher file allows a cluster to have."""
     max_workers = launcher.get("max_workers", 2)  # Ray's default
-    for name, node_type in launcher["available_node_types"].items():
-        if name == launcher["head_node_type"]:
-            count = 1
-        else:
-            count = min(node_type.get("max_workers", max_workers), max_workers)
-        for key in total:
-            total[key] += count * node_type.get("resources", {}).get(key, 0)
+    node_types = dict(launcher["available_node_types"])
+    head = node_types.pop(launcher["head_node_type"]).get("resources", {})
+    total = {}
+    for key in ("CPU", "GPU"):
+        workers = [
+            t.get("resources", {}).get(key, 0)
+            for t in node_types.values()
+            for _ in range(min(t.get("max_workers", max_workers), max_workers))
+        ]
+        # Of all types together there are no more than the cluster may have.
+        total[key] = float(head.get(key, 0) + sum(sorted(workers)[-max_workers:]))
     return total
 
 

@@ -71,7 +71,7 @@ def trainable(base: Config, placement: Placement) -> Callable[[dict[str, Any]], 
         folder = proposal["folder"]
         worker = Worker(
             report=_report,
-            device=torch.device("cuda" if placement.gpus_per_worker else "cpu"),
+            device=_device(placement),
             checkpoints=Checkpoints.of_run(folder),
         )
         try:
@@ -94,6 +94,16 @@ def trainable(base: Config, placement: Placement) -> Callable[[dict[str, Any]], 
         return ray.tune.with_resources(in_this_process, placement.per_worker)
     # This process only waits: what trains asks for itself.
     return ray.tune.with_resources(with_own_workers, {"CPU": LEFT_FOR_TRIAL})
+
+
+def _device(placement: Placement) -> torch.device:
+    """The GPU that this process was given, if it can be used."""
+    if not placement.gpus_per_worker:
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    print("a GPU is reserved, but PyTorch finds none here: training on the CPU")
+    return torch.device("cpu")
 
 
 def _report(metrics: dict[str, Any]) -> None:

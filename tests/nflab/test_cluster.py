@@ -64,17 +64,17 @@ def test_gpus_that_are_not_there_are_refused() -> None:
         place(ScaleConfig(gpus_per_worker=1), CPU_CLUSTER)
 
 
-def test_the_most_resources_are_those_of_every_node_type_at_its_maximum() -> None:
+def test_the_most_resources_are_those_of_the_largest_nodes_that_there_may_be() -> None:
     launcher = {
         "max_workers": 6,
         "head_node_type": "head",
         "available_node_types": {
-            "head": {"resources": {"CPU": 0}},
+            "head": {"resources": {"CPU": 1}},
             "spot": {"resources": {"CPU": 8, "GPU": 1}, "max_workers": 4},
-            "big": {"resources": {"CPU": 96, "GPU": 8}},
+            "big": {"resources": {"CPU": 96, "GPU": 8}, "max_workers": 5},
         },
     }
-    assert most_resources(launcher) == {"CPU": 4 * 8 + 6 * 96, "GPU": 4 + 48}
+    assert most_resources(launcher) == {"CPU": 1 + 5 * 96 + 8, "GPU": 5 * 8 + 1}
 
 
 def test_a_driver_on_a_cpu_head_sees_the_gpus_that_the_autoscaler_may_launch(

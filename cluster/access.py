@@ -1,0 +1,197 @@
+"""Who may reach a cluster's machines, and what these may do: made once, before the first launch.
+
+Nothing here costs money, so it outlives the cluster.
+"""
+
+import contextlib
+import copy
+import io
+import ipaddress
+import json
+from typing import Any
+from urllib.request import urlopen
+
+import click
+from botocore.exceptions import ClientError
+from launcher import Launcher
+from ray.autoscaler._private.aws import config as ray_aws
+
+from nflab.config import ConfigError
+
+OWN_ADDRESS = "https://checkip.amazonaws.com"
+"""Answers with the address that a request came from."""
+
+SPOT_ROLE = "arn:aws:iam::*:role/aws-service-role/spot.amazonaws.com/*"
+
+TRUST = {
+    "Version": "2012-10-17",
+    "Statement": [
+        {
+            "Effect": "Allow",
+            "Principal": {"Service": "ec2.amazonaws.com"},
+            "Action": "sts:AssumeRole",
+        }
+    ],
+}
+
+
+def make(cluster: Launcher, ssh_from: str | None) -> None:
+    """The security group and the roles that the launcher file names.
+
+    Args:
+        ssh_from: network that may log in; this machine's own address if None.
+
+    Raises:
+        ConfigError: the network is none, or this machine's address cannot be found.
+        ClientError: AWS refuses.
+    """
+    make_group(cluster, network(ssh_from))
+    head, workers = profiles(cluster)
+    bucket = bucket_policy(cluster.bucket)
+    made = [make_profile(cluster, name, bucket) for name in workers]
+    roles = [role["Arn"] for role in made]
+    make_profile(cluster, head, [*bucket, *launch_policy(roles)])
+
+
+def network(ssh_from: str | None) -> str:
+    """The network that may log in, in CIDR notation.
+
+    Raises:
+        ConfigError: it is none, or this machine's address cannot be found.
+    """
+    if ssh_from is None:
+        try:
+            with urlopen(OWN_ADDRESS, timeout=10) as answer:
+                ssh_from = answer.read().decode().strip()
+        except OSError as error:
+            raise ConfigError(
+                f"this machine's own address cannot be asked of {OWN_ADDRESS} ({error}): say who "
+                "may log in with --ssh-from"
+            ) from None
+    try:
+        return str(ipaddress.ip_network(ssh_from))
+    except ValueError:
+        raise ConfigError(f"--ssh-from {ssh_from!r} is no network such as 203.0.113.0/24") from None
+
+
+def make_group(cluster: Launcher, allowed: str) -> None:
+    """The security group: all among the cluster's machines, and SSH from one network only."""
+    compute = cluster.client("ec2")
+    name, vpc = cluster.content["provider"]["security_group"]["GroupName"], own_network(cluster)
+    filters = [{"Name": "vpc-id", "Values": [vpc]}, {"Name": "group-name", "Values": [name]}]
+    found = compute.describe_security_groups(Filters=filters)["SecurityGroups"]
+    if not found:
+        group = compute.create_security_group(
+            GroupName=name, VpcId=vpc, Description="nflab: SSH from its user, all among its nodes"
+        )["GroupId"]
+        among = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}
+        compute.authorize_security_group_ingress(GroupId=group, IpPermissions=[among])
+        found = compute.describe_security_groups(GroupIds=[group])["SecurityGroups"]
+    group, rules = found[0]["GroupId"], found[0]["IpPermissions"]
+    outside = [r for r in rules if r.get("IpRanges") or r.get("Ipv6Ranges")]
+    wanted = ssh_rule(allowed)
+    if [_essence(rule) for rule in outside] == [_essence(wanted)]:
+        return
+    if outside:
+        stale = [{k: v for k, v in rule.items() if k != "UserIdGroupPairs"} for rule in outside]
+        compute.revoke_security_group_ingress(GroupId=group, IpPermissions=stale)
+    compute.authorize_security_group_ingress(GroupId=group, IpPermissions=[wanted])
+
+
+def own_network(cluster: Launcher) -> str:
+    """Id of the private network in which Ray will launch, which it chooses by its own rules.
+
+    Raises:
+        ConfigError: it would find none.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            resolved = ray_aws._configure_subnet(copy.deepcopy(cluster.content))
+    except click.ClickException:
+        raise ConfigError(
+            f"there is no public subnet to launch in, in {cluster.region}: "
+            f"aws ec2 create-default-vpc --region {cluster.region} makes the usual ones"
+        ) from None
+    head = resolved["available_node_types"][resolved["head_node_type"]]["node_config"]
+    found = cluster.client("ec2").describe_subnets(SubnetIds=head["SubnetIds"][:1])
+    return str(found["Subnets"][0]["VpcId"])
+
+
+def ssh_rule(allowed: str) -> dict[str, Any]:
+    """The rule that lets a network log in."""
+    version = ipaddress.ip_network(allowed).version
+    ranges = (
+        {"IpRanges": [{"CidrIp": allowed}]}
+        if version == 4
+        else {"Ipv6Ranges": [{"CidrIpv6": allowed}]}
+    )
+    return {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, **ranges}
+
+
+def _essence(rule: dict[str, Any]) -> tuple[Any, ...]:
+    v4 = sorted(r["CidrIp"] for r in rule.get("IpRanges", []))
+    v6 = sorted(r["CidrIpv6"] for r in rule.get("Ipv6Ranges", []))
+    return rule["IpProtocol"], rule.get("FromPort"), rule.get("ToPort"), v4, v6
+
+
+def profiles(cluster: Launcher) -> tuple[str, list[str]]:
+    """Names of the head's instance profile and of the workers', as the launcher file has them."""
+    head = cluster.content["head_node_type"]
+    names = {
+        name: node_type["node_config"]["IamInstanceProfile"]["Name"]
+        for name, node_type in cluster.node_types.items()
+    }
+    return names.pop(head), sorted(set(names.values()))
+
+
+def bucket_policy(bucket: str) -> list[dict[str, Any]]:
+    """Reading and writing one bucket."""
+    arn = f"arn:aws:s3:::{bucket}"
+    objects = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]
+    return [
+        {
+            "Effect": "Allow",
+            "Action": ["s3:ListBucket", "s3:GetBucketLocation"],
+            "Resource": arn,
+        },
+        {"Effect": "Allow", "Action": objects, "Resource": f"{arn}/*"},
+    ]
+
+
+def launch_policy(roles: list[str]) -> list[dict[str, Any]]:
+    """Launching and ending workers that have these roles."""
+    launching = ["ec2:Describe*", "ec2:RunInstances", "ec2:TerminateInstances", "ec2:CreateTags"]
+    return [
+        {"Effect": "Allow", "Action": launching, "Resource": "*"},
+        {"Effect": "Allow", "Action": ["ssm:GetParameter", "ssm:GetParameters"], "Resource": "*"},
+        {"Effect": "Allow", "Action": "iam:PassRole", "Resource": roles},
+        # The first spot request of an account makes the role of spot requests.
+        {"Effect": "Allow", "Action": "iam:CreateServiceLinkedRole", "Resource": SPOT_ROLE},
+    ]
+
+
+def make_profile(cluster: Launcher, name: str, statements: list[dict[str, Any]]) -> dict[str, Any]:
+    """An instance profile with a role of the same name that may do what `statements` say.
+
+    Returns:
+        The role, as AWS describes it.
+    """
+    iam = cluster.client("iam")
+    try:
+        role = iam.get_role(RoleName=name)["Role"]
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "NoSuchEntity":
+            raise
+        role = iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(TRUST))["Role"]
+    policy = {"Version": "2012-10-17", "Statement": statements}
+    iam.put_role_policy(RoleName=name, PolicyName="nflab", PolicyDocument=json.dumps(policy))
+    try:
+        profile = iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"]
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "NoSuchEntity":
+            raise
+        profile = iam.create_instance_profile(InstanceProfileName=name)["InstanceProfile"]
+    if not profile["Roles"]:
+        iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
+    return dict(role)

@@ -1,0 +1,115 @@
+"""What only the head's disk holds, copied to where results are kept, and back.
+
+That is MLflow's database, and of every run what its driver keeps: Optuna's study, and what MLflow
+has not taken yet. Checkpoints, logs and artifacts are there from the beginning.
+
+`python backup.py` copies it now, and says what is there.
+"""
+
+import os
+import sqlite3
+import sys
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+from pyarrow import fs
+
+from nflab.files import open_uri
+
+DATABASE = Path.home() / "mlflow" / "mlflow.db"
+"""Of MLflow."""
+
+RUNS = Path.home() / "nflab" / "runs"
+"""A folder for each run."""
+
+
+def main() -> None:
+    """Copies all, or ends with one sentence."""
+    results = os.environ["NFLAB_RESULTS"]
+    try:
+        count = Backup(results).save()
+    except (OSError, sqlite3.Error) as error:
+        reason = str(error).splitlines()[0]
+        print(f"error: the head's files could not be copied to {results}: {reason}")
+        sys.exit(2)
+    print(f"MLflow's database and the files of {count} runs are in {results}")
+
+
+class Backup:
+    """The copies in `RESULTS/backup`; results are in a bucket (`s3://...`) or a shared folder."""
+
+    def __init__(self, results: str) -> None:
+        self._files, self._root = open_uri(f"{results}/backup")
+        self._saved: dict[Path, tuple[tuple[int, int], ...]] = {}
+
+    def save(self) -> int:
+        """Copies what has changed since this object copied it last; returns how many runs.
+
+        Raises:
+            OSError: they cannot be written.
+            sqlite3.Error: a database cannot be read.
+        """
+        for path, name in self._all():
+            state = _state(path)
+            if self._saved.get(path) == state:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                copy = _copy_database(path, Path(folder)) if path.suffix == ".db" else path
+                self._put(copy, name)
+            self._saved[path] = state
+        return len([folder for folder in RUNS.glob("*") if folder.is_dir()])
+
+    def restore(self) -> None:
+        """Brings back what is not on this disk.
+
+        Raises:
+            OSError: they cannot be read.
+        """
+        found = self._files.get_file_info(
+            fs.FileSelector(self._root, allow_not_found=True, recursive=True)
+        )
+        for info in found:
+            name = info.path.removeprefix(f"{self._root}/")
+            target = RUNS / name.removeprefix("runs/")
+            if name == DATABASE.name:
+                target = DATABASE
+            if info.type == fs.FileType.File and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                part = target.with_name(f"{target.name}.part")
+                with self._files.open_input_stream(info.path) as stream:
+                    part.write_bytes(stream.read())
+                part.replace(target)
+
+    def _all(self) -> list[tuple[Path, str]]:
+        """Every file that is to be copied, and what its copy is called."""
+        found = [(DATABASE, DATABASE.name)] if DATABASE.exists() else []
+        for path in sorted(RUNS.rglob("*")):
+            kept = path.is_file() and not path.name.endswith((".lock", "-wal", "-shm", "-journal"))
+            if kept:
+                found.append((path, f"runs/{path.relative_to(RUNS).as_posix()}"))
+        return found
+
+    def _put(self, path: Path, name: str) -> None:
+        target = f"{self._root}/{name}"
+        self._files.create_dir(target.rsplit("/", 1)[0], recursive=True)
+        with self._files.open_output_stream(target) as stream:
+            stream.write(path.read_bytes())
+
+
+def _state(path: Path) -> tuple[tuple[int, int], ...]:
+    """Changes when the file, or what SQLite has not yet merged into it, does."""
+    both = (path, path.with_name(f"{path.name}-wal"))
+    return tuple((p.stat().st_mtime_ns, p.stat().st_size) for p in both if p.exists())
+
+
+def _copy_database(path: Path, folder: Path) -> Path:
+    """A whole copy of a database that others may be writing to."""
+    copy = folder / path.name
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
+    return copy
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,13 @@
+# What every process on a cluster's nodes has in its environment; sourced, never run.
+. ~/.nflab
+
+export PATH="$HOME/nflab/.venv/bin:$PATH"
+# Whoever can submit a job can run any command: only who holds the token may.
+export RAY_AUTH_MODE=token
+export RAY_USAGE_STATS_ENABLED=0
+# On the head, where the drivers of jobs run, which alone speak to MLflow.
+export MLFLOW_TRACKING_URI=http://127.0.0.1:5000
+export NFLAB_STORAGE="$NFLAB_RESULTS/runs"
+# Else DDP over gloo listens at what the host's own name stands for, often the loopback.
+GLOO_SOCKET_IFNAME=$(ip -o route show default | sed -n '1s/.* dev \([^ ]*\).*/\1/p')
+export GLOO_SOCKET_IFNAME

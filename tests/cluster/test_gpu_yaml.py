@@ -1,0 +1,205 @@
+"""`cluster/gpu.yaml` from `make up` to `make down`, on an emulated AWS (see ec2.py).
+
+What differs from a person's cluster is written down in `overrides`; the machines' image has the
+pinned environment already, and a GPU is there in name only.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cluster.ec2 import SUBNET, Cloud
+from tests.cluster.hosts import USER
+from tests.cluster.laptop import Laptop
+from tests.conftest import ROOT
+
+BUCKET = "nflab-results"
+
+FILE = f"CLUSTER=/home/{USER}/gpu.yaml"
+
+SWEEP = "python experiments/agc_sweep.py --trials 2 --epochs 1"
+
+MAKE = "make --old-file .venv/installed"  # the laptop reaches no registry
+
+ONE_TASK = """python -c 'import ray; ray.init(log_to_driver=False)
+task = ray.remote(num_gpus=1)(lambda: "on a GPU worker"); print(ray.get(task.remote()))'"""
+
+JOBS = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265", "RAY_AUTH_MODE": "token"}
+
+RUNS = """
+import json
+from mlflow import MlflowClient
+client = MlflowClient("http://127.0.0.1:5000")
+experiments = [e.experiment_id for e in client.search_experiments()]
+runs = [{"id": r.info.run_id, "status": r.info.status, "tags": r.data.tags}
+        for r in client.search_runs(experiments)]
+print(json.dumps(runs))
+"""
+
+TRIALS = """
+import json
+from ray.util.state import list_actors, list_nodes
+nodes = {node.node_id: node.node_ip for node in list_nodes()}
+actors = list_actors(filters=[("class_name", "=", "ImplicitFunc")], detail=True)
+trials = [{"address": nodes[a.node_id],
+           "gpus": [v for k, v in a.required_resources.items() if k.startswith("GPU_group_0_")]}
+          for a in actors]
+print(json.dumps(trials))
+"""
+
+
+def overrides(launcher: dict[str, Any]) -> None:
+    """What is different here."""
+    # The laptop is in the machines' own network; they have no other address.
+    launcher["provider"]["use_internal_ips"] = True
+    # What a person changes: the Python that they have.
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    launcher["setup_commands"][0] = launcher["setup_commands"][0].replace("3.12", here)
+    # It would refuse the machines, which have a GPU in name only.
+    launcher["worker_setup_commands"] = []
+    launcher["idle_timeout_minutes"] = 1
+
+
+@pytest.fixture(scope="module")
+def up(laptop: Laptop, cloud: Cloud) -> Iterator[str]:
+    """A cluster that was just brought up; what `make up` printed."""
+    launcher = yaml.safe_load((ROOT / "cluster" / "gpu.yaml").read_text())
+    overrides(launcher)
+    (laptop.home / "gpu.yaml").write_text(yaml.safe_dump(launcher, sort_keys=False))
+    cloud.client("s3").create_bucket(Bucket=BUCKET)
+    yield laptop.run(f"{MAKE} up {FILE} SSH_FROM={SUBNET} ARGS=--yes")
+    assert cloud.error is None
+
+
+@pytest.fixture(scope="module")
+def tunnel(laptop: Laptop, up: str) -> Iterator[None]:
+    """Ports 8265 and 5000 of the head, on the laptop."""
+    log = laptop.home / "tunnel.log"
+    ready = lambda: laptop.answers("http://127.0.0.1:5000/health")  # noqa: E731
+    with laptop.running(f"{MAKE} tunnel {FILE}", log, ready):
+        yield
+
+
+def test_up_launches_a_head_that_only_its_user_reaches(up: str, cloud: Cloud) -> None:
+    assert [i["InstanceType"] for i in cloud.launched] == ["m7i.large"]
+    groups = cloud.client("ec2").describe_security_groups(GroupNames=["nflab-gpu"])
+    (group,) = groups["SecurityGroups"]
+    outside = [r for r in group["IpPermissions"] if r["IpRanges"] or r["Ipv6Ranges"]]
+    assert [(r["FromPort"], r["ToPort"]) for r in outside] == [(22, 22)]
+    assert [r["CidrIp"] for rule in outside for r in rule["IpRanges"]] == [SUBNET]
+    used = cloud.instances()[0]["SecurityGroups"]
+    assert [g["GroupId"] for g in used] == [group["GroupId"]]
+
+
+@pytest.mark.parametrize("token", [None, "0" * 64])
+def test_a_submission_without_the_token_is_refused(
+    laptop: Laptop, tunnel: None, token: str | None
+) -> None:
+    header = f"--header 'Authorization: Bearer {token}'" if token else ""
+    code = laptop.run(
+        "curl --silent --output /dev/null --write-out '%{http_code}' --json '{\"entrypoint\": "
+        f'"true"}}\' {header} http://127.0.0.1:8265/api/jobs/'
+    )
+    assert code in ("401", "403")
+
+
+def test_a_sweep_trains_on_gpu_workers_that_come_for_it(
+    laptop: Laptop, cloud: Cloud, tunnel: None
+) -> None:
+    assert len(cloud.launched) == 1  # the head
+    said = laptop.run(f"ray job submit -- {SWEEP}", **JOBS)
+    assert "Five best trials" in said
+
+    workers = cloud.launched[1:]
+    assert workers and {w["InstanceType"] for w in workers} == {"g5.2xlarge"}
+    assert {w.get("InstanceLifecycle") for w in workers} == {"spot"}
+    trials = laptop.ask(TRIALS, **JOBS)
+    assert trials
+    for trial in trials:
+        assert trial["gpus"] == [1.0]
+        assert trial["address"] in {w["PrivateIpAddress"] for w in workers}
+
+    runs = laptop.ask(RUNS)
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run["tags"]]
+    children = [r for r in runs if r["tags"].get("mlflow.parentRunId") == parent["id"]]
+    assert parent["status"] == "FINISHED"
+    assert [run["tags"]["outcome"] for run in children] == ["finished"] * 2
+    stored = objects(cloud)
+    assert sum(key.endswith("/logs/rank-0.log") for key in stored) == 2
+    assert any(key.endswith("/best_trial/weights.pt") for key in stored)
+
+
+def test_the_token_stands_in_no_log_and_no_command(
+    laptop: Laptop, cloud: Cloud, up: str, tunnel: None
+) -> None:
+    token = (laptop.home / ".ray" / "auth_token").read_text().strip()
+    assert len(token) >= 32
+    assert token not in up
+    head = Laptop(cloud.network.hosts[cloud.launched[0]["PrivateIpAddress"]], {})
+    assert files_with(head, "gcs_server") != "" and files_with(head, token) == ""
+    _, running = head.attempt("cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '")
+    assert "gcs_server" in running and token not in running
+
+
+def files_with(head: Laptop, word: str) -> str:
+    """The logs on the head that have a word in them."""
+    return head.attempt(f"grep -rla {word} /tmp/ray/session_latest/logs ~/mlflow")[1]
+
+
+def test_mlflow_starts_again_by_itself(laptop: Laptop, cloud: Cloud, tunnel: None) -> None:
+    head = cloud.network.hosts[cloud.launched[0]["PrivateIpAddress"]]
+    before = laptop.ask(RUNS)
+    (server,) = head.processes("-m mlflow server --host 127.0.0.1")
+    os.kill(server, signal.SIGKILL)
+    deadline = time.monotonic() + 120
+    while head.processes("-m mlflow server --host 127.0.0.1") in ([], [server]):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    while not laptop.answers("http://127.0.0.1:5000/health"):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    assert laptop.ask(RUNS) == before
+
+
+def test_when_there_is_no_spot_machine_one_on_demand_comes(
+    laptop: Laptop, cloud: Cloud, tunnel: None
+) -> None:
+    deadline = time.monotonic() + 400
+    while len(cloud.instances()) > 1:  # the workers of the sweep go when they have been idle
+        assert time.monotonic() < deadline
+        time.sleep(2)
+    before = len(cloud.launched)
+    cloud.front.no_spot.set()
+    said = laptop.run(f"ray job submit -- {ONE_TASK}", **JOBS)
+    assert "on a GPU worker" in said
+    assert cloud.front.refused > 0
+    workers = cloud.launched[before:]
+    assert [w["InstanceType"] for w in workers] == ["g5.2xlarge"]
+    assert [w.get("InstanceLifecycle") for w in workers] == [None]
+    assert "gpu-spot: LaunchFailed" in laptop.run(f"{MAKE} status {FILE}")
+    head = Laptop(cloud.network.hosts[cloud.launched[0]["PrivateIpAddress"]], {})
+    assert "There is no Spot capacity" in head.run("cat /tmp/ray/session_latest/logs/monitor.log")
+
+
+def test_down_leaves_the_results_and_nothing_else(
+    laptop: Laptop, cloud: Cloud, tunnel: None
+) -> None:
+    said = laptop.run(f"{MAKE} down {FILE}")
+    assert "files of 1 runs are in s3://nflab-results" in said
+    assert "nothing of nflab-gpu is left" in said
+    assert cloud.instances() == []
+    assert cloud.client("ec2").describe_volumes()["Volumes"] == []
+    assert {"backup/mlflow.db"} < set(objects(cloud))
+    assert any(key.endswith("/study.db") for key in objects(cloud))
+
+
+def objects(cloud: Cloud) -> list[str]:
+    """What the bucket holds."""
+    pages = cloud.client("s3").get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
+    return [item["Key"] for page in pages for item in page.get("Contents", [])]
