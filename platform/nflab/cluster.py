@@ -115,13 +115,15 @@ def _launchable() -> dict[str, float]:
     file that the running autoscaler was given.
     """
     flag = "--autoscaling-config="
+    # Of this cluster: there may be another one on the machine.
+    own = f"--gcs-address={ray.get_runtime_context().gcs_address}"
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().decode(errors="replace").split("\0")
         except OSError:  # that process has ended, or is another user's
             continue
         files = [Path(w.removeprefix(flag)).expanduser() for w in words if w.startswith(flag)]
-        if files and files[0].is_file():
+        if own in words and files and files[0].is_file():
             return most_resources(yaml.safe_load(files[0].read_text(encoding="utf-8")))
     return {}
 
