@@ -162,7 +162,7 @@ class Grid:
                 return
             config = from_json(Config, (checkpoint / "config.json").read_text(encoding="utf-8"))
             top1 = {key: float(best[key]) for key in ("val_top1", "test_top1")}
-            self.tracker.log(self.parent, top1, 0, when=0)
+            self.tracker.log(self.parent, top1, 0)
             self.tracker.add_model(self.parent, checkpoint, example_image(config), "best_cell")
             self.tracker.register_model(
                 self.parent,

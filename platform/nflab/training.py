@@ -111,10 +111,10 @@ def run_training(
         try:
             if record is not None:
                 record.finish(outcome, error)
-            if outcome in ("finished", "diverged"):
-                outbox.drain()
-            else:
+            if outcome in ("failed", "interrupted"):
                 outbox.empties()
+            else:
+                outbox.drain()
         finally:
             outbox.close()
             ray.shutdown()
