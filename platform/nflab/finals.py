@@ -48,7 +48,7 @@ def judge(entrants: Mapping[str, Sequence[str]], rows: pd.DataFrame) -> Findings
 
     Args:
         entrants: label -> ids of its cells, as RECORD holds them: the baseline, then finalists in
-            the order in which validation put them. What is compared does not depend on `rows`.
+            the order in which validation put them, which decides who is compared with whom.
         rows: of these cells.
     """
     tested = rows.assign(test=top1(rows, "test"))

@@ -80,7 +80,7 @@ def groups(rows: pd.DataFrame, varied: Sequence[str]) -> list[tuple[dict[str, st
         values = dict(zip(keys, key, strict=True))
         same = (twins[shared] == [values[name] for name in shared]).all(axis=1)
         found.append((values, pd.concat([group, twins[same]])))
-    grouped = pd.Index([]).union([i for _, group in found for i in group.index])
+    grouped = {row for _, group in found for row in group.index}
     for key, group in twins[~twins.index.isin(grouped)].groupby(keys, sort=False, dropna=False):
         found.append((dict(zip(keys, key, strict=True)), group))
     return sorted(
