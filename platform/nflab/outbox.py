@@ -54,7 +54,8 @@ class Outbox:
         self._waiting = deque(self._left())
         self._log = self._file.open("a", encoding="utf-8")
         self._changed = threading.Condition()
-        threading.Thread(target=self._send_all, name="outbox", daemon=True).start()
+        self._thread = threading.Thread(target=self._send_all, name="outbox", daemon=True)
+        self._thread.start()
 
     def start(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
         """Creates a run; returns what stands for its id in `put`."""
@@ -136,11 +137,12 @@ class Outbox:
         return True
 
     def close(self) -> None:
-        """Ends the thread; what was not sent stays on disk."""
+        """Ends the thread, after the request that is on its way; what was not sent stays on disk."""
         with self._changed:
             self._closed = True
             self._log.close()
             self._changed.notify_all()
+        self._thread.join(SHORT_PATIENCE_SECONDS)  # else two might send the same at once
 
     def _left(self) -> list[dict[str, Any]]:
         """The requests that an earlier process left; what a kill tore is removed."""
