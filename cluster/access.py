@@ -50,7 +50,7 @@ def make(cluster: Launcher, ssh_from: str | None) -> None:
     bucket = bucket_policy(cluster.bucket)
     made = [make_profile(cluster, name, bucket) for name in workers]
     roles = [role["Arn"] for role in made]
-    make_profile(cluster, head, [*bucket, *launch_policy(roles)])
+    make_profile(cluster, head, [*bucket, *launch_policy(cluster.name, roles)])
 
 
 def network(ssh_from: str | None) -> str:
@@ -159,11 +159,18 @@ def bucket_policy(bucket: str) -> list[dict[str, Any]]:
     ]
 
 
-def launch_policy(roles: list[str]) -> list[dict[str, Any]]:
-    """Launching and ending workers that have these roles."""
-    launching = ["ec2:Describe*", "ec2:RunInstances", "ec2:TerminateInstances", "ec2:CreateTags"]
+def launch_policy(name: str, roles: list[str]) -> list[dict[str, Any]]:
+    """Launching workers that have these roles, and ending machines of the cluster `name`."""
+    launching = ["ec2:Describe*", "ec2:RunInstances", "ec2:CreateTags"]
+    own = {"StringEquals": {"aws:ResourceTag/ray-cluster-name": name}}
     return [
         {"Effect": "Allow", "Action": launching, "Resource": "*"},
+        {
+            "Effect": "Allow",
+            "Action": "ec2:TerminateInstances",
+            "Resource": "*",
+            "Condition": own,
+        },
         {"Effect": "Allow", "Action": ["ssm:GetParameter", "ssm:GetParameters"], "Resource": "*"},
         {"Effect": "Allow", "Action": "iam:PassRole", "Resource": roles},
         # The first spot request of an account makes the role of spot requests.

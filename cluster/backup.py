@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from nflab.files import open_uri
+from nflab.files import open_uri, patiently, write_bytes
 
 DATABASE = Path.home() / "mlflow" / "mlflow.db"
 """Of MLflow."""
@@ -40,7 +40,7 @@ class Backup:
     """The copies in `RESULTS/backup`; results are in a bucket (`s3://...`) or a shared folder."""
 
     def __init__(self, results: str) -> None:
-        self._files, self._root = open_uri(f"{results}/backup")
+        self._uri = f"{results}/backup"
         self._saved: dict[Path, tuple[tuple[int, int], ...]] = {}
 
     def save(self) -> int:
@@ -56,45 +56,47 @@ class Backup:
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 copy = _copy_database(path, Path(folder)) if path.suffix == ".db" else path
-                self._put(copy, name)
+                try:
+                    content = copy.read_bytes()
+                except FileNotFoundError:  # deleted since it was listed
+                    continue
+            write_bytes(f"{self._uri}/{name}", content, patience=0)
             self._saved[path] = state
         return len([folder for folder in RUNS.glob("*") if folder.is_dir()])
 
     def restore(self) -> None:
-        """Brings back what is not on this disk.
+        """Brings back what is not on this disk; a bucket that is away is waited for.
 
         Raises:
             OSError: they cannot be read.
         """
-        found = self._files.get_file_info(
-            fs.FileSelector(self._root, allow_not_found=True, recursive=True)
-        )
+        patiently(self._uri, self._restore)
+
+    def _restore(self) -> None:
+        files, root = open_uri(self._uri)
+        found = files.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
         for info in found:
-            name = info.path.removeprefix(f"{self._root}/")
+            name = info.path.removeprefix(f"{root}/")
             target = RUNS / name.removeprefix("runs/")
             if name == DATABASE.name:
                 target = DATABASE
-            if info.type == fs.FileType.File and not target.exists():
+            if info.type == fs.FileType.File and not (target.exists() or name.endswith(".part")):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 part = target.with_name(f"{target.name}.part")
-                with self._files.open_input_stream(info.path) as stream:
+                with files.open_input_stream(info.path) as stream:
                     part.write_bytes(stream.read())
                 part.replace(target)
 
     def _all(self) -> list[tuple[Path, str]]:
         """Every file that is to be copied, and what its copy is called."""
         found = [(DATABASE, DATABASE.name)] if DATABASE.exists() else []
+        passing = (".lock", ".part", "-wal", "-shm", "-journal")
         for path in sorted(RUNS.rglob("*")):
-            kept = path.is_file() and not path.name.endswith((".lock", "-wal", "-shm", "-journal"))
-            if kept:
+            # Of Ray Tune's own state nothing is needed again.
+            of_tune = path.relative_to(RUNS).parts[1:2] == ("ray",)
+            if path.is_file() and not of_tune and not path.name.endswith(passing):
                 found.append((path, f"runs/{path.relative_to(RUNS).as_posix()}"))
         return found
-
-    def _put(self, path: Path, name: str) -> None:
-        target = f"{self._root}/{name}"
-        self._files.create_dir(target.rsplit("/", 1)[0], recursive=True)
-        with self._files.open_output_stream(target) as stream:
-            stream.write(path.read_bytes())
 
 
 def _state(path: Path) -> tuple[tuple[int, int], ...]:

@@ -78,7 +78,7 @@ def ray(cluster: Launcher, verb: str, *words: str) -> None:
 
 def heads(cluster: Launcher) -> list[str]:
     """The instances that are the cluster's head."""
-    return _instances(cluster, {"Name": "tag:ray-node-type", "Values": ["head"]})
+    return instances(cluster, {"Name": "tag:ray-node-type", "Values": ["head"]})
 
 
 def wait_until_gone(cluster: Launcher) -> list[str]:
@@ -97,13 +97,14 @@ def remains(cluster: Launcher) -> list[str]:
     waiting = {"Name": "state", "Values": ["open", "active"]}
     requests = compute.describe_spot_instance_requests(Filters=[tag, waiting])
     return [
-        *(f"instance {instance}" for instance in _instances(cluster)),
+        *(f"instance {instance}" for instance in instances(cluster)),
         *(f"volume {volume['VolumeId']}" for volume in volumes),
         *(f"spot request {r['SpotInstanceRequestId']}" for r in requests["SpotInstanceRequests"]),
     ]
 
 
-def _instances(cluster: Launcher, *filters: dict[str, object]) -> list[str]:
+def instances(cluster: Launcher, *filters: dict[str, object]) -> list[str]:
+    """Ids of the cluster's machines that are there, in whatever state."""
     states = ["pending", "running", "shutting-down", "stopping", "stopped"]
     alive = {"Name": "instance-state-name", "Values": states}
     found = cluster.client("ec2").describe_instances(Filters=[_tag(cluster), alive, *filters])

@@ -1,23 +1,34 @@
 """MLflow's server on the head of a cluster, started again whenever it ends.
 
-`python mlflow_server.py start` starts it unless it runs, and waits until it answers. The database
-is on the head's disk, copied to where results are kept every minute and brought back from there by
-a new head; artifacts go there through the server, so that only the head needs to reach it.
+`python mlflow_server.py start` starts it, in the place of one that runs, and waits until it
+answers. The database is on the head's disk, copied to where results are kept every minute and
+brought back from there by a new head; artifacts go there through the server, so that only the head
+needs to reach it.
+
+It answers the head alone, to which an SSH tunnel leads. With $NFLAB_MLFLOW_HOST, the name or
+address by which others reach the head, it answers them too, if they give the password (see
+password.py).
 """
 
 import contextlib
 import fcntl
 import os
+import re
+import secrets
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from typing import IO
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from backup import DATABASE, Backup
+from password import protect
 
-PORT = 5000
+PORT = urlsplit(os.environ["MLFLOW_TRACKING_URI"]).port
+"""Where jobs on the head ask."""
 
 BACKUP_SECONDS = 60.0
 """Between two copies."""
@@ -27,10 +38,15 @@ START_SECONDS = 120.0
 
 FOLDER = DATABASE.parent
 
+LOCK = FOLDER / ".lock"
+"""Held by the process that keeps the server running, whose id it says."""
+
 
 def start() -> None:
     """Starts the server in the background, and waits until it answers."""
+    host()
     FOLDER.mkdir(exist_ok=True)
+    _end_earlier()
     with (FOLDER / "server.log").open("ab") as log:
         subprocess.Popen(
             [sys.executable, __file__, "run"],
@@ -49,11 +65,11 @@ def start() -> None:
 
 def run() -> None:
     """Keeps the server running and its database copied, unless another process does."""
-    lock = (FOLDER / ".lock").open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    lock = LOCK.open("a")
+    if not _taken(lock):
         return
+    lock.truncate(0)
+    print(os.getpid(), file=lock, flush=True)
     backup = Backup(os.environ["NFLAB_RESULTS"])
     backup.restore()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
@@ -73,20 +89,62 @@ def run() -> None:
         _save(backup)
 
 
+def host() -> str | None:
+    """The name by which others reach the head; None if nobody else is to ask MLflow.
+
+    Ends the process with one sentence if it is no name.
+    """
+    name = os.environ.get("NFLAB_MLFLOW_HOST") or None
+    if name is not None and (name == "0.0.0.0" or not re.fullmatch(r"[A-Za-z0-9.-]+", name)):
+        sys.exit(
+            f"error: NFLAB_MLFLOW_HOST={name} is not what browsers call the head: give its name or "
+            "address, without http:// and port"
+        )
+    return name
+
+
 def _serve() -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-    command += [
-        "--port",
-        str(PORT),
-        "--workers",
-        "2",
-        "--backend-store-uri",
-        f"sqlite:///{DATABASE}",
-    ]
-    command += ["--artifacts-destination", f"{os.environ['NFLAB_RESULTS']}/mlflow-artifacts"]
+    words = [sys.executable, "-m", "mlflow", "server", "--port", str(PORT), "--workers", "2"]
+    words += ["--backend-store-uri", f"sqlite:///{DATABASE}"]
+    words += ["--artifacts-destination", f"{os.environ['NFLAB_RESULTS']}/mlflow-artifacts"]
     # Its runners of jobs are for language models.
     env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    return subprocess.Popen(command, env=env, start_new_session=True)
+    name = host()
+    if name is None:
+        words += ["--host", "127.0.0.1"]
+    else:
+        words += ["--host", "0.0.0.0", "--app-name", "basic-auth"]
+        # A page that pretends to be this server, or to belong to it, is answered nothing.
+        words += ["--allowed-hosts", f"localhost:{PORT},127.0.0.1:{PORT},{name}:{PORT}"]
+        words += ["--cors-allowed-origins", f"http://{name}:{PORT}"]
+        env["MLFLOW_AUTH_CONFIG_PATH"] = str(protect(FOLDER))
+        env["MLFLOW_FLASK_SERVER_SECRET_KEY"] = secrets.token_hex(32)
+    return subprocess.Popen(words, env=env, start_new_session=True)
+
+
+def _end_earlier() -> None:
+    """Ends the process that keeps a server running, if there is one: its settings may be old."""
+    deadline = time.monotonic() + START_SECONDS
+    with LOCK.open("a+") as lock:
+        told = ""
+        while not _taken(lock):
+            lock.seek(0)
+            pid = lock.read().strip()
+            if pid and pid != told:
+                told = pid
+                os.kill(int(pid), signal.SIGTERM)
+            if time.monotonic() > deadline:
+                sys.exit(f"error: MLflow's process {pid} does not end")
+            time.sleep(0.2)
+
+
+def _taken(lock: IO[str]) -> bool:
+    """Takes a lock unless another process holds it; returns whether it did."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _end(server: "subprocess.Popen[bytes]") -> None:

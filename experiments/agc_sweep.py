@@ -17,6 +17,7 @@ from rich.table import Table
 
 from nflab import cli, locations
 from nflab.config import SweepConfig
+from nflab.interrupts import BudgetReached
 from nflab.progress import console
 
 if TYPE_CHECKING:
@@ -25,9 +26,16 @@ if TYPE_CHECKING:
 
 def main(config: SweepConfig, resume: bool) -> None:
     """Sweeps, then says what was found."""
-    from nflab.sweep import run_sweep  # takes seconds: a wrong flag is answered sooner
+    from nflab.plan import show_sweep  # takes seconds: a wrong flag is answered sooner
+    from nflab.sweep import run_sweep
 
-    show(run_sweep(config, "agc_sweep", resume), config)
+    if config.search.dry_run:
+        show_sweep(config, "agc_sweep")
+        return
+    result = run_sweep(config, "agc_sweep", resume)
+    show(result, config)
+    if result.stopped is not None:
+        raise BudgetReached(result.name, result.stopped)
 
 
 def show(result: "SweepResult", config: SweepConfig) -> None:
@@ -50,6 +58,8 @@ def show(result: "SweepResult", config: SweepConfig) -> None:
     )
     if result.finals:
         out.print("Finals, over fresh seeds:", *result.finals, sep="\n  ", markup=False)
+    for sentence in result.costs:
+        out.print(sentence, markup=False)
     out.print(f"Figures: {', '.join(str(p) for p in sorted(result.folder.glob('*.png')))}")
     out.print(f"Browse:  {locations.browse(config.run)}")
     if (result.trials.outcome == "failed").all():

@@ -18,8 +18,10 @@ class MlflowServer:
     """`mlflow server` over the files of a folder, on a port that it keeps; a context that ends
     it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, artifacts: str | None = None) -> None:
+        """`artifacts`: an address for them; else they are in the folder too."""
         self.folder, self.port = folder, free_port()
+        self._artifacts = artifacts or str(folder / "artifacts")
         self.uri = f"http://127.0.0.1:{self.port}"
         self._processes: list[psutil.Process] = []
 
@@ -40,7 +42,7 @@ class MlflowServer:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
         command += ["--port", str(self.port), "--workers", "1"]
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        command += ["--artifacts-destination", self._artifacts]
         # Its runners of jobs are for language models.
         env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         log = (self.folder / "server.log").open("a")

@@ -23,6 +23,7 @@ TAGS = {
     "agc_verdict": "agc_verdict",
     "dataset_fingerprint": "dataset_fingerprint",
     "code_fingerprint": "code_fingerprint",
+    "placement": "placement",
     "mlflow.parentRunId": "parent",
 }
 """Tag -> column of `Archive.rows`."""

@@ -15,6 +15,8 @@ from ray.autoscaler._private.util import hash_launch_conf
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.tags import TAG_RAY_LAUNCH_CONFIG, TAG_RAY_USER_NODE_TYPE
 
+from nflab.waiting import Refusal, note_refusal
+
 VISIBLE_SECONDS = 5.0
 """Until a machine that was launched stands in AWS's lists."""
 
@@ -48,8 +50,12 @@ class Provider(AWSNodeProvider):
         """
         try:
             return dict(super().create_node(node_config, tags, count))
-        except NodeLaunchException:
-            following = self.provider_config.get(_NEXT, {}).get(tags.get(TAG_RAY_USER_NODE_TYPE))
+        except NodeLaunchException as refused:
+            node_type = tags.get(TAG_RAY_USER_NODE_TYPE, "")
+            following = self.provider_config.get(_NEXT, {}).get(node_type)
+            reason = f"{refused.category}: {refused.description}".rstrip(".")
+            name = None if following is None else following["name"]
+            note_refusal(Refusal(time.time(), node_type, reason, name))
             if following is None:
                 raise
             instead = {

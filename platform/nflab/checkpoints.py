@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from nflab.files import open_uri
+from nflab.files import open_uri, patiently
 
 COMPLETE = "complete"
 """File that is written last into a checkpoint."""
@@ -39,47 +39,64 @@ class Checkpoints:
         """Copies `folder` as the checkpoint of `epoch`; then forgets all others but `best`.
 
         A process killed at any moment leaves either this checkpoint or the one before it.
+
+        Raises:
+            OSError: it cannot be written.
         """
-        files, root = open_uri(self._uri)
-        target = f"{root}/epoch-{epoch:06d}"
-        files.create_dir(target, recursive=True)
-        fs.copy_files(str(folder), target, fs.LocalFileSystem(), files)
-        with files.open_output_stream(f"{target}/{COMPLETE}") as marker:
-            marker.write(b"")
-        kept = {target, f"{root}/epoch-{epoch if best is None else best:06d}"}
-        for path in self._paths():
-            if path not in kept:
-                files.delete_dir(path)
+
+        def copy() -> None:
+            files, root = open_uri(self._uri)
+            target = f"{root}/epoch-{epoch:06d}"
+            files.create_dir(target, recursive=True)
+            # Threads that copy may wait for each other for ever where parts are sent behind them.
+            threads = isinstance(files, fs.LocalFileSystem)
+            fs.copy_files(str(folder), target, fs.LocalFileSystem(), files, use_threads=threads)
+            with files.open_output_stream(f"{target}/{COMPLETE}") as marker:
+                marker.write(b"")
+
+        patiently(self._uri, copy)
+        self.purge({epoch, epoch if best is None else best})
 
     def purge(self, kept: Collection[int] = ()) -> None:
-        """Forgets all of them but those of the epochs `kept`."""
-        files, root = open_uri(self._uri)
-        spared = {f"{root}/epoch-{epoch:06d}" for epoch in kept}
-        for path in self._paths():
-            if path not in spared:
-                files.delete_dir(path)
+        """Forgets all of them but those of the epochs `kept`.
+
+        Raises:
+            OSError: they cannot be deleted.
+        """
+
+        def delete() -> None:
+            files, root = open_uri(self._uri)
+            spared = {f"{root}/epoch-{epoch:06d}" for epoch in kept}
+            for path in _folders(files, root):
+                if path not in spared:
+                    files.delete_dir(path)
+
+        patiently(self._uri, delete)
 
     @contextmanager
     def last(self) -> Iterator[Path | None]:
-        """A local folder with the last checkpoint, while in use; None if there is none."""
-        files, _ = open_uri(self._uri)
-        complete = [
-            path
-            for path in self._paths()
-            if files.get_file_info(f"{path}/{COMPLETE}").type == fs.FileType.File
-        ]
-        if not complete:
-            yield None
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            fs.copy_files(complete[-1], folder, files, fs.LocalFileSystem())
-            yield Path(folder)
+        """A local folder with the last checkpoint, while in use; None if there is none.
 
-    def _paths(self) -> list[str]:
-        """The folders of all checkpoints, oldest first, complete or not."""
-        files, root = open_uri(self._uri)
-        found = files.get_file_info(fs.FileSelector(root, allow_not_found=True))
-        return sorted(f.path for f in found if re.fullmatch(r"epoch-\d{6}", f.base_name))
+        Raises:
+            OSError: it cannot be read.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+
+            def copy() -> bool:
+                files, root = open_uri(self._uri)
+                for path in reversed(_folders(files, root)):
+                    if files.get_file_info(f"{path}/{COMPLETE}").type == fs.FileType.File:
+                        fs.copy_files(path, folder, files, fs.LocalFileSystem())
+                        return True
+                return False
+
+            yield Path(folder) if patiently(self._uri, copy) else None
+
+
+def _folders(files: fs.FileSystem, root: str) -> list[str]:
+    """The folders of all checkpoints, oldest first, complete or not."""
+    found = files.get_file_info(fs.FileSelector(root, allow_not_found=True))
+    return sorted(f.path for f in found if re.fullmatch(r"epoch-\d{6}", f.base_name))
 
 
 class Winner:

@@ -11,7 +11,7 @@ from typing import NoReturn, TypeVar
 import tyro
 
 from nflab.config import C, Config, ConfigError, SweepConfig, flat, load, replace
-from nflab.interrupts import Interrupted, raise_on_interrupt
+from nflab.interrupts import BudgetReached, Interrupted, raise_on_interrupt
 from nflab.recipes import RECIPES, space_of
 from nflab.validate import known, validate
 
@@ -21,7 +21,8 @@ _PRINT = "--print-config"
 
 _CONFIG_HELP = """--recipe NAME starts from a recipe; --print-config shows all settings and sources.
 --config FILE repeats a recorded configuration; flags given beside it win.
---resume NAME continues a run that was interrupted, with the configuration it was started with."""
+--resume NAME continues a run that was interrupted, with the configuration it was started with;
+of a sweep or grid --max-cost may be another."""
 
 
 def main(
@@ -33,8 +34,8 @@ def main(
 ) -> None:
     """Runs an experiment with the configuration that the command line says.
 
-    A configuration that cannot be run ends the process with exit code 2 and one sentence; Ctrl-C
-    and SIGTERM end it with 130 and the way to resume.
+    A configuration that cannot be run ends the process with exit code 2 and one sentence; Ctrl-C,
+    SIGTERM and a budget that is spent end it with 130 and the way to resume.
 
     Args:
         kind: Config, or SweepConfig for a search.
@@ -57,6 +58,8 @@ def main(
     except Interrupted as interrupted:
         storage = f" --storage {config.run.storage}" if config.run.storage else ""
         command = f"python {sys.argv[0]} --resume {interrupted}{storage}"
+        if isinstance(interrupted, BudgetReached):
+            _end(f"{interrupted.told}; to go on: {command} --max-cost USD", 130)
         _end(f"interrupted; to go on: {command}", 130)
     except KeyboardInterrupt:
         _end("interrupted before anything was started", 130)
@@ -177,7 +180,8 @@ def sources(config: Config) -> str:
 
 def _refuse_changes(stored: Config, config: Config) -> None:
     old, new = flat(stored), flat(config)
-    changes = [f"{key} {old[key]} -> {new[key]}" for key in old if old[key] != new[key]]
+    changed = [key for key in old if key != "max_cost" and old[key] != new[key]]
+    changes = [f"{key} {old[key]} -> {new[key]}" for key in changed]
     if changes:
         raise ConfigError(
             f"{stored.run.name!r} cannot be resumed with another configuration "

@@ -193,6 +193,12 @@ class SearchConfig:
 
     trials: int = 20
     """Configurations to try."""
+    dry_run: bool = False
+    """Say what the search would take in time, and in money where machines have a price; run
+    nothing."""
+    max_cost: Annotated[float | None, _float_or("none")] = None
+    """USD at which to stop, by the prices of nflab/prices.csv: running trials end with their next
+    epoch, and --resume NAME --max-cost MORE goes on. Training alone is counted."""
     searched: Annotated[tuple[str, ...], tyro.conf.Suppress] = (
         "clipping",
         "batch_size",
@@ -227,7 +233,11 @@ class GridConfig:
     seeds: int = 2
     """How many seeds to repeat everything with, from --seed on."""
     dry_run: bool = False
-    """List what would run and what it would cost in time; run nothing."""
+    """List what would run and what it would take in time, and in money where machines have a price;
+    run nothing."""
+    max_cost: Annotated[float | None, _float_or("none")] = None
+    """USD at which to stop, by the prices of nflab/prices.csv: running cells end with their next
+    epoch, and --resume NAME --max-cost MORE goes on. Training alone is counted."""
     force: bool = False
     """Run again what has a result; the new one takes the old one's place."""
 

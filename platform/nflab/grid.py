@@ -25,9 +25,10 @@ from nflab.checkpoints import NO_RIVALS, Checkpoints, Winner
 from nflab.classifier import WEIGHTS
 from nflab.cluster import Placement
 from nflab.config import Config, ConfigError, GridOfConfigs, flat, from_json, replace, to_json
+from nflab.costs import Budget, sentences, spent, totals
 from nflab.data import example_image, load_dataset
 from nflab.files import is_local, read_bytes
-from nflab.interrupts import Interrupted, ignore_interrupts
+from nflab.interrupts import BudgetReached, Interrupted, ignore_interrupts
 from nflab.ledger import Proposal
 from nflab.notes import grid_note
 from nflab.outbox import Outbox
@@ -35,7 +36,7 @@ from nflab.plan import show_plan
 from nflab.progress import SweepProgress, console, describe
 from nflab.record import RunRecord, dataset_entry
 from nflab.session import Session, open_session
-from nflab.tracking import DONE, Outcome, has_ended, last_epoch, one_each
+from nflab.tracking import DONE, Outcome, as_text, has_ended, last_epoch, one_each
 from nflab.tune import run_trials
 
 _ELSEWHERE = ("name", "tracking_uri", "storage", "recipe", "diagnostics")
@@ -68,10 +69,20 @@ class Cell:
 class Grid:
     """Cells that are run and read back, as children of one run in MLflow."""
 
-    def __init__(self, session: Session[Any], outbox: Outbox, parent: str, force: bool) -> None:
+    def __init__(
+        self,
+        session: Session[Any],
+        outbox: Outbox,
+        parent: str,
+        budget: Budget,
+        force: bool = False,
+    ) -> None:
         self._session, self._outbox, self._force = session, outbox, force
+        self._budget = budget
         self.parent, self.tracker = parent, session.tracker
         self.has_results = False
+        self.stopped = False
+        """Whether cells were not run, or not to their end, because the budget was reached."""
 
     def run(
         self, base: Config, cells: Sequence[dict[str, Any]], keep_weights: bool = False
@@ -84,13 +95,24 @@ class Grid:
             keep_weights: whether every cell's weights are needed, not the best one's alone.
 
         Returns:
-            a row for each cell, in order (see `Tracker.cells`); a failed one has no `test_top1`.
+            a row for each cell, in order (see `Tracker.cells`); one that failed, or was stopped or
+            not begun because of the budget, has no `test_top1`.
+
+        Raises:
+            BudgetReached: no cell has a result.
         """
         session = self._session
         run_uri, storage = session.config.run.tracking_uri, session.config.run.storage
         base = replace(_common(base), tracking_uri=run_uri, storage=storage)
         ledger = CellLedger(
-            session, self._outbox, self.parent, base, cells, self._force, keep_weights
+            session,
+            self._outbox,
+            self.parent,
+            base,
+            cells,
+            self._force,
+            keep_weights,
+            self._budget,
         )
         done = len(cells) - ledger.missing
         console().print(
@@ -100,9 +122,9 @@ class Grid:
         if base.run.diagnostics and done:
             console().print(f"{done} cells keep what they recorded: --force records diagnostics")
         try:
-            if ledger.missing:
+            if ledger.missing and not self._budget.reached:
                 progress = SweepProgress(len(cells), done, base.schedule.epochs, "cell")
-                run_trials(base, session.placement, session.folder, ledger, progress)
+                run_trials(base, session.placement, session.local_folder, ledger, progress)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 ignore_interrupts()
@@ -111,7 +133,16 @@ class Grid:
             raise
         ledger.release()
         self.has_results |= bool(ledger.rows.outcome.isin(DONE).any())
-        return ledger.rows
+        unfinished = ledger.rows.outcome.isin(["missing", "interrupted"]).any()
+        if unfinished and self._budget.reached:
+            self.stopped = True
+            if not self.has_results:
+                raise self.budget_reached()
+        return _with_settings(ledger.rows, ledger.cells)
+
+    def budget_reached(self) -> BudgetReached:
+        """What tells a person that the grid was stopped, and how to go on."""
+        return BudgetReached(self._session.name, str(self._budget))
 
     def attach(self, name: str, text: str) -> None:
         """Stores text with the grid's run, as a file called `name`."""
@@ -144,10 +175,19 @@ class Grid:
         for path in (*figures, folder / "cells.csv"):
             self._outbox.put_file(self.parent, path.name, functools.partial(shutil.copy, path))
         names = [path.name for path in figures]
+        total = totals(self._outbox.read(lambda: self.tracker.children(self.parent)))
+        when = int(time.time() * 1000)
+        self._outbox.put("log", self.parent, metrics=total, step=0, when=when)
+        costs = [*sentences(total), *([f"Stopped: {self._budget}."] if self.stopped else [])]
+        for sentence in costs:
+            console().print(sentence, markup=False)
         config, experiment = session.config.base(), self.tracker.experiment
-        note = grid_note(experiment, self.parent, config, table, found, names)
+        note = grid_note(experiment, self.parent, config, table, [*found, *costs], names)
         self._outbox.put("describe", self.parent, text=note)
-        self._outbox.read(lambda: self._keep_best(table))
+        if self.stopped:  # a better one may yet come
+            self._outbox.drain()
+        else:
+            self._outbox.read(lambda: self._keep_best(table))
         return figures
 
     def _keep_best(self, table: pd.DataFrame) -> None:
@@ -179,7 +219,7 @@ def open_grid(config: GridOfConfigs, experiment: str) -> Iterator[Grid]:
 
     Raises:
         ConfigError: a store or the cluster cannot be used.
-        Interrupted: Ctrl-C or SIGTERM.
+        Interrupted: Ctrl-C or SIGTERM, or its budget is reached.
     """
     if config.grid.dry_run:
         with suppress(_Listed):
@@ -199,11 +239,21 @@ def open_grid(config: GridOfConfigs, experiment: str) -> Iterator[Grid]:
         outbox.put("reopen", parent)
         outbox.put("add_text", parent, text=to_json(session.config), file="config.json")
         outbox.put("log_dataset", parent, **dataset_entry(session.config))
-        grid = Grid(session, outbox, parent, config.grid.force)
+        run_id = parent
+        spent_before = outbox.read(lambda: spent(tracker.children(run_id)))
+        budget = Budget(config.grid.max_cost, spent_before)
+        grid = Grid(session, outbox, parent, budget, config.grid.force)
         yield grid
+        if grid.stopped:
+            raise grid.budget_reached()
         if not grid.has_results:
             raise ConfigError("every cell failed: what follows `logs:` above says where to look")
         outcome = "finished"
+    except BudgetReached as reached:
+        outcome = "interrupted"
+        if parent is not None and not grid.has_results:
+            outbox.put("describe", parent, text=f"Stopped: {reached.told}.")
+        raise
     except KeyboardInterrupt:
         ignore_interrupts()
         outcome = "interrupted"
@@ -234,6 +284,13 @@ class _DryRun(Grid):
         if experiment in archive.experiments():
             self._known = archive.rows(experiment).dropna(subset="cell")
         self._config = config
+        self._budget = Budget(config.grid.max_cost)
+        name = config.run.name or experiment
+        before = archive.recorded(experiment) if experiment in archive.experiments() else []
+        for run in before:
+            if run.name == name and run.parent is None:
+                children = archive.family(run)[1:]
+                self._budget.add(sum(child.metrics.get("cost_usd", 0.0) for child in children))
 
     def run(
         self, base: Config, cells: Sequence[dict[str, Any]], keep_weights: bool = False
@@ -241,8 +298,9 @@ class _DryRun(Grid):
         configs = [replace(_common(base), **settings) for settings in cells]
         found = rows_of([Cell(config) for config in configs], self._known)
         outcomes = ["again" if self._config.grid.force else o for o in found.outcome]
-        placement: Placement = cluster.foresee(self._config.scale)
-        show_plan(cells, configs, outcomes, self._known, placement)
+        priced = self._budget.limit is not None
+        placement: Placement = cluster.foresee(self._config.scale, priced)
+        show_plan(cells, configs, outcomes, self._known, placement, self._budget)
         finals = getattr(self._config, "finals", None)
         if finals is not None and finals.finalists:
             more = (finals.finalists + 1) * finals.final_seeds
@@ -262,13 +320,16 @@ class CellLedger:
         settings: Sequence[dict[str, Any]],
         force: bool = False,
         keep_weights: bool = False,
+        budget: Budget | None = None,
     ) -> None:
         """Closes what an earlier process left running.
 
         Args:
             force: let the results that there are be superseded.
             keep_weights: keep every cell's checkpoint, not the best one's alone.
+            budget: what the grid may cost, with what it has cost before.
         """
+        self.budget = budget or Budget()
         self._session, self._tracker, self._parent = session, session.tracker, parent
         self._outbox, self._keep_weights = outbox, keep_weights
         self._settings = list(settings)
@@ -344,7 +405,7 @@ class CellLedger:
 
     def reported(self, number: int, metrics: dict[str, Any]) -> bool:
         """Writes down an epoch's metrics, once; no cell is ever cut."""
-        self._records[number].report(metrics)
+        self.budget.add(self._records[number].report(metrics))
         return False
 
     def ended(
@@ -374,6 +435,19 @@ def _common(base: Config) -> Config:
     # Workers run in folders of their own.
     dataset = locations.absolute(base.data.dataset)
     return replace(base, name=None, tracking_uri=None, storage=None, dataset=dataset)
+
+
+def _with_settings(rows: pd.DataFrame, cells: Sequence[Cell]) -> pd.DataFrame:
+    """`rows`, with the settings of cells that were never begun, which no run tells."""
+    if not (rows.outcome == "missing").any():
+        return rows
+    told = [
+        {**row, **{key: as_text(value) for key, value in flat(cell.config).items()}}
+        if row["outcome"] == "missing"
+        else row
+        for row, cell in zip(rows.to_dict("records"), cells, strict=True)
+    ]
+    return pd.DataFrame(told)
 
 
 def rows_of(cells: Sequence[Cell], runs: pd.DataFrame) -> pd.DataFrame:

@@ -9,6 +9,15 @@ class Interrupted(Exception):
     """A run was stopped by Ctrl-C or SIGTERM; the message is its name."""
 
 
+class BudgetReached(Interrupted):
+    """A sweep or grid has spent what it may."""
+
+    def __init__(self, name: str, told: str) -> None:
+        """`told` says what was spent."""
+        super().__init__(name)
+        self.told = told
+
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 
 from nflab.checkpoints import Checkpoints, Winner
 from nflab.config import SweepConfig, replace
+from nflab.costs import Budget
 from nflab.outbox import Outbox
 from nflab.progress import describe
 from nflab.recipes import space_of
@@ -46,6 +47,9 @@ class Proposal:
 
 class Ledger(Protocol):
     """What is to be trained, and what has become of it."""
+
+    budget: Budget
+    """What all of it may cost; each report adds what it cost."""
 
     @property
     def missing(self) -> int:
@@ -80,6 +84,12 @@ def trial_folder(sweep_folder: str, number: int) -> str:
     return f"{sweep_folder}/trials/{number:04d}"
 
 
+def first_rung(config: SweepConfig) -> int:
+    """Epochs that every trial trains before it may be cut: never before the warm-up is over."""
+    epochs = config.schedule.epochs
+    return min(epochs, max(epochs // 4, int(config.schedule.warmup_epochs) + 1))
+
+
 class TrialLedger:
     """Proposes trials and writes down what becomes of them."""
 
@@ -93,6 +103,7 @@ class TrialLedger:
         parent: str,
         tags: dict[str, str],
         samples_per_epoch: int,
+        budget: Budget | None = None,
     ) -> None:
         """Opens the study at `study_url`, or makes it; trials that were under way wait again.
 
@@ -101,15 +112,16 @@ class TrialLedger:
             parent: MLflow's run of the sweep.
             tags: what every trial's run is tagged with.
             samples_per_epoch: the fewest images that any batch size trains on in an epoch.
+            budget: what the sweep may cost, with what it has cost before.
         """
+        self.budget = budget or Budget()
         self._config, self._folder = config, folder
         self._tracker, self._outbox = tracker, outbox
         self._parent, self._tags = parent, tags
         self._space = space_of(config)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        # Rungs in samples seen, the same for every batch size; none before the warm-up is over.
-        epochs = config.schedule.epochs
-        grace = min(epochs, max(epochs // 4, int(config.schedule.warmup_epochs) + 1))
+        # Rungs in samples seen, the same for every batch size.
+        grace = first_rung(config)
         self._storage = RDBStorage(study_url)
         self._study = optuna.create_study(
             study_name=config.run.name,
@@ -178,7 +190,7 @@ class TrialLedger:
     def reported(self, number: int, metrics: dict[str, Any]) -> bool:
         """Writes down an epoch's metrics, once; returns whether the trial is to be cut."""
         trial = self._open[number]
-        self._records[number].report(metrics)
+        self.budget.add(self._records[number].report(metrics))
         if metrics["outcome"] != "running" and metrics["outcome"] != "finished":
             return False
         step = metrics["samples_seen"]

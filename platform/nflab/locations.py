@@ -1,10 +1,11 @@
 """Where results go, as absolute addresses that mean the same in every process of a run."""
 
 import os
+import re
 from pathlib import Path
 from typing import TypeVar
 
-from nflab.config import RunConfig
+from nflab.config import ConfigError, RunConfig
 
 T = TypeVar("T", str, str | None)
 
@@ -16,8 +17,18 @@ def checkout() -> Path:
 
 
 def tracking_uri(run: RunConfig) -> str:
-    """MLflow's store or server: the configuration's, the environment's, or the checkout's file."""
+    """MLflow's store or server: the configuration's, the environment's, or the checkout's file.
+
+    Raises:
+        ConfigError: it holds a password.
+    """
     given = run.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    _refuse_password(
+        given,
+        "the tracking store",
+        "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; a database has its own file, "
+        "such as ~/.pgpass",
+    )
     if given is None:
         return f"sqlite:///{checkout() / 'mlflow.db'}"
     file = given.removeprefix("sqlite:///")
@@ -27,9 +38,24 @@ def tracking_uri(run: RunConfig) -> str:
 
 
 def storage(run: RunConfig) -> str:
-    """Folder or URI of checkpoints and results, likewise."""
+    """Folder or URI of checkpoints and results, likewise.
+
+    Raises:
+        ConfigError: it holds a key.
+    """
     given = run.storage or os.environ.get("NFLAB_STORAGE") or str(checkout() / "runs")
+    _refuse_password(given, "the storage", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     return given if "://" in given else str(Path(given).resolve())
+
+
+def _refuse_password(uri: str | None, what: str, instead: str) -> None:
+    """Addresses are recorded with every run, and shown."""
+    secret = r"[^/?#]*:[^/?#]*@|[^?#]*\?(.*&)?(password|passwd|secret\w*|\w+_key)="
+    if uri is not None and re.match(rf"[\w+.-]+://({secret})", uri, re.IGNORECASE):
+        raise ConfigError(
+            f"the address of {what} holds a password, which every run would record: leave it out "
+            f"and {instead}"
+        )
 
 
 def absolute(word: T) -> T | str:

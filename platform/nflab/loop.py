@@ -34,8 +34,9 @@ def train(config: Config, worker: Worker) -> None:
     """Trains one configuration and reports after each epoch.
 
     Metrics of an epoch: `epoch` (1-based), `train_loss`, `val_loss`, `val_top1` and `val_top5`
-    (percent), `learning_rate` (of the last step), `images_per_second`, `seconds` and `samples_seen`
-    (since the start), `clipped_fraction/<layer group>`, and `outcome`: "running", then "finished"
+    (percent), `learning_rate` (of the last step), `images_per_second`, `seconds`, `samples_seen`
+    and, where the machines have a price, `cost_usd` (since the start, with what earlier processes
+    took), `clipped_fraction/<layer group>`, and `outcome`: "running", then "finished"
     with `test_loss`, `test_top1` and `test_top5`, or "diverged" as soon as a loss is not finite
     (its val_top1 is 0: a diverged network classifies nothing).
 
@@ -86,6 +87,7 @@ def train(config: Config, worker: Worker) -> None:
     if config.run.diagnostics:
         diagnostics = Diagnostics(model, optimizer, config.schedule.epochs * steps_per_epoch)
     ahead = loaders(config, dataset, worker)
+    usd_per_hour = _price_of_all(worker)
 
     for epoch in range(history[-1]["epoch"] if history else 0, config.schedule.epochs):
         started = time.monotonic()
@@ -137,7 +139,9 @@ def train(config: Config, worker: Worker) -> None:
         if finite:
             metrics |= evaluate(config, evaluated, dataset, "val", worker)
         earlier = history[-1].get("seconds", 0.0) if history else 0.0
-        metrics["seconds"] = earlier + time.monotonic() - started
+        seconds = time.monotonic() - started
+        metrics["seconds"] = earlier + seconds
+        metrics |= _cost(history, seconds, usd_per_hour)
         # The last step of an epoch may be what broke the network.
         if not finite or not math.isfinite(metrics["val_loss"]):
             worker.report({**metrics, "outcome": "diverged", "val_top1": 0.0})
@@ -195,6 +199,23 @@ def _sum_over_workers(value: Tensor, worker: Worker) -> float:
     return float(total)
 
 
+def _price_of_all(worker: Worker) -> float | None:
+    """What all workers together cost an hour, in USD; None if that of one is not known."""
+    own = math.nan if worker.usd_per_hour is None else worker.usd_per_hour
+    price = _sum_over_workers(torch.tensor(own, dtype=torch.float64, device=worker.device), worker)
+    return None if math.isnan(price) else price
+
+
+def _cost(
+    history: list[dict[str, Any]], seconds: float, usd_per_hour: float | None
+) -> dict[str, float]:
+    """`cost_usd` after another epoch; nothing if it is not known and never was."""
+    earlier = history[-1].get("cost_usd") if history else None
+    if usd_per_hour is not None:
+        return {"cost_usd": (earlier or 0.0) + seconds * usd_per_hour / 3600}
+    return {} if earlier is None else {"cost_usd": earlier}
+
+
 def _save(
     folder: Path,
     config: Config,
@@ -234,7 +255,13 @@ def _load(
     device: torch.device,
 ) -> list[dict[str, Any]]:
     """Restores what `_save` wrote; returns the metrics of each epoch so far."""
-    state = torch.load(folder / "state.pt", map_location=device, weights_only=True)
+    try:
+        state = torch.load(folder / "state.pt", map_location=device, weights_only=True)
+    except Exception:  # torch advises to trust the file
+        raise ValueError(
+            "state.pt of the last checkpoint is damaged or holds more than tensors and numbers, of "
+            "which nothing was executed: delete that checkpoint to go on from the one before it"
+        ) from None
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     if ema is not None:

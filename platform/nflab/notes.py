@@ -94,7 +94,7 @@ def sweep_note(
     trials: pd.DataFrame,
     shares: Mapping[str, Importance],
     judged: pd.DataFrame,
-    finals: Sequence[str],
+    more: Sequence[str],
     figures: Iterable[str],
 ) -> str:
     """What a sweep asked and found.
@@ -104,7 +104,7 @@ def sweep_note(
         trials: a row each, the best first (see `Tracker.trials`).
         shares: how much each searched setting mattered.
         judged: the trials that these rest on.
-        finals: what repeating the best over fresh seeds says, in sentences.
+        more: what repeating the best over fresh seeds says, and what all cost, in sentences.
         figures: names of its figures among its artifacts.
     """
     searched = [f"{_words(key)} ({space.describe(key)})" for key in config.search.searched]
@@ -132,7 +132,7 @@ def sweep_note(
         )
     else:
         found.append("Too few different results to say which setting mattered.")
-    return _note("agc_sweep", asked, [*found, *finals], run_id, figures)
+    return _note("agc_sweep", asked, [*found, *more], run_id, figures)
 
 
 def grid_note(

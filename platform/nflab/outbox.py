@@ -137,7 +137,7 @@ class Outbox:
         return True
 
     def close(self) -> None:
-        """Ends the thread, after the request that is on its way; what was not sent stays on disk."""
+        """Ends the thread, after the request on its way; what was not sent stays on disk."""
         with self._changed:
             self._closed = True
             self._log.close()

@@ -41,7 +41,7 @@ def finals(best: list[dict[str, Any]], found: Findings, config: Any, grid: Grid)
     Args:
         best: settings without seeds, the best first.
     """
-    if not config.finals.finalists:
+    if not config.finals.finalists or grid.stopped:
         return found
     settled = run_finals(grid, config.base(), best[: config.finals.finalists], config.finals)
     console().print("Finals, over fresh seeds:", *settled.text, sep="\n  ", markup=False)

@@ -53,6 +53,10 @@ class TrainingProgress:
     def __init__(self, epochs: int) -> None:
         self._epochs = epochs
 
+    def say(self, sentence: str) -> None:
+        """Prints a sentence."""
+        console().print(sentence, markup=False)
+
     def reported(self, metrics: dict[str, Any]) -> None:
         """Prints what a run reports of an epoch of training."""
         if "train_loss" in metrics:
@@ -92,6 +96,10 @@ class SweepProgress:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+
+    def say(self, sentence: str) -> None:
+        """Prints a sentence above the table."""
+        self._console.print(sentence, markup=False)
 
     def started(self, number: int, settings: dict[str, Any]) -> None:
         """A trial begins."""

@@ -41,16 +41,23 @@ class RunRecord:
         self._clipping = config.optimizer.clipping
         self._trace: dict[int, Trace] = {}
         self._epoch = -1 if epoch is None else epoch
+        self._cost = 0.0
         outbox.put("reopen", run)
         params = {key: as_text(value) for key, value in flat(config).items()}
         outbox.put("log_params", run, params=params)
         outbox.put("log_dataset", run, **dataset_entry(config))
         outbox.put("add_text", run, text=to_json(config), file="config.json")
 
-    def report(self, metrics: dict[str, Any]) -> None:
+    def report(self, metrics: dict[str, Any]) -> float:
         """Writes down what a run reports of an epoch, unless it stands there already, and how far
-        the run has come."""
+        the run has come.
+
+        Returns:
+            USD that the epoch cost, as far as it is known; 0 if it stood there already.
+        """
         epoch = metrics["epoch"]
+        before, self._cost = self._cost, metrics.get("cost_usd", 0.0)
+        spent = self._cost - before if epoch > self._epoch else 0.0
         if "agc" in metrics:
             self._trace[epoch] = metrics["agc"]
         self._outbox.put(
@@ -62,6 +69,7 @@ class RunRecord:
             outcome=metrics["outcome"],
         )
         self._epoch = max(self._epoch, epoch)
+        return spent
 
     def finish(self, outcome: Outcome, error: str | None = None) -> None:
         """Writes down how the run ended, and why if it failed."""

@@ -18,7 +18,7 @@ from nflab.training import run_training
 from nflab.validate import validate
 from nflab.worker import Worker
 
-TIMES = ("seconds", "images_per_second")
+TIMES = ("seconds", "images_per_second", "cost_usd")
 """Metrics that no repetition repeats."""
 
 
@@ -71,7 +71,7 @@ def replay(run_id: str, uri: str, storage: str) -> Replay:
 
 def _config(archive: Archive, recorded: Recorded) -> Config:
     with archive.artifact(recorded.run_id, "config.json") as file:
-        text = None if file is None else file.read_text(encoding="utf-8")
+        text = None if file is None else file.read_text(encoding="utf-8", errors="replace")
     if text is None:
         raise ConfigError(f"run {recorded.run_id} ({recorded.name}) has no config.json to repeat")
     try:

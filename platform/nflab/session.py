@@ -9,7 +9,7 @@ from typing import IO, Generic
 
 from nflab import cluster, locations
 from nflab.cluster import Placement
-from nflab.config import C, Config, ConfigError, RunConfig, from_json, replace, to_json
+from nflab.config import C, Config, ConfigError, RunConfig, flat, from_json, replace, to_json
 from nflab.data import load_dataset
 from nflab.files import open_uri, read_text, write_text
 from nflab.interrupts import interrupts_deferred
@@ -60,7 +60,8 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
         resume: whether to continue the run called `config.run.name`; else the name must be new.
 
     Raises:
-        ConfigError: the name exists, a store or the cluster cannot be used, or is too small.
+        ConfigError: the name exists, a store or the cluster cannot be used, or is too small, or a
+            budget is given and the machines have no price.
     """
     name = config.run.name or f"{experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
     storage, uri = locations.storage(config.run), locations.tracking_uri(config.run)
@@ -90,7 +91,8 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
             f"{name!r} exists: continue it with --resume {name}, or choose another --name"
         )
     with interrupts_deferred():
-        placement = cluster.connect(config.scale)
+        priced = flat(config).get("max_cost") is not None
+        placement = cluster.connect(config.scale, priced)
     dataset = load_dataset(config)
     tags = {
         **code_tags(),
@@ -113,7 +115,7 @@ def stored_config(kind: type[C], name: str, storage: str | None) -> C:
     """
     where = locations.storage(RunConfig(storage=storage))
     try:
-        text = read_text(_config_file(f"{where}/{name}"))
+        text = read_text(_config_file(f"{where}/{name}"), patience=0)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read the storage {where}: {error}") from None
     if text is None:
@@ -138,7 +140,7 @@ def _experiment_file(folder: str) -> str:
 def _check_writable(storage: str) -> None:
     probe = f"{storage}/.writable-{time.time_ns()}"
     try:
-        write_text(probe, "")
+        write_text(probe, "", patience=0)
         files, path = open_uri(probe)
         files.delete_file(path)
     except (OSError, ValueError) as error:

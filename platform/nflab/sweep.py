@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from nflab import figures
 from nflab.ablations.findings import Findings
 from nflab.checkpoints import Checkpoints
 from nflab.config import SweepConfig, flat, to_json
+from nflab.costs import Budget, sentences, spent, totals
 from nflab.data import example_image, load_dataset
 from nflab.files import is_local
 from nflab.finals import run_finals
 from nflab.grid import Grid
 from nflab.importances import Importance, importances, judged, setting
-from nflab.interrupts import Interrupted, ignore_interrupts
+from nflab.interrupts import BudgetReached, Interrupted, ignore_interrupts
 from nflab.ledger import METRIC, TrialLedger, trial_folder
 from nflab.notes import sweep_note
 from nflab.outbox import Outbox
@@ -33,6 +35,7 @@ from nflab.tune import run_trials
 class SweepResult:
     """What a sweep found, as MLflow recorded it."""
 
+    name: str
     trials: pd.DataFrame
     """One row a trial, best first (see `Tracker.trials`); `val_top1` and `test_top1` in percent."""
     importances: dict[str, Importance]
@@ -41,6 +44,10 @@ class SweepResult:
     """Trials that the importances rest on."""
     finals: list[str]
     """What repeating the best settings over fresh seeds says, in sentences; empty without."""
+    costs: list[str]
+    """What it cost and what pruning saved, in sentences."""
+    stopped: str | None
+    """What was spent, in words, if the sweep was stopped at its budget."""
     folder: Path
     """Where the figures and the table are."""
     run_id: str
@@ -74,7 +81,8 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
         outbox.put("add_text", parent, text=to_json(config), file="config.json")
         outbox.put("add_text", parent, text=json.dumps(session.class_names), file="classes.json")
         outbox.put("log_dataset", parent, **dataset_entry(config))
-        outbox.drain()
+        spent_before = outbox.read(lambda: spent(tracker.children(run_id)))
+        budget = Budget(config.search.max_cost, spent_before)
         ledger = TrialLedger(
             config,
             session.folder,
@@ -84,6 +92,7 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
             parent,
             session.tags,
             _samples_per_epoch(config),
+            budget,
         )
         missing = ledger.missing
         done = f" ({planned - missing} done)" if missing < planned else ""
@@ -91,10 +100,13 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
             f"sweep {session.name}: {planned} trials{done} of {config.schedule.epochs} epochs, "
             f"{session.placement}"
         )
-        if missing:
+        if missing and not budget.reached:
             progress = SweepProgress(planned, planned - missing, config.schedule.epochs)
-            run_trials(config.base(), session.placement, session.folder, ledger, progress)
-        return outbox.read(lambda: _conclude(session, run_id, outbox))
+            run_trials(config.base(), session.placement, session.local_folder, ledger, progress)
+        stopped = budget.reached and ledger.missing > 0
+        if stopped:
+            ledger.release()
+        return outbox.read(lambda: _conclude(session, run_id, outbox, budget, stopped))
     except KeyboardInterrupt:
         _stop(tracker, parent, ledger, outbox, "interrupted")
         raise Interrupted(session.name) from None
@@ -132,8 +144,14 @@ def _samples_per_epoch(config: SweepConfig) -> int:
     return min(size // batch_size * batch_size for batch_size in batch_sizes)
 
 
-def _conclude(session: Session[SweepConfig], parent: str, outbox: Outbox) -> SweepResult:
-    """Reads back what was recorded, draws it, and stores the answer with the parent run."""
+def _conclude(
+    session: Session[SweepConfig], parent: str, outbox: Outbox, budget: Budget, stopped: bool
+) -> SweepResult:
+    """Reads back what was recorded, draws it, and stores the answer with the parent run.
+
+    Args:
+        stopped: whether the budget was reached before all trials had come to their end.
+    """
     config, tracker = session.config, session.tracker
     trials = tracker.trials(parent)
     for metric in (METRIC, "test_top1"):  # no trial may have come to one
@@ -158,7 +176,12 @@ def _conclude(session: Session[SweepConfig], parent: str, outbox: Outbox) -> Swe
     )
     figures.draw_learning_curves(curves, folder / "learning_curves.png", f"Learning curves: {size}")
     trials.to_csv(folder / "trials.csv", index=False)
-    settled = _finals(session, parent, outbox, trials)
+    settled = None
+    if config.finals.finalists and not stopped:
+        grid = Grid(session, outbox, parent, budget)
+        with suppress(BudgetReached):  # before any of them has a result
+            settled = _finals(grid, session, trials)
+        stopped = grid.stopped
     if settled is not None:
         for name, draw in settled.drawings.items():
             draw(folder / f"{name}.png")
@@ -169,6 +192,7 @@ def _conclude(session: Session[SweepConfig], parent: str, outbox: Outbox) -> Swe
     best = trials.iloc[0]
     if best.outcome == "finished":
         tracker.log(parent, {key: float(best[key]) for key in ("val_top1", "test_top1")}, 0)
+    if best.outcome == "finished" and not stopped:  # a better one may yet come
         checkpoints = Checkpoints.of_run(trial_folder(session.folder, best.number))
         with checkpoints.last() as checkpoint:
             if checkpoint is not None:
@@ -180,25 +204,26 @@ def _conclude(session: Session[SweepConfig], parent: str, outbox: Outbox) -> Swe
                     f"{config.model.model}, best trial of the sweep {session.name}: {best['name']}",
                 )
     names = [path.name for path in drawn]
-    tracker.describe(parent, sweep_note(parent, config, space, trials, shares, told, said, names))
+    total = totals(tracker.children(parent), config.schedule.epochs)
+    tracker.log(parent, total, 0)
+    costs = [*sentences(total), *([f"Stopped: {budget}."] if stopped else [])]
+    note = sweep_note(parent, config, space, trials, shares, told, [*said, *costs], names)
+    tracker.describe(parent, note)
     failed = bool((trials.outcome == "failed").all())
-    tracker.finish(parent, "failed" if failed else "finished")
-    return SweepResult(trials, shares, len(told), said, folder, parent)
+    outcome: Outcome = "interrupted" if stopped else "failed" if failed else "finished"
+    tracker.finish(parent, outcome)
+    halt = str(budget) if stopped else None
+    return SweepResult(session.name, trials, shares, len(told), said, costs, halt, folder, parent)
 
 
-def _finals(
-    session: Session[SweepConfig], parent: str, outbox: Outbox, trials: pd.DataFrame
-) -> Findings | None:
-    """The best settings repeated over fresh seeds, if that is asked for.
+def _finals(grid: Grid, session: Session[SweepConfig], trials: pd.DataFrame) -> Findings:
+    """The best settings repeated over fresh seeds.
 
     Args:
         trials: the best first.
     """
     finals, searched = session.config.finals, session.config.search.searched
-    if not finals.finalists:
-        return None
     finished = trials[trials.outcome == "finished"]
     best = finished.drop_duplicates(list(searched)).head(finals.finalists)
     settings = [{name: setting(name, row[name]) for name in searched} for _, row in best.iterrows()]
-    grid = Grid(session, outbox, parent, force=False)
     return run_finals(grid, session.config.base(), settings, finals)

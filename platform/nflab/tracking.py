@@ -54,6 +54,7 @@ METRICS = (
     "learning_rate",
     "images_per_second",
     "seconds",
+    "cost_usd",
     "clipped_fraction",
 )
 """What is recorded of a report."""
@@ -96,6 +97,11 @@ def connect(uri: str) -> MlflowClient:
 
 
 def _unusable(uri: str, error: Exception) -> ConfigError:
+    if isinstance(error, MlflowException) and error.error_code == "UNAUTHENTICATED":
+        return ConfigError(
+            f"the tracking store {uri} refuses the user and password: set MLFLOW_TRACKING_USERNAME "
+            "and MLFLOW_TRACKING_PASSWORD, or write them into ~/.mlflow/credentials"
+        )
     return ConfigError(f"cannot open the tracking store {uri}: {str(error).splitlines()[0]}")
 
 
@@ -358,6 +364,10 @@ class Tracker:
             parent=[run.data.tags[_PARENT] for run in found],
         )
 
+    def children(self, parent: str) -> pd.DataFrame:
+        """One row for each run below `parent`, likewise, those that were repeated too."""
+        return rows(self._search(f"tags.`{_PARENT}` = '{parent}'"))
+
     def attempts(self) -> Counter[str]:
         """How many runs of each cell there are, of any outcome."""
         return Counter(run.data.tags["cell"] for run in self._search("tags.cell != ''"))
@@ -415,7 +425,21 @@ def is_away(error: BaseException) -> bool:
         return error.error_code in _AWAY
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return error.response.status_code >= 500
-    return isinstance(error, requests.RequestException)
+    return isinstance(error, requests.RequestException) or _bucket_is_away(error)
+
+
+def _bucket_is_away(error: BaseException) -> bool:
+    """Whether the bucket that a local store's artifacts go to cannot be reached or answer now."""
+    # Of an upload boto3 raises an error of its own, whose context is the answer.
+    if type(error).__module__ == "boto3.exceptions" and error.__context__ is not None:
+        error = error.__context__
+    if type(error).__module__ != "botocore.exceptions":
+        return False
+    from botocore.exceptions import ClientError, ConnectionError, HTTPClientError  # an extra
+
+    if isinstance(error, ClientError):
+        return bool(error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500)
+    return isinstance(error, ConnectionError | HTTPClientError)
 
 
 def code_tags() -> dict[str, str]:

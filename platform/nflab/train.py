@@ -1,5 +1,6 @@
 """Training one configuration with Ray Train, on one to many workers."""
 
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -11,9 +12,9 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from nflab.checkpoints import Checkpoints
-from nflab.cluster import Placement
+from nflab.cluster import Placement, price_here
 from nflab.config import Config
-from nflab.logs import kept_log, without_trace
+from nflab.logs import kept_log
 from nflab.loop import train
 from nflab.worker import Worker
 
@@ -35,6 +36,7 @@ class _Job:
     """What every worker is told."""
 
     config: Config
+    placement: Placement
     folder: str
     task: Task
 
@@ -56,43 +58,47 @@ def fit(
     Raises:
         ray.train.TrainingFailedError: a worker raised an error, or was lost (see `first_error`).
     """
-    TorchTrainer(
-        _train_worker,
-        train_loop_config={"job": _Job(config, folder, task)},
-        torch_config=TorchConfig(backend="nccl" if placement.gpus_per_worker else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=placement.num_workers,
-            use_gpu=placement.gpus_per_worker > 0,
-            resources_per_worker=placement.per_worker,
-        ),
-        run_config=RunConfig(
-            # Ray Train would continue a run of a known name; the checkpoints do that here.
-            name=f"train-{time.time_ns()}",
-            storage_path=f"{folder}/ray",
-            callbacks=[callback],  # type: ignore[list-item]
-            failure_config=FailureConfig(max_failures=0),
-        ),
-    ).fit()
+    # Of Ray Train's own state nothing is needed again.
+    with tempfile.TemporaryDirectory(prefix="nflab-") as state:
+        TorchTrainer(
+            _train_worker,
+            train_loop_config={"job": _Job(config, placement, folder, task)},
+            torch_config=TorchConfig(backend="nccl" if placement.gpus_per_worker else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=placement.num_workers,
+                use_gpu=placement.gpus_per_worker > 0,
+                resources_per_worker=placement.per_worker,
+            ),
+            run_config=RunConfig(
+                # Ray Train would continue a run of a known name; the checkpoints do that here.
+                name=f"train-{time.time_ns()}",
+                storage_path=state,
+                callbacks=[callback],  # type: ignore[list-item]
+                failure_config=FailureConfig(max_failures=0),
+            ),
+        ).fit()
 
 
 def _train_worker(parameters: dict[str, _Job]) -> None:
     job, context = parameters["job"], ray.train.get_context()
     rank = context.get_world_rank()
 
-    def report(metrics: dict[str, Any]) -> None:
-        print(without_trace(metrics))
-        ray.train.report(metrics)
-
-    worker = Worker(
-        report=report,
-        rank=rank,
-        world_size=context.get_world_size(),
-        local_world_size=context.get_local_world_size(),
-        device=get_device(),
-        checkpoints=Checkpoints.of_run(job.folder),
-    )
     try:
-        with kept_log(f"{job.folder}/logs", rank):
+        with kept_log(f"{job.folder}/logs", rank) as log:
+
+            def report(metrics: dict[str, Any]) -> None:
+                log.report(metrics)
+                ray.train.report(metrics)
+
+            worker = Worker(
+                report=report,
+                rank=rank,
+                world_size=context.get_world_size(),
+                local_world_size=context.get_local_world_size(),
+                device=get_device(),
+                usd_per_hour=price_here(job.placement),
+                checkpoints=Checkpoints.of_run(job.folder),
+            )
             job.task(job.config, worker)
     except Exception:
         raise WorkerFailed(rank, time.time(), traceback.format_exc()) from None

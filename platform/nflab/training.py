@@ -23,6 +23,7 @@ from nflab.record import RunRecord
 from nflab.session import Session, open_session
 from nflab.tracking import Outcome
 from nflab.train import Task, first_error, fit
+from nflab.waiting import told_of_waiting
 
 POLL_SECONDS = 2.0
 """How often the reports of a training are fetched."""
@@ -82,18 +83,19 @@ def run_training(
             fit, config, session.placement, session.folder, _Listener(mail), task
         )
         reached: Outcome = "failed"
-        while True:
-            try:
-                training.result(timeout=POLL_SECONDS)
-            except NotYet:
-                pass
-            finally:
-                for metrics in mail.get_nowait_batch(mail.qsize()):
-                    record.report(metrics)
-                    progress.reported(metrics)
-                    reached = metrics["outcome"]
-            if training.done():
-                break
+        with told_of_waiting(progress.say):
+            while True:
+                try:
+                    training.result(timeout=POLL_SECONDS)
+                except NotYet:
+                    pass
+                finally:
+                    for metrics in mail.get_nowait_batch(mail.qsize()):
+                        record.report(metrics)
+                        progress.reported(metrics)
+                        reached = metrics["outcome"]
+                if training.done():
+                    break
         outcome = reached
         if outcome == "finished":
             outbox.read(lambda: _keep_model(session, run_id, registered=task is train))

@@ -1,6 +1,7 @@
 """Running a sweep's trials with Ray Tune; what they are and became stands in the ledger."""
 
 import dataclasses
+import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -10,53 +11,63 @@ import ray.tune
 import torch
 from ray.train import TrainingFailedError
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from nflab.checkpoints import Checkpoints
-from nflab.cluster import LEFT_FOR_TRIAL, Placement
+from nflab.cluster import LEFT_FOR_TRIAL, Placement, price_here
 from nflab.config import Config, replace
+from nflab.files import PATIENCE_SECONDS
 from nflab.ledger import METRIC, Ledger, Proposal
-from nflab.logs import kept_log, without_trace
+from nflab.logs import kept_log
 from nflab.loop import train
 from nflab.progress import SweepProgress
 from nflab.train import first_error, fit
+from nflab.waiting import told_of_waiting
 from nflab.worker import Worker
+
+# Tune would show keys in the arguments of processes, and in logs; every node has its own.
+ENV_VARS_TO_PROPAGATE.difference_update({n for n in ENV_VARS_TO_PROPAGATE if n.startswith("AWS_")})
 
 LOST_PROCESSES = 3
 """How often a trial goes on after its process was lost, before it counts as failed."""
 
 
 def run_trials(
-    config: Config, placement: Placement, folder: str, ledger: Ledger, progress: SweepProgress
+    config: Config, placement: Placement, folder: Path, ledger: Ledger, progress: SweepProgress
 ) -> None:
     """Runs the trials that the ledger misses, as many at once as the cluster holds.
 
+    When the ledger's budget is reached, none begins any more, and each that runs is stopped at its
+    next report; the ledger is not told of their end, so that they can go on.
+
     Args:
         config: what every trial starts from.
-        folder: path or address for Tune's own state.
+        folder: on this machine, for Tune's own state.
     """
+    stopped: set[int] = set()
     tuner = Tuner(
         trainable(config, placement),
         tune_config=TuneConfig(
             num_samples=ledger.missing,
             max_concurrent_trials=placement.max_concurrent,
             search_alg=_Searcher(ledger),
-            scheduler=_Scheduler(ledger, progress),
+            scheduler=_Scheduler(ledger, progress, stopped),
             # A process imports for seconds: the next run of one worker takes over the last one's.
             reuse_actors=placement.num_workers == 1,
         ),
         run_config=RunConfig(
             name="ray",
-            storage_path=folder,
-            callbacks=[_Observer(ledger, progress)],
+            storage_path=str(folder),
+            callbacks=[_Observer(ledger, progress, stopped)],
             failure_config=FailureConfig(max_failures=LOST_PROCESSES),
             verbose=0,
         ),
     )
-    with progress:
+    with progress, told_of_waiting(progress.say):
         tuner.fit()
 
 
@@ -69,13 +80,21 @@ def trainable(base: Config, placement: Placement) -> Callable[[dict[str, Any]], 
 
     def in_this_process(proposal: dict[str, Any]) -> None:
         folder = proposal["folder"]
-        worker = Worker(
-            report=_report,
-            device=_device(placement),
-            checkpoints=Checkpoints.of_run(folder),
-        )
+        # Else the next trial fails that takes over a process whose cut trial still copies its log.
+        os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(round(2 * PATIENCE_SECONDS))
         try:
-            with kept_log(f"{folder}/logs", rank=0):
+            with kept_log(f"{folder}/logs", rank=0) as log:
+
+                def report(metrics: dict[str, Any]) -> None:
+                    log.report(metrics)
+                    ray.tune.report(metrics)
+
+                worker = Worker(
+                    report=report,
+                    device=_device(placement),
+                    usd_per_hour=price_here(placement),
+                    checkpoints=Checkpoints.of_run(folder),
+                )
                 train(replace(base, **proposal["settings"]), worker)
         except Exception:
             ray.tune.report(_failed(traceback.format_exc()))
@@ -106,11 +125,6 @@ def _device(placement: Placement) -> torch.device:
     return torch.device("cpu")
 
 
-def _report(metrics: dict[str, Any]) -> None:
-    print(without_trace(metrics))
-    ray.tune.report(metrics)
-
-
 def _failed(error: str) -> dict[str, Any]:
     """The report of a run that raised an error: told once, for Tune would try it again."""
     return {"outcome": "failed", "error": error}
@@ -130,7 +144,9 @@ class _Searcher(_Unsaved, Searcher):
         super().__init__()
         self._ledger = ledger
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
+    def suggest(self, trial_id: str) -> Any:
+        if self._ledger.budget.reached:
+            return Searcher.FINISHED
         return dataclasses.asdict(self._ledger.propose())
 
     def on_trial_complete(
@@ -146,11 +162,13 @@ class _Searcher(_Unsaved, Searcher):
 
 
 class _Scheduler(_Unsaved, FIFOScheduler):
-    """Writes each report down, and cuts the trial where the study's pruner says so."""
+    """Writes each report down, and cuts the trial where the study's pruner says so; stops all when
+    the budget is reached."""
 
-    def __init__(self, ledger: Ledger, progress: SweepProgress) -> None:
+    def __init__(self, ledger: Ledger, progress: SweepProgress, stopped: set[int]) -> None:
+        """Those that the budget stopped are put into `stopped`."""
         super().__init__()
-        self._ledger, self._progress = ledger, progress
+        self._ledger, self._progress, self._stopped = ledger, progress, stopped
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         if result["outcome"] == "failed":
@@ -158,14 +176,27 @@ class _Scheduler(_Unsaved, FIFOScheduler):
         number = trial.config["number"]
         cut = self._ledger.reported(number, result)
         self._progress.reported(number, result["epoch"], result[METRIC])
+        if self._ledger.budget.reached:
+            self._stop_waiting(tune_controller)
+            if result["outcome"] == "running" and not cut:
+                self._stopped.add(number)
+                return self.STOP
         return self.STOP if cut else self.CONTINUE
+
+    def _stop_waiting(self, tune_controller: Any) -> None:
+        """Trials that have not begun do not begin any more."""
+        for trial in tune_controller.get_trials():
+            if trial.status == Trial.PENDING:
+                self._stopped.add(trial.config["number"])
+                tune_controller.stop_trial(trial)
 
 
 class _Observer(_Unsaved, Callback):
     """Writes down that a trial begins and how it ends."""
 
-    def __init__(self, ledger: Ledger, progress: SweepProgress) -> None:
-        self._ledger, self._progress = ledger, progress
+    def __init__(self, ledger: Ledger, progress: SweepProgress, stopped: set[int]) -> None:
+        """What is in `stopped` has not come to its end."""
+        self._ledger, self._progress, self._stopped = ledger, progress, stopped
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -177,6 +208,10 @@ class _Observer(_Unsaved, Callback):
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
+        if trial.config["number"] in self._stopped:
+            if trial.last_result:
+                self._progress.ended(trial.config["number"], "interrupted", None)
+            return
         outcome = trial.last_result["outcome"]
         # One that was cut says it is still running.
         self._end(trial, "pruned" if outcome == "running" else outcome)

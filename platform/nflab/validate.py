@@ -76,6 +76,11 @@ def validate(config: Config, trains: bool = True) -> None:
         c["gpus_per_worker"] is None or c["gpus_per_worker"] >= 0,
         f"gpus_per_worker {c['gpus_per_worker']} must be at least 0, or auto",
     )
+    limit = c.get("max_cost")
+    require(
+        limit is None or (limit > 0 and math.isfinite(limit)),
+        f"max_cost {limit} must be a finite number of USD above 0, or none",
+    )
     if isinstance(config, GridOfConfigs):
         require(config.grid.seeds >= 1, f"seeds {config.grid.seeds} must be at least 1")
     finals = getattr(config, "finals", None)

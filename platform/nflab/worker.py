@@ -20,5 +20,7 @@ class Worker:
     local_world_size: int = 1
     """Processes of the run on this machine."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    usd_per_hour: float | None = None
+    """What this process costs, where that is known."""
     checkpoints: Checkpoints | None = None
     """Where rank 0 saves after each epoch, and what all continue from; None saves nothing."""

@@ -1,4 +1,4 @@
-"""`cluster/gpu.yaml` from `make up` to `make down`, on an emulated AWS (see ec2.py).
+"""`cluster/gpu.yaml` by the README's six lines, on an emulated AWS (see ec2.py).
 
 What differs from a person's cluster is written down in `overrides`; the machines' image has the
 pinned environment already, and a GPU is there in name only.
@@ -21,16 +21,24 @@ from tests.conftest import ROOT
 
 BUCKET = "nflab-results"
 
-FILE = f"CLUSTER=/home/{USER}/gpu.yaml"
+_AWS = (ROOT / "README.md").read_text().partition("\nOn AWS, ")[2]
 
-SWEEP = "python experiments/agc_sweep.py --trials 2 --epochs 1"
+LINES = [line.partition("  #")[0].strip() for line in _AWS.split("```")[1].splitlines()[1:]]
+"""What the README tells a person to type, without comments."""
 
 MAKE = "make --old-file .venv/installed"  # the laptop reaches no registry
 
-ONE_TASK = """python -c 'import ray; ray.init(log_to_driver=False)
-task = ray.remote(num_gpus=1)(lambda: "on a GPU worker"); print(ray.get(task.remote()))'"""
+UP, TUNNEL, EXPORT, SUBMIT, STATUS, DOWN = (line.replace("make", MAKE) for line in LINES)
 
-JOBS = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265", "RAY_AUTH_MODE": "token"}
+JOBS = dict(word.split("=", 1) for word in EXPORT.removeprefix("export ").split())
+
+SERVER = "-m mlflow server --port 5000"
+"""In the command of MLflow's server."""
+
+SMALL = "--trials 2 --epochs 1"
+
+LONG_JOB = """python -c 'import ray, time; ray.init(address="auto", log_to_driver=False)
+time.sleep(60); print("worked on")'"""
 
 RUNS = """
 import json
@@ -66,14 +74,25 @@ def overrides(launcher: dict[str, Any]) -> None:
     launcher["idle_timeout_minutes"] = 1
 
 
-@pytest.fixture(scope="module")
-def up(laptop: Laptop, cloud: Cloud) -> Iterator[str]:
-    """A cluster that was just brought up; what `make up` printed."""
+def write_launcher(laptop: Laptop, idle_hours: str = "8") -> None:
+    """The launcher file as a person has edited it."""
     launcher = yaml.safe_load((ROOT / "cluster" / "gpu.yaml").read_text())
     overrides(launcher)
+    first = launcher["setup_commands"][0]
+    launcher["setup_commands"][0] = first.replace("IDLE_HOURS=8", f"IDLE_HOURS={idle_hours}")
     (laptop.home / "gpu.yaml").write_text(yaml.safe_dump(launcher, sort_keys=False))
+
+
+@pytest.fixture(scope="module")
+def up(laptop: Laptop, cloud: Cloud) -> Iterator[str]:
+    """A cluster that was just brought up; what the README's first line printed."""
+    write_launcher(laptop)
+    laptop.env |= {
+        "CLUSTER": f"/home/{USER}/gpu.yaml",
+        "SSH_FROM": SUBNET,
+    }
     cloud.client("s3").create_bucket(Bucket=BUCKET)
-    yield laptop.run(f"{MAKE} up {FILE} SSH_FROM={SUBNET} ARGS=--yes")
+    yield laptop.run(UP, ARGS="--yes")
     assert cloud.error is None
 
 
@@ -82,8 +101,14 @@ def tunnel(laptop: Laptop, up: str) -> Iterator[None]:
     """Ports 8265 and 5000 of the head, on the laptop."""
     log = laptop.home / "tunnel.log"
     ready = lambda: laptop.answers("http://127.0.0.1:5000/health")  # noqa: E731
-    with laptop.running(f"{MAKE} tunnel {FILE}", log, ready):
+    with laptop.running(TUNNEL, log, ready):
         yield
+
+
+def head_of(cloud: Cloud) -> Laptop:
+    """The newest head, for commands that are run on it."""
+    heads = [i for i in cloud.launched if i["InstanceType"] == "m7i.large"]
+    return Laptop(cloud.network.hosts[heads[-1]["PrivateIpAddress"]], {})
 
 
 def test_up_launches_a_head_that_only_its_user_reaches(up: str, cloud: Cloud) -> None:
@@ -113,7 +138,8 @@ def test_a_sweep_trains_on_gpu_workers_that_come_for_it(
     laptop: Laptop, cloud: Cloud, tunnel: None
 ) -> None:
     assert len(cloud.launched) == 1  # the head
-    said = laptop.run(f"ray job submit -- {SWEEP}", **JOBS)
+    said = laptop.run(f"{SUBMIT} {SMALL}", **JOBS)
+    assert "waiting for 2 x 1 GPU, 1 CPU" in said  # both at once, before there is a machine
     assert "Five best trials" in said
 
     workers = cloud.launched[1:]
@@ -141,7 +167,7 @@ def test_the_token_stands_in_no_log_and_no_command(
     token = (laptop.home / ".ray" / "auth_token").read_text().strip()
     assert len(token) >= 32
     assert token not in up
-    head = Laptop(cloud.network.hosts[cloud.launched[0]["PrivateIpAddress"]], {})
+    head = head_of(cloud)
     assert files_with(head, "gcs_server") != "" and files_with(head, token) == ""
     _, running = head.attempt("cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '")
     assert "gcs_server" in running and token not in running
@@ -155,10 +181,10 @@ def files_with(head: Laptop, word: str) -> str:
 def test_mlflow_starts_again_by_itself(laptop: Laptop, cloud: Cloud, tunnel: None) -> None:
     head = cloud.network.hosts[cloud.launched[0]["PrivateIpAddress"]]
     before = laptop.ask(RUNS)
-    (server,) = head.processes("-m mlflow server --host 127.0.0.1")
+    (server,) = head.processes(SERVER)
     os.kill(server, signal.SIGKILL)
     deadline = time.monotonic() + 120
-    while head.processes("-m mlflow server --host 127.0.0.1") in ([], [server]):
+    while head.processes(SERVER) in ([], [server]):
         assert time.monotonic() < deadline
         time.sleep(0.5)
     while not laptop.answers("http://127.0.0.1:5000/health"):
@@ -167,7 +193,7 @@ def test_mlflow_starts_again_by_itself(laptop: Laptop, cloud: Cloud, tunnel: Non
     assert laptop.ask(RUNS) == before
 
 
-def test_when_there_is_no_spot_machine_one_on_demand_comes(
+def test_when_there_is_no_spot_machine_the_sweep_says_so_and_one_on_demand_comes(
     laptop: Laptop, cloud: Cloud, tunnel: None
 ) -> None:
     deadline = time.monotonic() + 400
@@ -176,27 +202,50 @@ def test_when_there_is_no_spot_machine_one_on_demand_comes(
         time.sleep(2)
     before = len(cloud.launched)
     cloud.front.no_spot.set()
-    said = laptop.run(f"ray job submit -- {ONE_TASK}", **JOBS)
-    assert "on a GPU worker" in said
-    assert cloud.front.refused > 0
+    said = laptop.run(f"{MAKE} submit ARGS='python experiments/agc_sweep.py --trials 1 --epochs 1'")
+    cloud.front.no_spot.clear()
+    reason = "InsufficientInstanceCapacity: There is no Spot capacity available"
+    assert f"there is no gpu-spot ({reason}" in said
+    assert "gpu-on-demand is asked for instead" in said
+    assert "Five best trials" in said
     workers = cloud.launched[before:]
     assert [w["InstanceType"] for w in workers] == ["g5.2xlarge"]
     assert [w.get("InstanceLifecycle") for w in workers] == [None]
-    assert "gpu-spot: LaunchFailed" in laptop.run(f"{MAKE} status {FILE}")
-    head = Laptop(cloud.network.hosts[cloud.launched[0]["PrivateIpAddress"]], {})
-    assert "There is no Spot capacity" in head.run("cat /tmp/ray/session_latest/logs/monitor.log")
+    assert "gpu-spot: LaunchFailed" in laptop.run(STATUS)
 
 
 def test_down_leaves_the_results_and_nothing_else(
     laptop: Laptop, cloud: Cloud, tunnel: None
 ) -> None:
-    said = laptop.run(f"{MAKE} down {FILE}")
-    assert "files of 1 runs are in s3://nflab-results" in said
+    said = laptop.run(DOWN)
+    assert "files of 2 runs are in s3://nflab-results" in said
     assert "nothing of nflab-gpu is left" in said
-    assert cloud.instances() == []
-    assert cloud.client("ec2").describe_volumes()["Volumes"] == []
+    assert nothing_left(cloud)
     assert {"backup/mlflow.db"} < set(objects(cloud))
     assert any(key.endswith("/study.db") for key in objects(cloud))
+
+
+def test_a_new_head_has_all_results_and_a_forgotten_cluster_ends(
+    laptop: Laptop, cloud: Cloud, tunnel: None
+) -> None:
+    write_launcher(laptop, idle_hours="0.01")
+    laptop.run(UP, ARGS="--yes")
+    head = head_of(cloud)
+    runs = head.ask(RUNS)
+    assert sorted(run["tags"].get("kind", "") for run in runs) == ["sweep"] * 2 + ["trial"] * 3
+    assert {run["status"] for run in runs} == {"FINISHED"}
+    assert "worked on" in head.run(f". ~/nflab/cluster/env.sh; {LONG_JOB}")  # longer than the timer
+    assert len(cloud.instances()) == 1
+    deadline = time.monotonic() + 300
+    while not nothing_left(cloud):
+        assert time.monotonic() < deadline
+        time.sleep(2)
+    assert {"backup/mlflow.db"} < set(objects(cloud))
+
+
+def nothing_left(cloud: Cloud) -> bool:
+    """Whether the account has neither machines nor disks."""
+    return not cloud.instances() and not cloud.client("ec2").describe_volumes()["Volumes"]
 
 
 def objects(cloud: Cloud) -> list[str]:

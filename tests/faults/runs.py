@@ -17,16 +17,19 @@ from nflab.worker import Worker
 from tests.conftest import ROOT
 from tests.faults.stores import Stores
 
+KILLS = int(os.environ.get("NFLAB_TEST_KILLS", "3"))
+"""How often one thing is killed."""
+
 
 class Run:
     """A script started in a session of its own, with a Ray of its own."""
 
-    def __init__(self, stores: Stores, script: str, *arguments: str) -> None:
+    def __init__(self, stores: Stores, script: str, *arguments: str, root: Path = ROOT) -> None:
         env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         self.log = (stores.folder / "output.log").open("a+")
         self.begun = self.output().count(" a run, on CPU")
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "experiments" / script), *arguments],
+            [sys.executable, str(root / "experiments" / script), *arguments],
             env={**env, **stores.env},
             cwd=stores.folder,
             stdout=self.log,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mlflow.entities import Run as Recorded
 
-from tests.faults.runs import Run, check_exact, train_on, wait_until
+from tests.faults.runs import KILLS, Run, check_exact, train_on, wait_until
 from tests.faults.stores import STATES, Stores
 from tests.servers import MlflowServer
 
@@ -56,7 +56,7 @@ def test_a_grid_whose_driver_is_killed_goes_on_where_it_was(
     tmp_path: Path, chance: random.Random
 ) -> None:
     stores = Stores(tmp_path, NAME, NAME)
-    for kill in range(5):
+    for kill in range(KILLS):
         run = start(stores)
         if kill % 2 == 0:  # in the middle of training, else at any moment of the start
             train_on(run, stores)
@@ -76,7 +76,7 @@ def test_a_grid_whose_trials_and_machine_are_killed_goes_on_where_it_was(
 ) -> None:
     stores = Stores(tmp_path, NAME, NAME)
     run = start(stores)
-    for victim in ("ray::ImplicitFunc", "raylet", "ray::ImplicitFunc", "gcs_server", ""):
+    for victim in ("ray::ImplicitFunc", "raylet", "gcs_server", ""):
         if run.process.poll() is not None:
             run = start(stores)
         train_on(run, stores)

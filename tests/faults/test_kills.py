@@ -8,17 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import Run, check_exact, reported, train_on, wait_until
+from tests.faults.runs import KILLS, Run, check_exact, reported, train_on, wait_until
 from tests.faults.stores import Stores
-
-KILLS = 5
 
 
 def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was(
     tmp_path: Path, chance: random.Random
 ) -> None:
     stores = Stores(tmp_path, "agc_sweep", "s")
-    flags = "--name s --trials 5 --epochs 60".split()
+    flags = "--name s --trials 4 --epochs 60".split()
     for kill in range(KILLS):
         config = tmp_path / "runs" / "s" / "config.json"
         arguments = ["--resume", "s"] if config.exists() else flags
@@ -33,7 +31,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was(
     arguments = ["--resume", "s"]
     run = Run(stores, "agc_sweep.py", *arguments)
     assert run.wait(300) == 0, run.output()
-    stores.agree(5)
+    stores.agree(4)
     assert stores.outcome() == ("FINISHED", "finished")
     assert set(stores.outcomes().values()) <= {"finished", "pruned", "diverged"}
     assert any("continues after epoch" in log for log in stores.logs().values())
@@ -43,7 +41,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was(
 
 def test_a_sweep_outlives_its_trials_processes(tmp_path: Path, chance: random.Random) -> None:
     stores = Stores(tmp_path, "agc_sweep", "s")
-    run = Run(stores, "agc_sweep.py", *"--name s --trials 6 --epochs 80".split())
+    run = Run(stores, "agc_sweep.py", *"--name s --trials 4 --epochs 80".split())
     killed = 0
     while killed < KILLS and run.process.poll() is None:
         before = reported(stores)
@@ -54,7 +52,7 @@ def test_a_sweep_outlives_its_trials_processes(tmp_path: Path, chance: random.Ra
             killed += 1
     assert run.wait(300) == 0, run.output()
     assert killed == KILLS
-    stores.agree(6)
+    stores.agree(4)
     # A trial may be among the failed if chance chose it four times.
     assert list(stores.outcomes().values()).count("failed") <= 1
 
@@ -63,7 +61,7 @@ def test_a_sweep_whose_ray_is_killed_goes_on_where_it_was(
     tmp_path: Path, chance: random.Random
 ) -> None:
     stores = Stores(tmp_path, "agc_sweep", "s")
-    arguments = "--name s --trials 6 --epochs 80".split()
+    arguments = "--name s --trials 4 --epochs 80".split()
     for kill in range(KILLS):
         run = Run(stores, "agc_sweep.py", *arguments)
         train_on(run, stores)
@@ -80,7 +78,7 @@ def test_a_sweep_whose_ray_is_killed_goes_on_where_it_was(
         arguments = ["--resume", "s"]
     run = Run(stores, "agc_sweep.py", *arguments)
     assert run.wait(300) == 0, run.output()
-    stores.agree(6)
+    stores.agree(4)
     assert stores.outcome() == ("FINISHED", "finished")
     assert set(stores.outcomes().values()) <= {"finished", "pruned", "diverged"}
 
@@ -90,7 +88,7 @@ def test_an_interrupted_sweep_ends_soon_with_nothing_left_running(
     tmp_path: Path, chance: random.Random, number: signal.Signals
 ) -> None:
     stores = Stores(tmp_path, "agc_sweep", "s")
-    run = Run(stores, "agc_sweep.py", *"--name s --trials 4 --epochs 30".split())
+    run = Run(stores, "agc_sweep.py", *"--name s --trials 2 --epochs 60".split())
     wait_until(lambda: reported(stores) > 0, run)
     time.sleep(chance.uniform(0, 2))
     run.process.send_signal(number)
@@ -101,7 +99,7 @@ def test_an_interrupted_sweep_ends_soon_with_nothing_left_running(
     assert stores.outcome() == ("KILLED", "interrupted")
     run = Run(stores, "agc_sweep.py", "--resume", "s")
     assert run.wait(300) == 0, run.output()
-    stores.agree(4)
+    stores.agree(2)
     assert stores.outcome() == ("FINISHED", "finished")
 
 

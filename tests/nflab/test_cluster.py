@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
 
 from nflab.cluster import Resources, most_resources, place
 from nflab.config import ConfigError, ScaleConfig
@@ -136,5 +137,48 @@ def test_a_driver_on_a_cpu_head_sees_the_gpus_that_the_autoscaler_may_launch(
             [sys.executable, "-c", ask], env=env, capture_output=True, text=True, timeout=120
         )
         assert done.stdout.strip() == "2 workers a run, 1 GPU each; 1 at once", done.stderr
+    finally:
+        stop_marked(mark)
+
+
+OTHER_VERSIONS = """
+import sys
+import ray
+from ray._private import utils
+from ray.scripts.scripts import main
+utils.compute_version_info = lambda: ("2.9.1", "3.10.4")
+main()
+"""
+"""Ray's command line, as if of other versions: a head tells the cluster those that it has."""
+
+
+def test_a_cluster_of_other_versions_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    port, mark = free_port(), f"versions-of-test-{tmp_path}"
+    env = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "NFLAB_TEST": mark,
+        "RAY_AUTH_MODE": "token",
+        "RAY_ADDRESS": f"127.0.0.1:{port}",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    start = f"start --head --port {port} --include-dashboard=false --disable-usage-stats"
+    start += " --node-ip-address 127.0.0.1"
+    train = "from nflab import cli, cluster, config; "
+    train += "cli.main(config.Config, lambda c, _: print(cluster.connect(c.scale)), '')"
+    try:
+        subprocess.run(["ray", "get-auth-token", "--generate"], env=env, check=True, timeout=60)
+        head = [sys.executable, "-c", OTHER_VERSIONS, *start.split()]
+        subprocess.run(head, env=env, check=True, timeout=120)
+        done = subprocess.run(
+            [sys.executable, "-c", train], env=env, capture_output=True, text=True, timeout=120
+        )
+        here = ".".join(map(str, sys.version_info[:3]))
+        assert done.returncode == 2
+        assert done.stderr == (
+            f"error: the Ray cluster at 127.0.0.1:{port} has Ray 2.9.1 and Python 3.10.4 and this "
+            f"machine Ray {ray.__version__} and Python {here}: install the cluster's here, or run "
+            "the script there, with ray job submit\n"
+        )
     finally:
         stop_marked(mark)

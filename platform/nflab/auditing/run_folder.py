@@ -89,8 +89,8 @@ class RunFolder:
     @cached_property
     def tried(self) -> list[Tried]:
         """The trials that Ray Tune has."""
-        names = sorted(n for n in self._sizes if re.fullmatch(r"ray/experiment_state-.+\.json", n))
-        return read_tune(text for text in map(self._text, names) if text is not None)
+        files = sorted((self.own / "ray").glob("experiment_state-*.json"))
+        return read_tune(file.read_text(encoding="utf-8", errors="replace") for file in files)
 
     def config_of(self, place: str) -> str | None:
         """The configuration that the last checkpoint of a run was trained with, as JSON."""

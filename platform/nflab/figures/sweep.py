@@ -11,7 +11,15 @@ from matplotlib.colors import Normalize
 from nflab.figures.style import new_figure, save_figure
 from nflab.importances import Importance, setting
 
-_COLORS = {"finished": "C0", "pruned": "0.65", "diverged": "C3", "failed": "k"}
+_COLORS = {
+    "finished": "C0",
+    "pruned": "0.65",
+    "diverged": "C3",
+    "failed": "k",
+    "interrupted": "C2",
+}
+
+_MARKERS = {"finished": "o", "pruned": "v", "diverged": "X", "failed": "s", "interrupted": "P"}
 
 
 def draw_top1(trials: pd.DataFrame, path: Path, title: str) -> None:
@@ -33,7 +41,7 @@ def draw_top1(trials: pd.DataFrame, path: Path, title: str) -> None:
     ended = trials.outcome.to_numpy()
     best = np.nanmax(top1) if top1.notna().any() else 100.0
     scale = Normalize(min(50.0, best), 100)
-    for outcome, marker in {"finished": "o", "pruned": "v", "diverged": "X", "failed": "s"}.items():
+    for outcome, marker in _MARKERS.items():
         of_outcome = ended == outcome
         if of_outcome.any():
             axes.scatter(

@@ -1,0 +1,73 @@
+"""A Ray cluster of a launcher file on this machine."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import free_port, stop_marked
+
+COMMANDS = (
+    "initialization",
+    "setup",
+    "head_setup",
+    "worker_setup",
+    "head_start_ray",
+    "worker_start_ray",
+)
+
+
+@contextmanager
+def head(folder: Path, node_types: dict[str, dict[str, Any]]) -> Iterator[dict[str, str]]:
+    """A head of the first type, started as `ray up` does, whose autoscaler may launch the others.
+
+    They are of Ray's own fake of a cloud, whose machines are processes here.
+
+    Yields:
+        the environment of drivers.
+    """
+    head_type = next(iter(node_types))
+    launcher = {
+        "cluster_name": "fake",
+        "max_workers": 8,
+        "provider": {
+            "type": "fake_multinode",
+            "region": "us-east-1",
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
+        "idle_timeout_minutes": 1,
+        "upscaling_speed": 1.0,
+        "auth": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        **{f"{name}_commands": [] for name in COMMANDS},
+        "head_node_type": head_type,
+        "available_node_types": node_types,
+    }
+    file = folder / "cluster.json"
+    file.write_text(json.dumps(launcher))
+    port, mark = free_port(), f"head-of-test-{folder}"
+    driver = {
+        "HOME": str(folder),
+        "RAY_AUTH_MODE": "token",
+        "RAY_ADDRESS": f"127.0.0.1:{port}",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    started = {"NFLAB_TEST": mark, "RAY_FAKE_CLUSTER": "1", "RAY_NODE_TYPE_NAME": head_type}
+    env = {**os.environ, **driver, **started}
+    cpus = node_types[head_type]["resources"]["CPU"]
+    start = f"ray start --head --port {port} --num-cpus {cpus} --autoscaling-config {file}"
+    start += " --include-dashboard=false --disable-usage-stats --node-ip-address 127.0.0.1"
+    try:
+        subprocess.run(["ray", "get-auth-token", "--generate"], env=env, check=True, timeout=60)
+        subprocess.run(start.split(), env=env, check=True, timeout=240)
+        yield driver
+    finally:
+        stop_marked(mark)

@@ -1,0 +1,71 @@
+"""Artifacts in a bucket that fails wait in the outbox, behind a server and behind a file."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from nflab.config import ConfigError
+from nflab.outbox import Outbox, Refused
+from nflab.tracking import Tracker
+from tests.buckets import Bucket, Failure
+from tests.servers import MlflowServer
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Bucket]:
+    with Bucket() as started, pytest.MonkeyPatch.context() as patch:
+        for name, value in started.env.items():
+            patch.setenv(name, value)
+        patch.setenv("AWS_MAX_ATTEMPTS", "1")  # so that tests are over soon
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        yield started
+
+
+@pytest.fixture(scope="module", params=["server", "file"])
+def uri(
+    request: pytest.FixtureRequest, bucket: Bucket, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """Of a store whose artifacts are in the bucket."""
+    folder = tmp_path_factory.mktemp("store")
+    if request.param == "file":
+        yield f"sqlite:///{folder}/mlflow.db"
+        return
+    with MlflowServer(folder, f"s3://{bucket.name}/server") as server:
+        yield server.uri
+
+
+@pytest.mark.parametrize("how", ["refuses", "answers 503", "resets"])
+def test_an_artifact_waits_for_the_bucket(
+    bucket: Bucket, uri: str, tmp_path: Path, how: Failure
+) -> None:
+    tracker = Tracker(uri, f"s3://{bucket.name}/file", how)
+    outbox = Outbox(tracker, tmp_path / "unsent")
+    run = tracker.start("a", {})
+    with bucket.failing(how):
+        outbox.put_file(run, "x.txt", partial(Path.write_text, data="of a figure"))
+        outbox.put("add_text", run, text="{}", file="config.json")
+        outbox.put("finish", run, outcome="finished", when=2000)
+        with pytest.raises(ConfigError, match="does not answer: what it has not taken is kept in"):
+            outbox.drain(patience=4)
+        outbox.close()
+    assert [file.read_text() for file in tmp_path.glob("unsent/*/x.txt")] == ["of a figure"]
+    again = Outbox(tracker, tmp_path / "unsent")
+    again.drain()
+    again.close()
+    client = MlflowClient(uri)
+    assert client.get_run(run).info.end_time == 2000
+    copies = [Path(client.download_artifacts(run, name)) for name in ("x.txt", "config.json")]
+    assert [copy.read_text() for copy in copies] == ["of a figure", "{}"]
+    assert not list(tmp_path.glob("unsent/*/x.txt"))
+
+
+def test_a_bucket_that_there_is_not_is_told_at_once(bucket: Bucket, tmp_path: Path) -> None:
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "s3://nowhere", "x")
+    outbox = Outbox(tracker, tmp_path / "unsent")
+    outbox.put("add_text", tracker.start("a", {}), text="{}", file="config.json")
+    with pytest.raises(Refused, match="NoSuchBucket"):
+        outbox.drain()
+    outbox.close()

@@ -1,0 +1,170 @@
+"""Files in object storage that fails: what passes is waited for, what stays is told at once."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from nflab import files
+from nflab.checkpoints import Checkpoints
+from nflab.config import Config, ConfigError, replace
+from nflab.files import Away, exists, local_copy, read_text, write_text
+from nflab.logs import kept_log
+from nflab.session import open_session
+from tests.buckets import Bucket, Failure
+
+FAILURES: list[Failure] = ["refuses", "answers 503", "resets"]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Bucket]:
+    with Bucket() as started:
+        yield started
+
+
+@pytest.fixture
+def bucket(server: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    for name, value in server.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(files, "RETRY_SECONDS", 0.05)
+    return server
+
+
+def made(folder: Path, text: str) -> Path:
+    """A checkpoint's files."""
+    folder.mkdir()
+    (folder / "state.pt").write_text(text)
+    (folder / "weights.pt").write_bytes(bytes(6 << 20))  # more than S3 takes in one part
+    return folder
+
+
+@pytest.mark.parametrize("how", FAILURES)
+def test_what_is_asked_while_the_bucket_fails_is_done_when_it_is_back(
+    bucket: Bucket, tmp_path: Path, how: Failure, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = f"s3://{bucket.name}/{how.replace(' ', '-')}"
+    checkpoints = Checkpoints(f"{root}/checkpoints")
+    checkpoints.save(made(tmp_path / "1", "one"), 1)
+    write_text(f"{root}/config.json", "é")
+
+    def last() -> str:
+        with checkpoints.last() as folder:
+            assert folder is not None
+            assert (folder / "weights.pt").stat().st_size == 6 << 20
+            return (folder / "state.pt").read_text()
+
+    with ThreadPoolExecutor() as pool:
+        with bucket.failing(how):
+            asked = [
+                pool.submit(write_text, f"{root}/experiment", "train"),
+                pool.submit(read_text, f"{root}/config.json"),
+                pool.submit(exists, f"{root}/config.json"),
+                pool.submit(last),
+            ]
+            said = ""
+            while said.count("waiting for") < len(asked):
+                time.sleep(0.1)
+                said += capfd.readouterr().out
+            assert not any(one.done() for one in asked)
+        assert [one.result(60) for one in asked] == [None, "é", True, "one"]
+    assert read_text(f"{root}/experiment") == "train"
+
+
+def test_a_checkpoint_is_saved_whole_though_the_bucket_fails_again_and_again(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    checkpoints = Checkpoints(f"s3://{bucket.name}/torn/checkpoints")
+    checkpoints.save(made(tmp_path / "1", "one"), 1)
+    saving = threading.Thread(target=checkpoints.save, args=(made(tmp_path / "2", "two"), 2))
+    saving.start()
+    for _ in range(8):
+        time.sleep(0.05)
+        with bucket.failing("resets"):
+            time.sleep(0.2)
+    saving.join(60)
+    names = ["complete", "state.pt", "weights.pt"]
+    kept = bucket.files("torn/")
+    assert sorted(kept) == [f"checkpoints/epoch-000002/{name}" for name in names]
+    assert bucket.read("torn/checkpoints/epoch-000002/state.pt") == b"two"
+    assert kept["checkpoints/epoch-000002/weights.pt"] == 6 << 20
+
+
+@pytest.mark.parametrize("how", ["answers 503", "is silent"])
+def test_a_bucket_that_stays_away_is_told_in_a_sentence(bucket: Bucket, how: Failure) -> None:
+    with bucket.failing(how), pytest.raises(Away) as told:
+        write_text(f"s3://{bucket.name}/x", "", patience=0.5)
+    assert str(told.value).startswith(f"s3://{bucket.name}/x does not answer: ")
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "reason"),
+    [
+        ("nowhere", None, "NO_SUCH_BUCKET"),
+        (None, "answers 403", "INVALID_ACCESS_KEY_ID"),
+        (None, "refuses", "does not answer"),
+    ],
+)
+def test_a_run_does_not_begin_without_its_bucket(
+    bucket: Bucket, tmp_path: Path, name: str | None, how: Failure | None, reason: str
+) -> None:
+    name = name or bucket.name
+    config = replace(Config(), storage=f"s3://{name}", tracking_uri=f"sqlite:///{tmp_path}/m.db")
+    failing = nullcontext() if how is None else bucket.failing(how)
+    with failing, pytest.raises(ConfigError, match=reason) as told:
+        open_session(config, "train", resume=False)
+    assert str(told.value).startswith(f"cannot write to the storage s3://{name}: ")
+    assert "\n" not in str(told.value)
+
+
+def test_what_does_not_pass_is_not_waited_for(
+    bucket: Bucket, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(OSError, match="NO_SUCH_BUCKET"):
+        write_text("s3://nowhere/x", "")
+    with bucket.failing("answers 403"), pytest.raises(OSError, match="ACCESS_DENIED"):
+        read_text(f"s3://{bucket.name}/x")
+    assert "waiting" not in capfd.readouterr().out
+
+
+def test_a_full_disk_is_not_waited_for(capfd: pytest.CaptureFixture[str]) -> None:
+    def fill() -> None:
+        with Path("/dev/full").open("w") as file:
+            file.write("x")
+
+    with pytest.raises(OSError, match="No space left on device"):
+        files.patiently("/dev/full", fill)
+    assert "waiting" not in capfd.readouterr().out
+
+
+def test_a_log_is_in_the_bucket_as_far_as_its_last_report(bucket: Bucket) -> None:
+    def stored() -> str:
+        return read_text(f"s3://{bucket.name}/logged/rank-1.log") or ""
+
+    with kept_log(f"s3://{bucket.name}/logged", 1) as log:
+        log.report({"epoch": 1, "agc": ["long"]})
+        assert stored().splitlines()[0].endswith("rank 1 begins")
+        assert stored().splitlines()[1] == "{'epoch': 1}"
+        with bucket.failing("refuses"):
+            log.report({"epoch": 2})
+        log.report({"epoch": 3})
+        assert stored().splitlines()[1:] == ["{'epoch': 1}", "{'epoch': 2}", "{'epoch': 3}"]
+        print("the end")
+    assert stored().endswith("the end\n")
+    with pytest.raises(ValueError, match="boom"), kept_log(f"s3://{bucket.name}/logged", 1):
+        raise ValueError("boom")
+    assert stored().count("rank 1 begins") == 2
+    assert stored().endswith("ValueError: boom\n")
+
+
+def test_pre_trained_weights_in_a_bucket_are_read_from_a_copy(bucket: Bucket) -> None:
+    write_text(f"s3://{bucket.name}/weights.pt", "text")
+    with local_copy(f"s3://{bucket.name}/weights.pt") as path:
+        assert path.endswith(".pt") and Path(path).read_text() == "text"
+    assert not Path(path).exists()
+    with pytest.raises(FileNotFoundError), local_copy(f"s3://{bucket.name}/none.pt"):
+        pass

@@ -1,0 +1,70 @@
+"""What a person is told while runs wait for machines."""
+
+import time
+from pathlib import Path
+
+import pytest
+from ray.autoscaler.v2.schema import (
+    ClusterStatus,
+    LaunchRequest,
+    NodeInfo,
+    PlacementGroupResourceDemand,
+    RayTaskActorDemand,
+    ResourceDemandSummary,
+    ResourceRequestByCount,
+)
+
+from nflab import waiting
+from nflab.waiting import Refusal, note_refusal, refusals, sentences
+
+WORKER = {"CPU": 1.0, "GPU": 1.0, "bundle_group_0_ab12": 0.001, "node:10.0.0.1": 0.001}
+
+
+def demand(count: int) -> ResourceDemandSummary:
+    """So many trials wait, and a task."""
+    return ResourceDemandSummary(
+        placement_group_demand=[
+            PlacementGroupResourceDemand([ResourceRequestByCount(WORKER, 1)], "")
+            for _ in range(count)
+        ],
+        ray_task_actor_demand=[RayTaskActorDemand([ResourceRequestByCount({"CPU": 2.0}, 3)])],
+    )
+
+
+def test_nothing_is_said_where_nobody_waits() -> None:
+    refused = [Refusal(0.0, "spot", "Short", None)]
+    assert sentences(ClusterStatus(), refused) == []
+
+
+def test_who_waits_learns_what_is_asked_for_and_what_comes() -> None:
+    launch = LaunchRequest("g5", "spot", 2, LaunchRequest.Status.PENDING, 0)
+    node = NodeInfo("g5", "spot", "i-1", "10.0.0.1")
+    status = ClusterStatus(
+        resource_demands=demand(4), pending_launches=[launch], pending_nodes=[node]
+    )
+    assert sentences(status, []) == [
+        "waiting for 4 x 1 GPU, 1 CPU and 3 x 2 CPU: 3 spot are being started"
+    ]
+
+
+def test_who_waits_in_vain_learns_why() -> None:
+    refused = [Refusal(0.0, "spot", "Short: none", "dear"), Refusal(1.0, "dear", "Quota", None)]
+    assert sentences(ClusterStatus(resource_demands=demand(1)), refused) == [
+        "there is no spot (Short: none): dear is asked for instead",
+        "there is no dear (Quota): no type follows it, and it is asked for again",
+        "waiting for 1 x 1 GPU, 1 CPU and 3 x 2 CPU: "
+        "the cluster's machines have no room, and none is being started",
+    ]
+
+
+def test_refusals_of_earlier_runs_and_repeated_ones_are_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "REFUSALS", tmp_path / "refusals.jsonl")
+    begun = time.time()
+    for when, kind in ((begun - 60, "old"), (begun, "spot"), (begun + 1, "dear"), (begun, "spot")):
+        note_refusal(Refusal(when, kind, 'a "reason"', None))
+    assert [(r.node_type, r.reason) for r in refusals(begun)] == [
+        ("spot", 'a "reason"'),
+        ("dear", 'a "reason"'),
+    ]
