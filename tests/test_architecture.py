@@ -72,6 +72,7 @@ def test_imports_run_from_experiments_to_nflab_to_nfnet() -> None:
             "ray",
             {
                 "aws.py",
+                "waiting.py",
                 "cluster.py",
                 "worker_setup.py",
                 "train.py",
