@@ -7,6 +7,8 @@ from typing import Any
 import mlflow
 import mlflow.pyfunc
 import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus
 from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc.model import PythonModel
 from mlflow.types import ColSpec, DataType, Schema
@@ -54,7 +56,7 @@ class Served(PythonModel):
 
 
 def log_model(uri: str, experiment_id: str, run_id: str, folder: Path, example: bytes) -> str:
-    """Records the network of a checkpoint as the model of a run.
+    """Records the network of a checkpoint as the model of a run, once.
 
     Args:
         uri: MLflow store or server.
@@ -65,6 +67,12 @@ def log_model(uri: str, experiment_id: str, run_id: str, folder: Path, example: 
     Returns:
         The model's address for `mlflow.pyfunc.load_model` and `mlflow models serve -m`.
     """
+    client = MlflowClient(uri)
+    mine = f"source_run_id = '{run_id}'"
+    for earlier in client.search_logged_models([experiment_id], filter_string=mine):
+        if earlier.status == LoggedModelStatus.READY:
+            return str(earlier.model_uri)
+        client.delete_logged_model(earlier.model_id)  # its files came to no end
     mlflow.set_tracking_uri(uri)
     mlflow.set_experiment(experiment_id=experiment_id)
     logged = Model.log(

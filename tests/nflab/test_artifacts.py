@@ -6,10 +6,17 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus
 
-from nflab.config import ConfigError
+from nflab.checkpoints import Checkpoints
+from nflab.config import ConfigError, replace
+from nflab.data import example_image
+from nflab.loop import train
 from nflab.outbox import Outbox, Refused
-from nflab.tracking import Tracker
+from nflab.recipes import RECIPES
+from nflab.serving import log_model
+from nflab.tracking import Tracker, is_away
+from nflab.worker import Worker
 from tests.buckets import Bucket, Failure
 from tests.servers import MlflowServer
 
@@ -60,6 +67,36 @@ def test_an_artifact_waits_for_the_bucket(
     copies = [Path(client.download_artifacts(run, name)) for name in ("x.txt", "config.json")]
     assert [copy.read_text() for copy in copies] == ["of a figure", "{}"]
     assert not list(tmp_path.glob("unsent/*/x.txt"))
+
+
+def test_a_model_waits_for_the_bucket_and_is_one(
+    bucket: Bucket, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nflab.outbox.PATIENCE_SECONDS", 0)
+    config = replace(RECIPES["digits"].config, dataset="digits:3-4", epochs=1)
+    train(config, Worker(report=lambda metrics: None, checkpoints=Checkpoints(str(tmp_path))))
+    tracker = Tracker(uri, f"s3://{bucket.name}/file", "model")
+    outbox = Outbox(tracker, tmp_path / "unsent")
+    run = tracker.start("a", {})
+
+    def add() -> None:
+        tracker.add_model(run, tmp_path / "epoch-000001", example_image(config))
+
+    # As if the bucket went away between the network's files and the model's.
+    files = partial(log_model, uri, tracker.experiment_id, run, tmp_path / "epoch-000001")
+    with bucket.failing("answers 503"):
+        with pytest.raises(ConfigError, match="does not answer"):
+            outbox.read(add)
+        with pytest.raises(Exception, match=r".") as failed:
+            files(example_image(config))
+        assert is_away(failed.value)
+    outbox.read(add)
+    outbox.close()
+    client = MlflowClient(uri)
+    (model,) = client.search_logged_models([tracker.experiment_id])
+    assert model.status == LoggedModelStatus.READY
+    assert client.get_run(run).data.tags["model_uri"] == model.model_uri
+    assert files(example_image(config)) == model.model_uri  # killed before it was written down
 
 
 def test_a_bucket_that_there_is_not_is_told_at_once(bucket: Bucket, tmp_path: Path) -> None:

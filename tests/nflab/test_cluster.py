@@ -1,4 +1,3 @@
-import json
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import ray
 
 from nflab.cluster import Resources, most_resources, place
 from nflab.config import ConfigError, ScaleConfig
+from tests.clouds import head
 from tests.conftest import free_port, stop_marked
 
 LAPTOP = Resources(cpus=2, gpus=0, own=True)
@@ -81,64 +81,18 @@ def test_the_most_resources_are_those_of_the_largest_nodes_that_there_may_be() -
 def test_a_driver_on_a_cpu_head_sees_the_gpus_that_the_autoscaler_may_launch(
     tmp_path: Path,
 ) -> None:
-    # Ray's own fake of a cloud: a real head and a real autoscaler, with nodes on this machine.
-    config = {
-        "cluster_name": "fake",
-        "max_workers": 8,
-        "provider": {
-            "type": "fake_multinode",
-            "use_node_id_as_ip": True,
-            "disable_node_updaters": True,
-            "disable_launch_config_check": True,
-        },
-        "idle_timeout_minutes": 1,
-        "upscaling_speed": 1.0,
-        "auth": {},
-        "file_mounts": {},
-        "cluster_synced_files": [],
-        "file_mounts_sync_continuously": False,
-        **{
-            f"{commands}_commands": []
-            for commands in (
-                "initialization",
-                "setup",
-                "head_setup",
-                "worker_setup",
-                "head_start_ray",
-                "worker_start_ray",
-            )
-        },
-        "head_node_type": "ray.head.default",
-        "available_node_types": {
-            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-            "gpu": {"resources": {"CPU": 4, "GPU": 1}, "node_config": {}, "max_workers": 3},
-        },
+    node_types = {
+        "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "gpu": {"resources": {"CPU": 4, "GPU": 1}, "node_config": {}, "max_workers": 3},
     }
-    file = tmp_path / "cluster.json"
-    file.write_text(json.dumps(config))
-    port, mark = free_port(), f"autoscaler-of-test-{tmp_path}"
-    env = {
-        **os.environ,
-        "HOME": str(tmp_path),
-        "NFLAB_TEST": mark,
-        "RAY_FAKE_CLUSTER": "1",
-        "RAY_AUTH_MODE": "token",
-        "RAY_ADDRESS": f"127.0.0.1:{port}",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    start = f"ray start --head --port {port} --num-cpus 0 --autoscaling-config {file}"
-    start += " --include-dashboard=false --disable-usage-stats --node-ip-address 127.0.0.1"
     ask = "from nflab import cluster, config; "
     ask += "print(cluster.connect(config.ScaleConfig(num_workers=2)))"
-    try:
-        subprocess.run(["ray", "get-auth-token", "--generate"], env=env, check=True, timeout=60)
-        subprocess.run(start.split(), env=env, check=True, timeout=120)
+    with head(tmp_path, node_types) as driver:
+        env = {**os.environ, **driver}
         done = subprocess.run(
             [sys.executable, "-c", ask], env=env, capture_output=True, text=True, timeout=120
         )
         assert done.stdout.strip() == "2 workers a run, 1 GPU each; 1 at once", done.stderr
-    finally:
-        stop_marked(mark)
 
 
 OTHER_VERSIONS = """

@@ -1,5 +1,7 @@
 """Files in object storage that fails: what passes is waited for, what stays is told at once."""
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -99,6 +101,12 @@ def test_a_bucket_that_stays_away_is_told_in_a_sentence(bucket: Bucket, how: Fai
         write_text(f"s3://{bucket.name}/x", "", patience=0.5)
     assert str(told.value).startswith(f"s3://{bucket.name}/x does not answer: ")
     assert "\n" not in str(told.value)
+
+
+def test_an_interrupt_ends_the_waiting(bucket: Bucket) -> None:
+    threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with bucket.failing("refuses"), pytest.raises(KeyboardInterrupt):
+        write_text(f"s3://{bucket.name}/x", "", patience=60)
 
 
 @pytest.mark.parametrize(
