@@ -49,7 +49,7 @@ def measure(nodes: int, trials: int, folder: str, address: str, server: int) -> 
     from ray.cluster_utils import Cluster
 
     import nflab.tune
-    from nflab.config import SearchConfig, SweepConfig, replace
+    from nflab.config import SweepConfig, replace
     from nflab.recipes import RECIPES
     from nflab.sweep import run_sweep
 
@@ -69,7 +69,7 @@ def measure(nodes: int, trials: int, folder: str, address: str, server: int) -> 
                     **dict.fromkeys(("val_top1", "test_top1"), 50.0 + epoch),
                     **dict.fromkeys(("train_loss", "val_loss", "learning_rate"), 1.0 / epoch),
                     "epoch": epoch,
-                    "samples": 1071 * epoch,
+                    "samples_seen": 1071 * epoch,
                     "seconds": 1.0 * epoch,
                     "images_per_second": 1071.0,
                     "outcome": outcome,
@@ -82,7 +82,7 @@ def measure(nodes: int, trials: int, folder: str, address: str, server: int) -> 
     nflab.tune.trainable = trainable
     fields = RECIPES["digits"].config
     config = SweepConfig(**{f: getattr(fields, f) for f in fields.__dataclass_fields__})
-    config = replace(config, epochs=EPOCHS, search=SearchConfig(trials=trials), name="nothing")
+    config = replace(config, epochs=EPOCHS, warmup_epochs=0.5, trials=trials, name="nothing")
     begun = time.monotonic()
     run_sweep(config, "agc_sweep")
     seconds = time.monotonic() - begun
