@@ -22,6 +22,8 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import psutil
+
 EPOCHS = 3
 
 
@@ -87,7 +89,9 @@ def measure(nodes: int, trials: int, folder: str, address: str, server: int) -> 
     run_sweep(config, "agc_sweep")
     seconds = time.monotonic() - begun
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    cpu_of_server = sum(map(float, Path(f"/proc/{server}/stat").read_text().split()[13:17])) / 100
+    main_process = psutil.Process(server)
+    processes = [main_process, *main_process.children(recursive=True)]
+    cpu_of_server = sum(sum(process.cpu_times()[:2]) for process in processes)
     cluster.shutdown()
     return {
         "nodes": nodes,

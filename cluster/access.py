@@ -84,10 +84,11 @@ def make_group(cluster: Launcher, allowed: str) -> None:
         group = compute.create_security_group(
             GroupName=name, VpcId=vpc, Description="nflab: SSH from its user, all among its nodes"
         )["GroupId"]
-        among = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}
-        compute.authorize_security_group_ingress(GroupId=group, IpPermissions=[among])
         found = compute.describe_security_groups(GroupIds=[group])["SecurityGroups"]
     group, rules = found[0]["GroupId"], found[0]["IpPermissions"]
+    if not any(pair["GroupId"] == group for r in rules for pair in r["UserIdGroupPairs"]):
+        among = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}
+        compute.authorize_security_group_ingress(GroupId=group, IpPermissions=[among])
     outside = [r for r in rules if r.get("IpRanges") or r.get("Ipv6Ranges")]
     wanted = ssh_rule(allowed)
     if [_essence(rule) for rule in outside] == [_essence(wanted)]:
@@ -161,16 +162,17 @@ def bucket_policy(bucket: str) -> list[dict[str, Any]]:
 
 def launch_policy(name: str, roles: list[str]) -> list[dict[str, Any]]:
     """Launching workers that have these roles, and ending machines of the cluster `name`."""
-    launching = ["ec2:Describe*", "ec2:RunInstances", "ec2:CreateTags"]
+    machines, tag = "arn:aws:ec2:*:*:instance/*", "ec2:CreateTags"
+    # Who may tag any machine as the cluster's may end any machine.
     own = {"StringEquals": {"aws:ResourceTag/ray-cluster-name": name}}
+    new = {"StringEquals": {"ec2:CreateAction": "RunInstances"}}
+    other = ["arn:aws:ec2:*:*:volume/*", "arn:aws:ec2:*:*:spot-instances-request/*"]
+    ending = ["ec2:TerminateInstances", tag]
     return [
-        {"Effect": "Allow", "Action": launching, "Resource": "*"},
-        {
-            "Effect": "Allow",
-            "Action": "ec2:TerminateInstances",
-            "Resource": "*",
-            "Condition": own,
-        },
+        {"Effect": "Allow", "Action": ["ec2:Describe*", "ec2:RunInstances"], "Resource": "*"},
+        {"Effect": "Allow", "Action": ending, "Resource": machines, "Condition": own},
+        {"Effect": "Allow", "Action": tag, "Resource": machines, "Condition": new},
+        {"Effect": "Allow", "Action": tag, "Resource": other},
         {"Effect": "Allow", "Action": ["ssm:GetParameter", "ssm:GetParameters"], "Resource": "*"},
         {"Effect": "Allow", "Action": "iam:PassRole", "Resource": roles},
         # The first spot request of an account makes the role of spot requests.

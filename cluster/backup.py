@@ -10,15 +10,19 @@ import os
 import sqlite3
 import sys
 import tempfile
+import uuid
 from contextlib import closing
 from pathlib import Path
 
 from pyarrow import fs
 
-from nflab.files import open_uri, patiently, write_bytes
+from nflab.files import open_uri, patiently, read_text, write_bytes, write_text
 
 DATABASE = Path.home() / "mlflow" / "mlflow.db"
 """Of MLflow."""
+
+OWNER = DATABASE.parent / "owner"
+"""A word that this head and the copies have in common."""
 
 RUNS = Path.home() / "nflab" / "runs"
 """A folder for each run."""
@@ -43,23 +47,43 @@ class Backup:
         self._uri = f"{results}/backup"
         self._saved: dict[Path, tuple[tuple[int, int], ...]] = {}
 
+    def take_over(self) -> None:
+        """Brings back what is not on this disk. Of a head that has no database yet the copies are
+        then: an earlier head, should it still run, cannot save any more.
+
+        Raises:
+            OSError: they cannot be read or written.
+        """
+        new = not DATABASE.exists()
+        self.restore()
+        if new or not OWNER.exists():
+            OWNER.parent.mkdir(parents=True, exist_ok=True)
+            OWNER.write_text(uuid.uuid4().hex, encoding="utf-8")
+            write_text(f"{self._uri}/{OWNER.name}", OWNER.read_text(encoding="utf-8"))
+
     def save(self) -> int:
         """Copies what has changed since this object copied it last; returns how many runs.
 
         Raises:
-            OSError: they cannot be written.
+            OSError: they cannot be written, or are another head's.
             sqlite3.Error: a database cannot be read.
         """
+        owner = read_text(f"{self._uri}/{OWNER.name}", patience=0)
+        if owner is not None and (not OWNER.exists() or owner != OWNER.read_text(encoding="utf-8")):
+            raise OSError(
+                f"{self._uri} is another head's: give each cluster an address of its own as "
+                "NFLAB_RESULTS"
+            )
         for path, name in self._all():
-            state = _state(path)
-            if self._saved.get(path) == state:
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                copy = _copy_database(path, Path(folder)) if path.suffix == ".db" else path
-                try:
-                    content = copy.read_bytes()
-                except FileNotFoundError:  # deleted since it was listed
+            try:
+                state = _state(path)
+                if self._saved.get(path) == state:
                     continue
+                with tempfile.TemporaryDirectory() as folder:
+                    copy = _copy_database(path, Path(folder)) if path.suffix == ".db" else path
+                    content = copy.read_bytes()
+            except FileNotFoundError:  # deleted since it was listed
+                continue
             write_bytes(f"{self._uri}/{name}", content, patience=0)
             self._saved[path] = state
         return len([folder for folder in RUNS.glob("*") if folder.is_dir()])
@@ -80,7 +104,8 @@ class Backup:
             target = RUNS / name.removeprefix("runs/")
             if name == DATABASE.name:
                 target = DATABASE
-            if info.type == fs.FileType.File and not (target.exists() or name.endswith(".part")):
+            passing = name == OWNER.name or name.endswith(".part")
+            if info.type == fs.FileType.File and not (target.exists() or passing):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 part = target.with_name(f"{target.name}.part")
                 with files.open_input_stream(info.path) as stream:
@@ -108,6 +133,8 @@ def _state(path: Path) -> tuple[tuple[int, int], ...]:
 def _copy_database(path: Path, folder: Path) -> Path:
     """A whole copy of a database that others may be writing to."""
     copy = folder / path.name
+    if not path.exists():  # else an empty one would be made
+        raise FileNotFoundError(path)
     with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
         source.backup(target)
     return copy

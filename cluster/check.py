@@ -66,6 +66,11 @@ def check(cluster: Launcher) -> None:
     check_versions(cluster)
     if not cluster.on_aws:
         return
+    if cluster.idle_hours is None:
+        raise ConfigError(
+            f"{cluster.path} does not say after how many hours without a job the cluster ends: add "
+            "NFLAB_IDLE_HOURS=8 to its first setup command"
+        )
     check_credentials(cluster)
     check_types(cluster)
     check_bucket(cluster)

@@ -12,6 +12,7 @@ import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import launcher
@@ -22,6 +23,9 @@ from nflab.config import ConfigError
 
 TERMINATION_SECONDS = 300.0
 """How long machines and their disks may take to go."""
+
+THERE = ("pending", "running", "shutting-down", "stopping", "stopped")
+"""States of a machine that is not gone."""
 
 
 def main() -> None:
@@ -77,8 +81,9 @@ def ray(cluster: Launcher, verb: str, *words: str) -> None:
 
 
 def heads(cluster: Launcher) -> list[str]:
-    """The instances that are the cluster's head."""
-    return instances(cluster, {"Name": "tag:ray-node-type", "Values": ["head"]})
+    """The instances that are the cluster's head and run, or will."""
+    head = {"Name": "tag:ray-node-type", "Values": ["head"]}
+    return instances(cluster, head, states=("pending", "running"))
 
 
 def wait_until_gone(cluster: Launcher) -> list[str]:
@@ -103,11 +108,12 @@ def remains(cluster: Launcher) -> list[str]:
     ]
 
 
-def instances(cluster: Launcher, *filters: dict[str, object]) -> list[str]:
-    """Ids of the cluster's machines that are there, in whatever state."""
-    states = ["pending", "running", "shutting-down", "stopping", "stopped"]
-    alive = {"Name": "instance-state-name", "Values": states}
-    found = cluster.client("ec2").describe_instances(Filters=[_tag(cluster), alive, *filters])
+def instances(
+    cluster: Launcher, *filters: dict[str, object], states: Sequence[str] = THERE
+) -> list[str]:
+    """Ids of the cluster's machines that are in one of these states."""
+    state = {"Name": "instance-state-name", "Values": list(states)}
+    found = cluster.client("ec2").describe_instances(Filters=[_tag(cluster), state, *filters])
     return [i["InstanceId"] for r in found["Reservations"] for i in r["Instances"]]
 
 

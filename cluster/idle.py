@@ -7,7 +7,6 @@ results, as `make down` does; until that succeeds the cluster stays. An open tun
 
 import fcntl
 import os
-import sqlite3
 import subprocess
 import sys
 import time
@@ -16,19 +15,18 @@ from pathlib import Path
 
 import launcher
 from backup import Backup
-from botocore.exceptions import BotoCoreError, ClientError
 from down import instances
-from ray._raylet import GcsClient
+from ray.job_submission import JobSubmissionClient
 
 POLL_SECONDS = 10.0
 
-GCS = "127.0.0.1:6379"
-"""Ray's head process, on this machine."""
+JOBS = "http://127.0.0.1:8265"
+"""Ray's dashboard, on this machine."""
 
 FOLDER = Path.home() / "idle"
 
 USED = FOLDER / "used"
-"""Its time is when the cluster was last seen at work."""
+"""Says after how many hours to end; its time is when the cluster was last seen at work."""
 
 CONFIG = Path.home() / "ray_bootstrap_config.yaml"
 """The launcher file, as Ray leaves it on the head."""
@@ -36,8 +34,9 @@ CONFIG = Path.home() / "ray_bootstrap_config.yaml"
 
 def start() -> None:
     """Begins to count from now, in the background."""
+    hours = float(os.environ["NFLAB_IDLE_HOURS"])
     FOLDER.mkdir(exist_ok=True)
-    USED.touch()
+    USED.write_text(str(hours), encoding="utf-8")
     with (FOLDER / "log").open("ab") as log:
         subprocess.Popen(
             [sys.executable, __file__, "run"],
@@ -55,31 +54,27 @@ def run() -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return
-    limit = timedelta(hours=float(os.environ["NFLAB_IDLE_HOURS"]))
     while True:
         time.sleep(POLL_SECONDS)
-        if working():
-            USED.touch()
-        elif timedelta(seconds=time.time() - USED.stat().st_mtime) > limit:
-            print(f"no job for {limit}: the cluster ends", flush=True)
-            try:
+        try:
+            if working():
+                os.utime(USED)
+            limit = timedelta(hours=float(USED.read_text(encoding="utf-8")))
+            if timedelta(seconds=time.time() - USED.stat().st_mtime) > limit:
+                print(f"no job for {limit}: the cluster ends", flush=True)
                 end()
-            except (OSError, sqlite3.Error, BotoCoreError, ClientError) as error:
-                print(f"it cannot yet: {error}", flush=True)
+        except Exception as error:  # a timer that ends costs money
+            print(f"{type(error).__name__}: {error}", flush=True)
 
 
 def working() -> bool:
-    """Whether a job runs, or whether one runs cannot be known."""
+    """Whether a job runs; a Ray that does not answer runs none."""
     try:
-        jobs = GcsClient(GCS).get_all_job_info(
-            skip_submission_job_info_field=True, skip_is_running_tasks_field=True
-        )
-    except Exception as error:  # Ray's own kinds; its head may be starting
+        jobs = JobSubmissionClient(JOBS).list_jobs()
+    except Exception as error:  # Ray's own kinds, and those of its client
         print(f"Ray does not answer: {error}", flush=True)
-        return True
-    # Ray's dashboard is one too.
-    names = [job.config.ray_namespace for job in jobs.values() if not job.is_dead]
-    return any(not name.startswith("_ray_internal") for name in names)
+        return False
+    return any(not job.status.is_terminal() for job in jobs)
 
 
 def end() -> None:

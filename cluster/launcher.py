@@ -22,6 +22,8 @@ class Launcher:
     """Address of where everything is kept."""
     python: str
     """The cluster's Python, as 3.12."""
+    idle_hours: float | None
+    """Hours without a job after which it ends by itself; None if that is not stated."""
 
     @property
     def name(self) -> str:
@@ -84,4 +86,5 @@ def read(path: str) -> Launcher:
             f"{path} does not say where results go and with which Python: its first setup command "
             "must be echo 'export NFLAB_RESULTS=... NFLAB_PYTHON=...' > ~/.nflab"
         )
-    return Launcher(Path(path), content, found[1], found[2])
+    hours = re.search(r"NFLAB_IDLE_HOURS=(\d+(?:\.\d+)?)\b", commands)
+    return Launcher(Path(path), content, found[1], found[2], float(hours[1]) if hours else None)

@@ -16,10 +16,10 @@ import os
 import re
 import secrets
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -38,6 +38,9 @@ START_SECONDS = 120.0
 
 FOLDER = DATABASE.parent
 
+SERVER = FOLDER / "server.pid"
+"""Says the id of the server's process, which leads a session of its own."""
+
 LOCK = FOLDER / ".lock"
 """Held by the process that keeps the server running, whose id it says."""
 
@@ -47,6 +50,7 @@ def start() -> None:
     host()
     FOLDER.mkdir(exist_ok=True)
     _end_earlier()
+    _end_orphan()
     with (FOLDER / "server.log").open("ab") as log:
         subprocess.Popen(
             [sys.executable, __file__, "run"],
@@ -71,7 +75,8 @@ def run() -> None:
     lock.truncate(0)
     print(os.getpid(), file=lock, flush=True)
     backup = Backup(os.environ["NFLAB_RESULTS"])
-    backup.restore()
+    backup.take_over()
+    _end_orphan()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     server = _serve()
     try:
@@ -119,7 +124,19 @@ def _serve() -> "subprocess.Popen[bytes]":
         words += ["--cors-allowed-origins", f"http://{name}:{PORT}"]
         env["MLFLOW_AUTH_CONFIG_PATH"] = str(protect(FOLDER))
         env["MLFLOW_FLASK_SERVER_SECRET_KEY"] = secrets.token_hex(32)
-    return subprocess.Popen(words, env=env, start_new_session=True)
+    server = subprocess.Popen(words, env=env, start_new_session=True)
+    SERVER.write_text(str(server.pid), encoding="utf-8")
+    return server
+
+
+def _end_orphan() -> None:
+    """Ends the server of an earlier process that was killed: it would hold the port."""
+    if SERVER.exists():
+        pid = int(SERVER.read_text(encoding="utf-8") or 0)
+        command = Path(f"/proc/{pid}/cmdline")
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            if pid and b"\0mlflow\0server\0" in command.read_bytes():
+                os.killpg(pid, signal.SIGKILL)
 
 
 def _end_earlier() -> None:
@@ -157,7 +174,7 @@ def _end(server: "subprocess.Popen[bytes]") -> None:
 def _save(backup: Backup) -> None:
     try:
         backup.save()
-    except (OSError, sqlite3.Error) as error:  # the next one may succeed
+    except Exception as error:  # the next one may succeed; MLflow goes on
         print(f"the database could not be copied: {error}", flush=True)
 
 

@@ -53,7 +53,9 @@ class Provider(AWSNodeProvider):
         except NodeLaunchException as refused:
             node_type = tags.get(TAG_RAY_USER_NODE_TYPE, "")
             following = self.provider_config.get(_NEXT, {}).get(node_type)
-            reason = f"{refused.category}: {refused.description}".rstrip(".")
+            # What AWS encodes after this is another each time.
+            told = refused.description.split(" Encoded authorization failure")[0]
+            reason = f"{refused.category}: {told}".rstrip(".")
             name = None if following is None else following["name"]
             note_refusal(Refusal(time.time(), node_type, reason, name))
             if following is None:

@@ -50,7 +50,8 @@ def storage(run: RunConfig) -> str:
 
 def _refuse_password(uri: str | None, what: str, instead: str) -> None:
     """Addresses are recorded with every run, and shown."""
-    secret = r"[^/?#]*:[^/?#]*@|[^?#]*\?(.*&)?(password|passwd|secret\w*|\w+_key)="
+    named = r"\w*passw(or)?d|\w*secret\w*|\w+_key|\w*token"
+    secret = rf"[^/?#@]*:(?!\d+([/?]|$))[^@]*@|[^?#]*\?(.*&)?({named})="
     if uri is not None and re.match(rf"[\w+.-]+://({secret})", uri, re.IGNORECASE):
         raise ConfigError(
             f"the address of {what} holds a password, which every run would record: leave it out "

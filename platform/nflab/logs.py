@@ -61,7 +61,8 @@ def kept_log(folder: str, rank: int) -> Iterator[Log]:
             with contextlib.suppress(OSError):  # the error itself is what is to be told
                 log.copy()
             raise
-        log.copy()
+        with contextlib.suppress(Away):  # what was computed is safe: it is no failure of the run
+            log.copy()
 
 
 @contextlib.contextmanager

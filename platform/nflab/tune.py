@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 from nflab.checkpoints import Checkpoints
 from nflab.cluster import LEFT_FOR_TRIAL, Placement, price_here
 from nflab.config import Config, replace
-from nflab.files import PATIENCE_SECONDS
+from nflab.files import PATIENCE_SECONDS, Away
 from nflab.ledger import METRIC, Ledger, Proposal
 from nflab.logs import kept_log
 from nflab.loop import train
@@ -96,6 +96,8 @@ def trainable(base: Config, placement: Placement) -> Callable[[dict[str, Any]], 
                     checkpoints=Checkpoints.of_run(folder),
                 )
                 train(replace(base, **proposal["settings"]), worker)
+        except Away:
+            raise  # no error of the run: Tune starts the trial again
         except Exception:
             ray.tune.report(_failed(traceback.format_exc()))
 
@@ -105,7 +107,7 @@ def trainable(base: Config, placement: Placement) -> Callable[[dict[str, Any]], 
             fit(config, placement, proposal["folder"], TuneReportCallback())
         except TrainingFailedError as failure:
             error = first_error(failure)
-            if error is None:
+            if error is None or "nflab.files.Away" in error.text:
                 raise  # a process was lost, not an error of the run: Tune starts the trial again
             ray.tune.report(_failed(error.text))
 

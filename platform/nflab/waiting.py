@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,9 +42,9 @@ class Refusal(NamedTuple):
 
 def note_refusal(refusal: Refusal) -> None:
     """Writes one down for those who wait, if this is a head."""
-    if REFUSALS.parent.is_dir():
-        with REFUSALS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(refusal) + "\n")
+    # A full disk must not keep the next type from being launched.
+    with suppress(OSError), REFUSALS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(refusal) + "\n")
 
 
 def refusals(since: float) -> list[Refusal]:
@@ -79,10 +79,9 @@ def _watch(address: str, say: Callable[[str], None], ended: threading.Event) -> 
     said: set[str] = set()
     while not ended.wait(POLL_SECONDS):
         try:
-            status = get_cluster_status(address)
-        except (ray.exceptions.RayError, RuntimeError, OSError):
+            told = sentences(get_cluster_status(address), refusals(begun))
+        except (ray.exceptions.RayError, RuntimeError, OSError, ValueError):
             continue  # the head is busy, or gone: then others say so
-        told = sentences(status, refusals(begun))
         if not told:
             waits_since = None
             continue
@@ -117,7 +116,7 @@ def sentences(status: ClusterStatus, refused: Iterable[Refusal]) -> list[str]:
         hope = f"{machines} are being started"
     else:
         hope = "the cluster's machines have no room, and none is being started"
-    return [*map(str, refused), f"waiting for {asked}: {hope}"]
+    return [*map(str, refused), f"the cluster waits for {asked}: {hope}"]
 
 
 def _resources(bundle: dict[str, float]) -> str:

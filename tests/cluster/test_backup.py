@@ -183,3 +183,36 @@ def test_a_backup_that_cannot_be_made_is_told_in_a_sentence(tmp_path: Path, buck
     where = f"s3://{bucket.name}/x"
     assert done.stdout.startswith(f"error: the head's files could not be copied to {where}: ")
     assert done.stdout.count("\n") == 1
+
+
+SAVE = f"""
+import sys
+sys.path.insert(0, {str(SERVER.parent)!r})
+from backup import DATABASE, Backup
+backup = Backup(sys.argv[1])
+if sys.argv[2] == "start":
+    backup.take_over()
+    if not DATABASE.exists():
+        DATABASE.touch()
+backup.save()
+"""
+
+
+def test_of_two_heads_at_one_address_the_later_one_has_the_copies(tmp_path: Path) -> None:
+    def save(head: str, verb: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-c", SAVE, str(tmp_path / "results"), verb],
+            env={"HOME": str(tmp_path / head), "PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    for head, verb in (("a", "start"), ("a", "go on"), ("a", "start"), ("b", "start")):
+        done = save(head, verb)
+        assert done.returncode == 0, done.stderr
+    refused = save("a", "go on")
+    assert refused.returncode == 1
+    assert "is another head's" in refused.stderr
+    assert save("b", "go on").returncode == 0

@@ -50,6 +50,7 @@ def account(cloud: Cloud) -> Cloud:
         ({"s3://nflab-results": "s3://readonly"}, {}, "the bucket 'readonly' may not be written"),
         ({"s3://nflab-results": "/mnt/nflab"}, {}, "name a bucket"),
         ({"NFLAB_PYTHON=3": "NFLAB_PYTHON=2"}, {}, "the cluster would have 2."),
+        ({" NFLAB_IDLE_HOURS=8": ""}, {}, "after how many hours without a job"),
         ({"g5.2xlarge": "g99.large"}, {}, "'g99.large' is not sold in us-east-1"),
         ({"us-east-1": "moon-1"}, {}, "AWS has no region 'moon-1'"),
         ({}, {"AWS_ACCESS_KEY_ID": ""}, "there are no AWS credentials"),

@@ -7,6 +7,7 @@ pinned environment already, and a GPU is there in name only.
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -37,15 +38,15 @@ SERVER = "-m mlflow server --port 5000"
 
 SMALL = "--trials 2 --epochs 1"
 
-LONG_JOB = """python -c 'import ray, time; ray.init(address="auto", log_to_driver=False)
-time.sleep(60); print("worked on")'"""
+LONG_JOB = "ray job submit -- bash -c 'sleep 120; echo worked on'"
 
 RUNS = """
 import json
 from mlflow import MlflowClient
 client = MlflowClient("http://127.0.0.1:5000")
 experiments = [e.experiment_id for e in client.search_experiments()]
-runs = [{"id": r.info.run_id, "status": r.info.status, "tags": r.data.tags}
+runs = [{"id": r.info.run_id, "status": r.info.status, "tags": r.data.tags,
+         "cost": r.data.metrics.get("cost_usd")}
         for r in client.search_runs(experiments)]
 print(json.dumps(runs))
 """
@@ -123,13 +124,18 @@ def test_up_launches_a_head_that_only_its_user_reaches(up: str, cloud: Cloud) ->
 
 
 @pytest.mark.parametrize("token", [None, "0" * 64])
-def test_a_submission_without_the_token_is_refused(
-    laptop: Laptop, tunnel: None, token: str | None
+@pytest.mark.parametrize(
+    "asked",
+    ['--json \'{"entrypoint": "true"}\' /api/jobs/', "/api/jobs/", "/nodes?view=summary"],
+)
+def test_what_comes_without_the_token_is_refused(
+    laptop: Laptop, tunnel: None, token: str | None, asked: str
 ) -> None:
+    *words, path = asked.rsplit(maxsplit=1)
     header = f"--header 'Authorization: Bearer {token}'" if token else ""
     code = laptop.run(
-        "curl --silent --output /dev/null --write-out '%{http_code}' --json '{\"entrypoint\": "
-        f'"true"}}\' {header} http://127.0.0.1:8265/api/jobs/'
+        "curl --silent --output /dev/null --write-out '%{http_code}' "
+        f"{' '.join(words)} {header} 'http://127.0.0.1:8265{path}'"
     )
     assert code in ("401", "403")
 
@@ -139,7 +145,8 @@ def test_a_sweep_trains_on_gpu_workers_that_come_for_it(
 ) -> None:
     assert len(cloud.launched) == 1  # the head
     said = laptop.run(f"{SUBMIT} {SMALL}", **JOBS)
-    assert "waiting for 2 x 1 GPU, 1 CPU" in said  # both at once, before there is a machine
+    # Both are asked for at once, before there is a machine.
+    assert "the cluster waits for 2 x 1 GPU, 1 CPU" in said
     assert "Five best trials" in said
 
     workers = cloud.launched[1:]
@@ -156,6 +163,8 @@ def test_a_sweep_trains_on_gpu_workers_that_come_for_it(
     children = [r for r in runs if r["tags"].get("mlflow.parentRunId") == parent["id"]]
     assert parent["status"] == "FINISHED"
     assert [run["tags"]["outcome"] for run in children] == ["finished"] * 2
+    assert all(run["cost"] > 0 for run in children)
+    assert parent["cost"] == pytest.approx(sum(run["cost"] for run in children))
     stored = objects(cloud)
     assert sum(key.endswith("/logs/rank-0.log") for key in stored) == 2
     assert any(key.endswith("/best_trial/weights.pt") for key in stored)
@@ -228,13 +237,18 @@ def test_down_leaves_the_results_and_nothing_else(
 def test_a_new_head_has_all_results_and_a_forgotten_cluster_ends(
     laptop: Laptop, cloud: Cloud, tunnel: None
 ) -> None:
-    write_launcher(laptop, idle_hours="0.01")
+    write_launcher(laptop, idle_hours="0.025")  # a minute and a half
     laptop.run(UP, ARGS="--yes")
     head = head_of(cloud)
+    said: list[str] = []
+    command = f". ~/nflab/cluster/env.sh; {LONG_JOB}"  # longer than the timer
+    job = threading.Thread(target=lambda: said.append(head.run(command, **JOBS)))
+    job.start()
     runs = head.ask(RUNS)
     assert sorted(run["tags"].get("kind", "") for run in runs) == ["sweep"] * 2 + ["trial"] * 3
     assert {run["status"] for run in runs} == {"FINISHED"}
-    assert "worked on" in head.run(f". ~/nflab/cluster/env.sh; {LONG_JOB}")  # longer than the timer
+    job.join()
+    assert "worked on" in said[0]
     assert len(cloud.instances()) == 1
     deadline = time.monotonic() + 300
     while not nothing_left(cloud):

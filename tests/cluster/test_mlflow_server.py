@@ -183,3 +183,15 @@ def test_what_is_no_name_of_the_head_is_refused(tmp_path: Path, name: str) -> No
         assert refused.stderr.startswith(f"error: NFLAB_MLFLOW_HOST={name} is not what browsers")
         assert refused.stderr.count("\n") == 1
         assert server.processes() == []
+
+
+def test_a_server_whose_keeper_was_killed_makes_room_for_the_next(tmp_path: Path) -> None:
+    with served(tmp_path) as server:
+        assert server.start().returncode == 0
+        orphans = set(server.processes())
+        (keeper,) = [p for p in orphans if "mlflow_server.py" in " ".join(p.cmdline())]
+        keeper.kill()
+        started = server.start()
+        assert started.returncode == 0, started.stdout + started.stderr
+        assert not orphans & set(server.processes())
+        assert server.status(None) == 200

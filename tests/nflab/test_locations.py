@@ -15,6 +15,8 @@ SECRET = "hunter2hunter2"
         f"https://:{SECRET}@mlflow.example",
         f"postgresql+psycopg://user:{SECRET}@database.example/mlflow",
         f"postgresql://database.example/mlflow?user=me&password={SECRET}",
+        f"postgresql://database.example/mlflow?sslpassword={SECRET}",
+        f"postgresql://user:{SECRET}/x@database.example/mlflow",
     ],
 )
 def test_a_store_whose_address_holds_a_password_is_refused(
@@ -28,7 +30,7 @@ def test_a_store_whose_address_holds_a_password_is_refused(
 
 
 @pytest.mark.parametrize(
-    "uri", [f"s3://AKIA:{SECRET}@bucket/x", f"s3://bucket?secret_key={SECRET}"]
+    "uri", [f"s3://AKIA:{SECRET}/x@bucket/x", f"s3://bucket?secret_key={SECRET}"]
 )
 def test_a_storage_whose_address_holds_a_key_is_refused(uri: str) -> None:
     with pytest.raises(ConfigError, match=r"holds a password.*AWS_ACCESS_KEY_ID") as caught:

@@ -43,7 +43,7 @@ def test_who_waits_learns_what_is_asked_for_and_what_comes() -> None:
         resource_demands=demand(4), pending_launches=[launch], pending_nodes=[node]
     )
     assert sentences(status, []) == [
-        "waiting for 4 x 1 GPU, 1 CPU and 3 x 2 CPU: 3 spot are being started"
+        "the cluster waits for 4 x 1 GPU, 1 CPU and 3 x 2 CPU: 3 spot are being started"
     ]
 
 
@@ -52,7 +52,7 @@ def test_who_waits_in_vain_learns_why() -> None:
     assert sentences(ClusterStatus(resource_demands=demand(1)), refused) == [
         "there is no spot (Short: none): dear is asked for instead",
         "there is no dear (Quota): no type follows it, and it is asked for again",
-        "waiting for 1 x 1 GPU, 1 CPU and 3 x 2 CPU: "
+        "the cluster waits for 1 x 1 GPU, 1 CPU and 3 x 2 CPU: "
         "the cluster's machines have no room, and none is being started",
     ]
 
