@@ -24,6 +24,7 @@ TAGS = {
     "dataset_fingerprint": "dataset_fingerprint",
     "code_fingerprint": "code_fingerprint",
     "placement": "placement",
+    "machines": "machines",
     "mlflow.parentRunId": "parent",
 }
 """Tag -> column of `Archive.rows`."""

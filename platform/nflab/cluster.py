@@ -16,7 +16,7 @@ import yaml
 import nflab
 import nfnet
 from nflab.config import ConfigError, ScaleConfig
-from nflab.prices import share_of, worker_prices
+from nflab.prices import machines, share_of, worker_prices
 from nflab.worker_setup import point_at_own_cluster
 
 WORKERS_PER_CORE = 8
@@ -50,6 +50,8 @@ class Placement:
     prices: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
     """What a worker costs an hour, in USD, by the type of machine that may hold it; None if that is
     not known. A machine of no known type is called ""."""
+    machines: str = ""
+    """The instance types that may hold a worker; empty where no launcher file tells."""
 
     @property
     def price_range(self) -> tuple[float, float] | None:
@@ -92,9 +94,10 @@ def connect(scale: ScaleConfig, priced: bool = False) -> Placement:
     cpus, gpus = (max(present.get(key, 0), launchable.get(key, 0)) for key in ("CPU", "GPU"))
     placement = place(scale, Resources(cpus=cpus, gpus=gpus, own=own))
     prices = {} if launcher is None else worker_prices(launcher, placement.per_worker)
+    kinds = "" if launcher is None else machines(launcher, placement.per_worker)
     for name in _present_types(placement):
         prices.setdefault(name, None)
-    placement = dataclasses.replace(placement, prices=prices)
+    placement = dataclasses.replace(placement, prices=prices, machines=kinds)
     if priced:
         _require_prices(placement)
     return placement

@@ -156,10 +156,11 @@ class _Times:
     def __init__(self, known: pd.DataFrame, placement: Placement) -> None:
         self._on_gpus = placement.gpus_per_worker > 0
         self._per_epoch: dict[tuple[str, str, int], float | None] = {}
-        if {"seconds", "epoch", "placement"} <= set(known.columns):
+        if {"seconds", "epoch", "placement", "machines"} <= set(known.columns):
             told = known[(known.epoch > 0) & (known.seconds > 0)]
             told = told[told.placement.str.contains("GPU each") == self._on_gpus]
             told = told[told.num_workers == str(placement.num_workers)]
+            told = told[told.machines.fillna("") == placement.machines]
             told = told.assign(pace=told.seconds / told.epoch)
             for key, group in told.groupby(["model", "dataset", "batch_size"]):
                 model, dataset, batch_size = key

@@ -45,6 +45,16 @@ def worker_prices(
     return prices
 
 
+def machines(launcher: Mapping[str, Any], per_worker: Mapping[str, float]) -> str:
+    """The instance types that can hold a worker, in one line."""
+    found = {
+        str(node_type.get("node_config", {}).get("InstanceType", name))
+        for name, node_type in launcher["available_node_types"].items()
+        if share_of(node_type.get("resources", {}), per_worker) <= 1
+    }
+    return " ".join(sorted(found))
+
+
 def share_of(machine: Mapping[str, float], per_worker: Mapping[str, float]) -> float:
     """The share of a machine's resources that a worker takes; above 1 it does not hold one."""
     return max(

@@ -101,6 +101,7 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
         "dataset_fingerprint": dataset.fingerprint,
         "world_size": str(placement.num_workers),
         "placement": str(placement),
+        **({"machines": placement.machines} if placement.machines else {}),
     }
     write_text(_experiment_file(folder), experiment)
     write_text(_config_file(folder), to_json(config))

@@ -128,7 +128,8 @@ class Network:
         self._clear()
         assert not run("ip", "route", "show", "root", self.subnet), f"{self.subnet} is in use"
         size = self.subnet.split("/")[1]
-        run("ip", "link", "add", self.bridge, "type", "bridge")
+        # Its address would else be that of a host, and change when that one goes.
+        run("ip", "link", "add", self.bridge, "address", "02:00:00:00:00:01", "type", "bridge")
         run("ip", "link", "set", self.bridge, "alias", str(os.getpid()))
         run("ip", "address", "add", f"{self.gateway}/{size}", "dev", self.bridge)
         run("ip", "link", "set", self.bridge, "up")
