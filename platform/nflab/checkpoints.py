@@ -5,6 +5,7 @@ has ended; of a sweep or grid only the best run, and those that failed, keep the
 """
 
 import re
+import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from nflab.files import open_uri, patiently
 COMPLETE = "complete"
 """File that is written last into a checkpoint."""
 
+CHUNK_BYTES = 8 << 20
+"""Read and written at once."""
 
 NO_RIVALS = "none"
 """Tag `rivals` of a cell whose checkpoints are kept whatever other cells give; else the tag names
@@ -48,9 +51,13 @@ class Checkpoints:
             files, root = open_uri(self._uri)
             target = f"{root}/epoch-{epoch:06d}"
             files.create_dir(target, recursive=True)
-            # Threads that copy may wait for each other for ever where parts are sent behind them.
-            threads = isinstance(files, fs.LocalFileSystem)
-            fs.copy_files(str(folder), target, fs.LocalFileSystem(), files, use_threads=threads)
+            # Not fs.copy_files: it is silent about an upload that fails when its file is closed.
+            for path in folder.iterdir():
+                with (
+                    path.open("rb") as file,
+                    files.open_output_stream(f"{target}/{path.name}") as stream,
+                ):
+                    shutil.copyfileobj(file, stream, CHUNK_BYTES)
             with files.open_output_stream(f"{target}/{COMPLETE}") as marker:
                 marker.write(b"")
 
