@@ -93,7 +93,13 @@ class Checkpoints:
                 files, root = open_uri(self._uri)
                 for path in reversed(_folders(files, root)):
                     if files.get_file_info(f"{path}/{COMPLETE}").type == fs.FileType.File:
-                        fs.copy_files(path, folder, files, fs.LocalFileSystem())
+                        for info in files.get_file_info(fs.FileSelector(path)):
+                            copied = Path(folder) / info.base_name
+                            with (
+                                files.open_input_stream(info.path) as file,
+                                copied.open("wb") as to,
+                            ):
+                                shutil.copyfileobj(file, to, CHUNK_BYTES)
                         return True
                 return False
 
