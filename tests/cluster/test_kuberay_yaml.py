@@ -214,7 +214,7 @@ def test_every_container_has_the_environment_that_the_nodes_of_gpu_yaml_have(
 def test_versions_are_the_pinned_ones() -> None:
     pins = (ROOT / "constraints.txt").read_text().splitlines()
     assert f"ray=={cluster(documents())['rayVersion']}" in pins
-    (python,) = re.findall(r"NFLAB_PYTHON=(\S+)'", "\n".join(gpu_yaml()["setup_commands"]))
+    (python,) = re.findall(r"NFLAB_PYTHON=([0-9.]+)", "\n".join(gpu_yaml()["setup_commands"]))
     assert f"FROM python:{python}" in instructions()
 
 
