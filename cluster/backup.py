@@ -57,9 +57,11 @@ class Backup:
         new = not DATABASE.exists()
         self.restore()
         if new or not OWNER.exists():
+            owner = uuid.uuid4().hex
+            # First: had only this disk the word, no start would bring it there.
+            write_text(f"{self._uri}/{OWNER.name}", owner)
             OWNER.parent.mkdir(parents=True, exist_ok=True)
-            OWNER.write_text(uuid.uuid4().hex, encoding="utf-8")
-            write_text(f"{self._uri}/{OWNER.name}", OWNER.read_text(encoding="utf-8"))
+            OWNER.write_text(owner, encoding="utf-8")
 
     def save(self) -> int:
         """Copies what has changed since this object copied it last; returns how many runs.

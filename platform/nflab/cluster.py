@@ -141,9 +141,9 @@ def _present_types(placement: Placement) -> Iterable[str]:
 def _require_prices(placement: Placement) -> None:
     if placement.price_range is None:
         names = [repr(name) for name, price in placement.prices.items() if name and price is None]
-        machines = f"machines of the type {' and '.join(names)}" if names else "these machines"
+        told = f"machines of the type {' and '.join(names)}" if names else "these machines"
         raise ConfigError(
-            f"max_cost cannot be kept, for nflab/prices.csv has no price of {machines}: add it "
+            f"max_cost cannot be kept, for nflab/prices.csv has no price of {told}: add it "
             "there, or leave --max-cost out"
         )
 

@@ -108,8 +108,9 @@ def sentences(status: ClusterStatus, refused: Iterable[Refusal]) -> list[str]:
             wanted[_resources(bundle.bundle)] += bundle.count
     if not wanted:
         return []
-    coming = Counter({r.ray_node_type_name: r.count for r in status.pending_launches})
-    coming.update(node.ray_node_type_name for node in status.pending_nodes)
+    coming = Counter(node.ray_node_type_name for node in status.pending_nodes)
+    for launch in status.pending_launches:
+        coming[launch.ray_node_type_name] += launch.count
     asked = " and ".join(f"{count} x {what}" for what, count in wanted.items())
     if coming:
         machines = " and ".join(f"{count} {kind}" for kind, count in sorted(coming.items()))

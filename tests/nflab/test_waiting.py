@@ -40,10 +40,10 @@ def test_who_waits_learns_what_is_asked_for_and_what_comes() -> None:
     launch = LaunchRequest("g5", "spot", 2, LaunchRequest.Status.PENDING, 0)
     node = NodeInfo("g5", "spot", "i-1", "10.0.0.1")
     status = ClusterStatus(
-        resource_demands=demand(4), pending_launches=[launch], pending_nodes=[node]
+        resource_demands=demand(4), pending_launches=[launch, launch], pending_nodes=[node]
     )
     assert sentences(status, []) == [
-        "the cluster waits for 4 x 1 GPU, 1 CPU and 3 x 2 CPU: 3 spot are being started"
+        "the cluster waits for 4 x 1 GPU, 1 CPU and 3 x 2 CPU: 5 spot are being started"
     ]
 
 
