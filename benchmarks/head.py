@@ -19,8 +19,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import psutil
 
@@ -40,7 +38,7 @@ def measure(nodes: int, trials: int, folder: str, address: str, server: int) -> 
     """Runs the sweep and says what it took.
 
     Args:
-        server: id of MLflow's process.
+        server: id of the process above MLflow's.
     """
     os.environ |= {
         "MLFLOW_TRACKING_URI": address,
@@ -107,31 +105,22 @@ def measure(nodes: int, trials: int, folder: str, address: str, server: int) -> 
 
 @contextmanager
 def served(folder: Path) -> Iterator[tuple[str, int]]:
-    """MLflow's server as the head of a cluster runs it; its address and process."""
+    """MLflow's server as the head of a cluster runs it; its address, and the process above it."""
     address = "http://127.0.0.1:5055"
-    words = ["server", "--host", "127.0.0.1", "--port", "5055", "--workers", "2"]
-    with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *words, "--backend-store-uri", "sqlite:///mlflow.db"],
-            cwd=folder,
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            while True:
-                try:
-                    urlopen(f"{address}/health", timeout=5).close()
-                    break
-                except (URLError, OSError):
-                    if process.poll() is not None:
-                        sys.exit((folder / "server.log").read_text())
-                    time.sleep(0.2)
-            yield address, process.pid
-        finally:
-            os.killpg(process.pid, 9)
-            process.wait()
+    env = {
+        "HOME": str(folder),
+        "NFLAB_RESULTS": f"{folder}/results",
+        "MLFLOW_TRACKING_URI": address,
+    }
+    script = Path(__file__).resolve().parents[1] / "cluster" / "mlflow_server.py"
+    subprocess.run([sys.executable, str(script), "start"], env={**os.environ, **env}, check=True)
+    keeper = int((folder / "mlflow" / ".lock").read_text())
+    try:
+        yield address, keeper
+    finally:
+        process = psutil.Process(keeper)
+        process.terminate()  # and it ends the server
+        process.wait(30)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,17 @@ class MlflowServer:
     """`mlflow server` over the files of a folder, on a port that it keeps; a context that ends
     it."""
 
-    def __init__(self, folder: Path, artifacts: str | None = None) -> None:
-        """`artifacts`: an address for them; else they are in the folder too."""
+    def __init__(
+        self, folder: Path, artifacts: str | None = None, store: str | None = None
+    ) -> None:
+        """
+        Args:
+            artifacts: an address for them; else they are in the folder too.
+            store: the database; else one in the folder.
+        """
         self.folder, self.port = folder, free_port()
         self._artifacts = artifacts or str(folder / "artifacts")
+        self._store = store or f"sqlite:///{folder}/server.db"
         self.uri = f"http://127.0.0.1:{self.port}"
         self._processes: list[psutil.Process] = []
 
@@ -41,7 +48,7 @@ class MlflowServer:
         """Starts it and waits until it answers."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
         command += ["--port", str(self.port), "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
+        command += ["--backend-store-uri", self._store]
         command += ["--artifacts-destination", self._artifacts]
         # Its runners of jobs are for language models.
         env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

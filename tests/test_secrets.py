@@ -109,6 +109,8 @@ def test_a_sweep_on_a_head_shows_no_secret(tmp_path: Path) -> None:
     assert not [needle for needle in needles if needle in printed]
     secret = {".ray/auth_token", ".mlflow/credentials", "mlflow/password.ini"}
     files = [path for folder in (tmp_path, *logs) for path in folder.rglob("*") if path.is_file()]
+    for name in secret:  # where they are found if they are looked for
+        assert any(needle.encode() in (tmp_path / name).read_bytes() for needle in needles), name
     names = {path.name for path in files}
     assert names >= {"mlflow.db", "users.db", "server.log", "gcs_server.out", "config.json"}
     assert [*(tmp_path / "results" / "backup").glob("mlflow.db")]

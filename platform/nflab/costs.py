@@ -65,7 +65,7 @@ def sentences(total: Mapping[str, float]) -> list[str]:
     """`totals` in words; empty if nothing was trained."""
     if "seconds" not in total:
         return []
-    told = f"Training took {duration(total['seconds'])} of all runs together"
+    told = f"All runs together trained for {duration(total['seconds'])}"
     if "cost_usd" in total:
         told += f" and cost {money(total['cost_usd'])} at the prices of nflab/prices.csv"
     found = [f"{told}."]
@@ -91,7 +91,6 @@ def money_range(low: float, high: float) -> str:
 
 def duration(seconds: float) -> str:
     """A time as people read it."""
-    for limit, unit, name in ((90, 1, "s"), (5400, 60, "min")):
-        if seconds < limit:
-            return f"{seconds / unit:.3g} {name}"
-    return f"{seconds / 3600:.3g} h"
+    unit, name = (1, "s") if seconds < 90 else (60, "min") if seconds < 5400 else (3600, "h")
+    amount = seconds / unit
+    return f"{amount:.1f} {name}" if amount < 10 else f"{amount:.0f} {name}"

@@ -60,6 +60,17 @@ class Head:
         )
         assert done.returncode == 0, done.stdout + done.stderr + self.log.read_text()
 
+    def save(self) -> "subprocess.CompletedProcess[str]":
+        """As `make down` does."""
+        return subprocess.run(
+            [sys.executable, str(ROOT / "cluster" / "backup.py")],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+
     def start_with_many_backups(self) -> None:
         (self.home / "mlflow").mkdir(parents=True)
         with self.log.open("ab") as log:
@@ -134,14 +145,7 @@ def test_a_new_head_has_all_that_the_lost_one_had(tmp_path: Path, bucket: Bucket
             wait_for(lambda: "could not be copied" in lost.log.read_text(), lost.log)
             assert "second" not in saved_runs(bucket, tmp_path)
         wait_for(lambda: {"first", "second"} <= saved_runs(bucket, tmp_path), lost.log)
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "cluster" / "backup.py")],
-            env=lost.env,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
+        done = lost.save()
         assert done.returncode == 0, done.stdout
         told = f"MLflow's database and the files of 1 runs are in s3://{bucket.name}/x\n"
         assert done.stdout == told
@@ -171,14 +175,7 @@ def test_a_backup_that_cannot_be_made_is_told_in_a_sentence(tmp_path: Path, buck
     (tmp_path / "nflab" / "runs" / "s").mkdir(parents=True)
     (tmp_path / "nflab" / "runs" / "s" / "unsent.txt").write_text("x")
     with bucket.failing("answers 503"):
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "cluster" / "backup.py")],
-            env=head.env,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
+        done = head.save()
     assert done.returncode == 2
     where = f"s3://{bucket.name}/x"
     assert done.stdout.startswith(f"error: the head's files could not be copied to {where}: ")

@@ -8,6 +8,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from tests.conftest import Script, run_script
+from tests.records import family
 
 LAYERS = (
     "--subsets none stage1+stage2+stage3 stem+stage1+stage2+stage3 stem+stage1+stage2+stage3+head "
@@ -40,16 +41,6 @@ def ran(
     return env, printed
 
 
-def runs_of(env: dict[str, str], experiment: str) -> tuple[Run, list[Run]]:
-    """The parent and its children."""
-    client = MlflowClient(env["MLFLOW_TRACKING_URI"])
-    found = client.get_experiment_by_name(experiment)
-    assert found is not None
-    runs = client.search_runs([found.experiment_id])
-    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    return parent, [run for run in runs if run is not parent]
-
-
 def artifacts(env: dict[str, str], run: Run) -> set[str]:
     client = MlflowClient(env["MLFLOW_TRACKING_URI"])
     return {file.path for file in client.list_artifacts(run.info.run_id)}
@@ -59,7 +50,7 @@ def test_layers_are_left_unclipped_as_asked(
     ran: tuple[dict[str, str], dict[str, str]],
 ) -> None:
     env, printed = ran
-    parent, cells = runs_of(env, "agc_layers")
+    parent, cells = family(env["MLFLOW_TRACKING_URI"], "agc_layers")
     unclipped = {cell.data.params["unclipped"]: cell.data.metrics for cell in cells}
     assert set(unclipped) == {"stem stage1 stage2 stage3 head", "stem head", "head", "none"}
     # What clipped shows in the record: nothing is told of a part that is not clipped.
@@ -83,7 +74,7 @@ def test_augmentation_compares_steps_and_strengths(
     ran: tuple[dict[str, str], dict[str, str]],
 ) -> None:
     env, printed = ran
-    parent, cells = runs_of(env, "augmentation")
+    parent, cells = family(env["MLFLOW_TRACKING_URI"], "augmentation")
     # Four steps of the ladder and one more level, for each of two networks.
     assert len(cells) == 10
     steps = {
@@ -105,7 +96,7 @@ def test_finals_repeat_the_best_over_fresh_seeds(
     ran: tuple[dict[str, str], dict[str, str]],
 ) -> None:
     env, printed = ran
-    parent, children = runs_of(env, "agc_sweep")
+    parent, children = family(env["MLFLOW_TRACKING_URI"], "agc_sweep")
     trials = [run for run in children if "trial" in run.data.tags]
     cells = [run for run in children if "cell" in run.data.tags]
     assert len(trials) == 2
@@ -126,7 +117,7 @@ def test_finals_repeat_the_best_over_fresh_seeds(
 
 def test_diagnostics_are_on_the_runs(ran: tuple[dict[str, str], dict[str, str]]) -> None:
     env, _ = ran
-    _, children = runs_of(env, "agc_sweep")
+    _, children = family(env["MLFLOW_TRACKING_URI"], "agc_sweep")
     for run in children:
         clipped = run.data.params["clipping"] != "none"
         assert ("agc_verdict" in run.data.tags) == clipped
@@ -144,7 +135,7 @@ def test_the_report_tells_all_of_it(
     for said in ("Which layers to clip?", "What does augmentation give?", "Sweep s", "Finals of s"):
         assert said in text
     table = pd.read_parquet(tmp_path / "report/tables/agc_layers.parquet")
-    _, cells = runs_of(env, "agc_layers")
+    _, cells = family(env["MLFLOW_TRACKING_URI"], "agc_layers")
     expected = sorted(run.data.metrics["test_top1"] for run in cells)
     assert sorted(table.test_mean) == pytest.approx(expected)
 

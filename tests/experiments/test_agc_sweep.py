@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 import torch
 from mlflow import MlflowClient
-from mlflow.entities import Run
 
 import nfnet
 from nflab.config import Config, SweepConfig, flat, from_json
 from nflab.data import load_dataset
 from tests.conftest import Script, run_script
+from tests.records import family
 
 SWEEP = ("--trials", "4", "--epochs", "3", "--seed", "5")
 
@@ -23,19 +23,6 @@ def text_of(value: object) -> str:
     if isinstance(value, tuple):
         return " ".join(value) or "none"
     return "none" if value is None else str(value)
-
-
-def runs_of(store: dict[str, str]) -> tuple[Run, list[Run]]:
-    """The parent and its children, in the order of their names."""
-    client = MlflowClient(store["MLFLOW_TRACKING_URI"])
-    experiment = client.get_experiment_by_name("agc_sweep")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id])
-    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    assert len(parents) == 1
-    children = [run for run in runs if run.info.run_id != parents[0].info.run_id]
-    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
-    return parents[0], sorted(children, key=lambda run: str(run.info.run_name))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +42,7 @@ def swept(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[d
 
 def test_every_trial_is_recorded_once_and_whole(swept: tuple[dict[str, str], str]) -> None:
     store, _ = swept
-    parent, children = runs_of(store)
+    parent, children = family(store["MLFLOW_TRACKING_URI"], "agc_sweep")
     assert len(children) == 4
     client = MlflowClient(store["MLFLOW_TRACKING_URI"])
     for run in children:
@@ -87,7 +74,7 @@ def test_the_parent_holds_the_best_trial_and_the_figures(
     swept: tuple[dict[str, str], str],
 ) -> None:
     store, _ = swept
-    parent, children = runs_of(store)
+    parent, children = family(store["MLFLOW_TRACKING_URI"], "agc_sweep")
     client = MlflowClient(store["MLFLOW_TRACKING_URI"])
     finished = [run for run in children if run.data.tags["outcome"] == "finished"]
     best = max(finished, key=lambda run: run.data.metrics["val_top1"])
@@ -138,7 +125,7 @@ def test_a_sweep_with_the_same_seed_proposes_the_same_first_trials(
     proposed = [
         [
             [run.data.params[name] for name in ("clipping", "batch_size", "augmentation_level")]
-            for run in runs_of(s)[1]
+            for run in family(s["MLFLOW_TRACKING_URI"], "agc_sweep")[1]
         ]
         for s in (swept[0], store)
     ]
@@ -152,7 +139,7 @@ def test_trials_of_several_workers_train_with_ray_train(
     flags = "--trials 2 --epochs 1 --num-workers 2 --clipping 0.08 --batch-size 32"
     done = script("agc_sweep.py", *flags.split(), RAY_ADDRESS=ray_address)
     assert done.returncode == 0, done.stdout + done.stderr
-    _, children = runs_of(store)
+    _, children = family(store["MLFLOW_TRACKING_URI"], "agc_sweep")
     assert [run.data.tags["outcome"] for run in children] == ["finished", "finished"]
     assert {run.data.tags["world_size"] for run in children} == {"2"}
     assert {run.data.params["batch_size"] for run in children} == {"32"}

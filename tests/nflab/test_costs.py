@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from nflab import cli
@@ -27,6 +26,7 @@ from tests.clouds import head
 from tests.conftest import ROOT, run_script
 from tests.nflab.test_grid import SETTINGS, Store
 from tests.nflab.test_ledger import epoch
+from tests.records import family
 
 SPOT = {"InstanceType": "g5.2xlarge", "InstanceMarketOptions": {"MarketType": "spot"}}
 
@@ -115,7 +115,7 @@ def test_sums_and_what_pruning_saved() -> None:
     )
     assert totals(RUNS) == pytest.approx({"seconds": 210.0, "cost_usd": 0.78})
     assert sentences(totals(RUNS, epochs=10)) == [
-        "Training took 3.5 min of all runs together and cost 0.78 USD at the prices of "
+        "All runs together trained for 3.5 min and cost 0.78 USD at the prices of "
         "nflab/prices.csv.",
         "Pruning saved about 80 s and 0.12 USD: the epochs that pruned trials did not run, at "
         "their own pace.",
@@ -140,12 +140,13 @@ def test_amounts_are_read_without_exponents() -> None:
         "1.00 USD",
         "1234.57 USD",
     ]
-    assert [duration(s) for s in (1.234, 89, 90, 5399, 5400)] == [
-        "1.23 s",
+    assert [duration(s) for s in (1.234, 89, 90, 5399, 5400, 3.6e6)] == [
+        "1.2 s",
         "89 s",
         "1.5 min",
         "90 min",
         "1.5 h",
+        "1000 h",
     ]
 
 
@@ -267,16 +268,6 @@ def here(cloud: dict[str, str], store: dict[str, str], tmp_path: Path) -> Here:
     return run
 
 
-def runs_of(store: dict[str, str], experiment: str) -> tuple[Run, list[Run]]:
-    """The parent and its children."""
-    client = MlflowClient(store["MLFLOW_TRACKING_URI"])
-    found = client.get_experiment_by_name(experiment)
-    assert found is not None
-    runs = client.search_runs([found.experiment_id])
-    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    return parent, [run for run in runs if run is not parent]
-
-
 def outcomes(runs: list[Run]) -> set[str]:
     return {run.data.tags["outcome"] for run in runs}
 
@@ -314,7 +305,7 @@ def test_a_sweep_stops_at_its_budget_and_goes_on_with_more(
     assert first.returncode == 130, first.stdout + first.stderr
     assert "the budget of 0.000000001 USD is reached" in first.stderr
     assert "--resume s" in first.stderr and "--max-cost USD" in first.stderr
-    parent, children = runs_of(store, "agc_sweep")
+    parent, children = family(store["MLFLOW_TRACKING_URI"], "agc_sweep")
     assert (parent.data.tags["outcome"], parent.info.status) == ("interrupted", "KILLED")
     assert "Stopped: the budget" in parent.data.tags["mlflow.note.content"]
     assert outcomes(children) == {"interrupted"}
@@ -324,14 +315,14 @@ def test_a_sweep_stops_at_its_budget_and_goes_on_with_more(
     resume = ("agc_sweep.py", "--resume", "s", "--max-cost")
     little = here(*resume, "2e-9")  # less than was spent
     assert little.returncode == 130, little.stdout + little.stderr
-    parent, same = runs_of(store, "agc_sweep")
+    parent, same = family(store["MLFLOW_TRACKING_URI"], "agc_sweep")
     assert {run.info.run_id: run.data.metrics for run in same} == {
         run.info.run_id: run.data.metrics for run in children
     }
 
     last = here(*resume, "100")
     assert last.returncode == 0, last.stdout + last.stderr
-    parent, children = runs_of(store, "agc_sweep")
+    parent, children = family(store["MLFLOW_TRACKING_URI"], "agc_sweep")
     assert parent.data.tags["outcome"] == "finished"
     assert len(children) == 3 and outcomes(children) <= {"finished", "pruned"}
     check_costs(parent, children, HALF)
@@ -339,8 +330,8 @@ def test_a_sweep_stops_at_its_budget_and_goes_on_with_more(
     saved = sum(m["cost_usd"] * (3 - m["epoch"]) / m["epoch"] for m in cut)
     assert parent.data.metrics["pruning_saved_usd"] == pytest.approx(saved)
     note = parent.data.tags["mlflow.note.content"]
-    assert "Training took" in note and "USD" in note and "Stopped" not in note
-    assert "Training took" in last.stdout
+    assert "All runs together trained for" in note and "USD" in note and "Stopped" not in note
+    assert "All runs together trained for" in last.stdout
 
 
 def test_a_grid_stops_at_its_budget_and_goes_on_with_more(
@@ -351,7 +342,7 @@ def test_a_grid_stops_at_its_budget_and_goes_on_with_more(
     first = here(f"{name}.py", *flags, "--max-cost", "1e-9")
     assert first.returncode == 130, first.stdout + first.stderr
     assert f"--resume {name}" in first.stderr and "--max-cost USD" in first.stderr
-    parent, children = runs_of(store, name)
+    parent, children = family(store["MLFLOW_TRACKING_URI"], name)
     assert (parent.data.tags["outcome"], parent.info.status) == ("interrupted", "KILLED")
     assert "Stopped: the budget" in parent.data.tags["mlflow.note.content"]
     assert 1 <= len(children) < 6
@@ -367,7 +358,7 @@ def test_a_grid_stops_at_its_budget_and_goes_on_with_more(
 
     last = here(f"{name}.py", "--resume", name, "--max-cost", "none")
     assert last.returncode == 0, last.stdout + last.stderr
-    parent, children = runs_of(store, name)
+    parent, children = family(store["MLFLOW_TRACKING_URI"], name)
     assert parent.data.tags["outcome"] == "finished"
     assert len(children) == 6
     check_costs(parent, children, HALF)
@@ -376,7 +367,7 @@ def test_a_grid_stops_at_its_budget_and_goes_on_with_more(
 def test_all_workers_of_a_training_are_paid(here: Here, store: dict[str, str]) -> None:
     done = here("train.py", "--epochs", "1", "--num-workers", "2", "--batch-size", "128")
     assert done.returncode == 0, done.stdout + done.stderr
-    run, _ = runs_of(store, "train")
+    run, _ = family(store["MLFLOW_TRACKING_URI"], "train")
     # Each leaves a hundredth of its CPU to the process that waits for them.
     price = 2 * 0.99 * 0.504 / 2 / 3600
     metrics = run.data.metrics

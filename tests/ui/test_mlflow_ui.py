@@ -6,22 +6,17 @@ printed.
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from tests.conftest import free_port, run_script
+from tests.conftest import run_script
+from tests.records import family
+from tests.servers import MlflowServer
 
 CHROMIUM = shutil.which("chromium")
 
@@ -58,46 +53,7 @@ class Site:
 
     def runs(self, experiment: str) -> tuple[Run, list[Run]]:
         """The parent and its children, in the order of their names."""
-        runs = self.client.search_runs([self.experiment_id(experiment)])
-        (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-        children = [run for run in runs if run is not parent]
-        return parent, sorted(children, key=lambda run: str(run.info.run_name))
-
-
-@contextmanager
-def served(folder: Path, store: str) -> Iterator[str]:
-    """`mlflow server` over a store; gives its address once it answers."""
-    port = free_port()
-    address = f"http://127.0.0.1:{port}"
-    words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *words, "--backend-store-uri", store],
-            cwd=folder,
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            _wait(f"{address}/health", process)
-            yield address
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _wait(url: str, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the server has ended: see server.log"
-        try:
-            urlopen(url, timeout=5).close()
-        except (URLError, OSError):
-            time.sleep(0.2)
-            continue
-        return
-    raise TimeoutError(url)
+        return family(self.address, experiment)
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +77,8 @@ def site(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     ):
         done = run_script(folder, env, *words)
         assert done.returncode == 0, done.stdout + done.stderr
-    with served(folder, store) as address:
-        yield Site(address)
+    with MlflowServer(folder, store=store) as server:
+        yield Site(server.uri)
 
 
 @pytest.fixture(scope="module")
