@@ -77,6 +77,7 @@ def test_imports_run_from_experiments_to_nflab_to_nfnet() -> None:
                 "worker_setup.py",
                 "train.py",
                 "training.py",
+                "trial.py",
                 "tune.py",
                 "sweep.py",
                 "grid.py",

@@ -2,12 +2,13 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 import nfnet
@@ -75,13 +76,15 @@ def digits(first: int, last: int) -> ArrayDataset:
     In order of occurrence, of every five images of a class the first is a test image, the second a
     validation image and the rest are for training. No flips: a mirrored 2 is no 2.
     """
-    bunch = load_digits()
-    of_classes = (bunch.target >= first) & (bunch.target <= last)
+    package = find_spec("sklearn")  # to import it takes longer than to train
+    assert package is not None
+    assert package.origin is not None
+    table = np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=",")
+    table = table[(table[:, -1] >= first) & (table[:, -1] <= last)]
+    labels = torch.from_numpy(table[:, -1]).long() - first
     # The file's grey levels are 0..16.
-    images = (
-        (torch.from_numpy(bunch.images[of_classes])[:, None] * (255 / 16)).round().to(torch.uint8)
-    )
-    labels = torch.from_numpy(bunch.target[of_classes]) - first
+    grey = torch.from_numpy(table[:, :-1]).reshape(-1, 1, 8, 8)
+    images = (grey * (255 / 16)).round().to(torch.uint8)
     fold_N = _nth_of_class(labels) % 5
     members: dict[Split, Tensor] = {"train": fold_N > 1, "val": fold_N == 1, "test": fold_N == 0}
     splits = {split: (images[m], labels[m]) for split, m in members.items()}
