@@ -51,6 +51,7 @@ class Cloud:
         return {
             "AWS_ENDPOINT_URL": f"http://{self.network.gateway}:{PORT}",
             "AWS_ENDPOINT_URL_EC2": f"http://{self.network.gateway}:{FRONT_PORT}",
+            "AWS_ENDPOINT_URL_SERVICE_QUOTAS": f"http://{self.network.gateway}:{FRONT_PORT}",
             "AWS_ACCESS_KEY_ID": "testing",
             "AWS_SECRET_ACCESS_KEY": "testing-secret-key-0123456789",
             "AWS_DEFAULT_REGION": REGION,

@@ -1,6 +1,7 @@
-"""EC2 as it is when machines are short: a server before the emulated one that refuses some."""
+"""AWS as it is when machines are short: a server before the emulated one that refuses some."""
 
 import http.client
+import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -11,7 +12,8 @@ REFUSAL = b"""<?xml version="1.0" encoding="UTF-8"?><Response><Errors><Error>
 
 
 class Front(ThreadingHTTPServer):
-    """Passes requests on, but those for spot instances while there are none."""
+    """Passes requests on, but those for spot instances while there are none, and those for quotas
+    while there is one."""
 
     daemon_threads = True
 
@@ -20,6 +22,8 @@ class Front(ThreadingHTTPServer):
         self.behind = behind
         self.no_spot = threading.Event()
         self.refused = 0
+        self.quota: float | None = None
+        """vCPUs of every kind that the account may have; None: it may not ask."""
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
 
@@ -33,6 +37,14 @@ class _Handler(BaseHTTPRequestHandler):
         if wanted and b"DryRun=true" not in body and self.server.no_spot.is_set():
             self.server.refused += 1
             self._answer(500, {"Content-Type": "text/xml"}, REFUSAL)
+            return
+        if (
+            "GetServiceQuota" in self.headers.get("X-Amz-Target", "")
+            and self.server.quota is not None
+        ):
+            told = {"Quota": {"Value": self.server.quota}}
+            kind = {"Content-Type": "application/x-amz-json-1.1"}
+            self._answer(200, kind, json.dumps(told).encode())
             return
         connection = http.client.HTTPConnection(*self.server.behind, timeout=60)
         connection.request("POST", self.path, body, dict(self.headers))
