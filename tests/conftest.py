@@ -18,6 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # Worker threads of several processes on few cores only get in each other's way.
 torch.set_num_threads(1)
 
+# A Ray's workers give way to all others, unless told; here others are tests that run beside these.
+os.environ |= {"RAY_worker_niceness": "0"}
+
 
 @pytest.fixture(scope="session")
 def ray_address() -> Iterator[str]:

@@ -20,6 +20,9 @@ from tests.faults.stores import Stores
 KILLS = int(os.environ.get("NFLAB_TEST_KILLS", "3"))
 """How often one thing is killed."""
 
+HANGS_SECONDS = 600
+"""What takes longer is waiting for something that does not come."""
+
 
 class Run:
     """A script started in a session of its own, with a Ray of its own."""
@@ -37,7 +40,7 @@ class Run:
             start_new_session=True,
         )
 
-    def wait(self, timeout: float) -> int:
+    def wait(self, timeout: float = HANGS_SECONDS) -> int:
         return self.process.wait(timeout)
 
     def output(self) -> str:
@@ -58,8 +61,8 @@ class Run:
         return found
 
 
-def wait_until(condition: Callable[[], bool], run: Run, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
+def wait_until(condition: Callable[[], bool], run: Run) -> None:
+    deadline = time.monotonic() + HANGS_SECONDS
     while not condition():
         if run.process.poll() is not None:
             return

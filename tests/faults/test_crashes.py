@@ -9,10 +9,8 @@ import ray
 from ray.util import placement_group_table
 
 from tests.conftest import edited_copy, run_script
+from tests.faults.runs import HANGS_SECONDS
 from tests.faults.stores import Stores
-
-HANGS_SECONDS = 60
-"""What takes longer has been waiting for something that does not come."""
 
 
 def run_broken(

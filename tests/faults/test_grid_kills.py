@@ -64,9 +64,9 @@ def test_a_grid_whose_driver_is_killed_goes_on_where_it_was(
         else:
             time.sleep(chance.uniform(1, 20))
         run.process.kill()
-        run.wait(30)
+        run.wait()
     run = start(stores)
-    assert run.wait(600) == 0, run.output()
+    assert run.wait() == 0, run.output()
     for cell in finished(check(stores)):
         check_exact(stores, cell)
 
@@ -94,9 +94,9 @@ def test_a_grid_whose_trials_and_machine_are_killed_goes_on_where_it_was(
             run.wait(60)
         except subprocess.TimeoutExpired:
             run.process.kill()
-            run.wait(30)
+            run.wait()
     run = start(stores)
-    assert run.wait(600) == 0, run.output()
+    assert run.wait() == 0, run.output()
     cells = check(stores)
     check_exact(stores, chance.choice(finished(cells)))
 
@@ -117,7 +117,7 @@ def test_a_grid_outlives_its_mlflow_server(tmp_path: Path, chance: random.Random
         assert run.process.poll() is None, run.output()
         assert waiting(stores) > 0
         server.start()
-        assert run.wait(600) == 0, run.output()
+        assert run.wait() == 0, run.output()
         assert " failed after " not in run.output()
         cells = check(stores)
         check_exact(stores, chance.choice(finished(cells)))
@@ -135,13 +135,13 @@ def test_a_grid_killed_while_its_mlflow_server_is_away_goes_on_where_it_was(
         wait_until(lambda: waiting(stores) > before, run)
         time.sleep(chance.uniform(0, 5))
         run.process.kill()
-        run.wait(30)
+        run.wait()
         assert waiting(stores) > 0
         run = start(stores)
-        assert run.wait(60) == 2, run.output()
+        assert run.wait() == 2, run.output()
         assert f"cannot open the tracking store {server.uri}" in run.output()
         server.start()
         run = start(stores)
-        assert run.wait(600) == 0, run.output()
+        assert run.wait() == 0, run.output()
         cells = check(stores)
         check_exact(stores, chance.choice(finished(cells)))

@@ -27,10 +27,10 @@ def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was(
         else:
             time.sleep(chance.uniform(1, 20))
         run.process.kill()
-        run.wait(30)
+        run.wait()
     arguments = ["--resume", "s"]
     run = Run(stores, "agc_sweep.py", *arguments)
-    assert run.wait(600) == 0, run.output()
+    assert run.wait() == 0, run.output()
     stores.agree(4)
     assert stores.outcome() == ("FINISHED", "finished")
     assert set(stores.outcomes().values()) <= {"finished", "pruned", "diverged"}
@@ -50,7 +50,7 @@ def test_a_sweep_outlives_its_trials_processes(tmp_path: Path, chance: random.Ra
         if trials := run.family("ray::ImplicitFunc"):
             chance.choice(trials).kill()
             killed += 1
-    assert run.wait(600) == 0, run.output()
+    assert run.wait() == 0, run.output()
     assert killed == KILLS
     stores.agree(4)
     # A trial may be among the failed if chance chose it four times.
@@ -74,10 +74,10 @@ def test_a_sweep_whose_ray_is_killed_goes_on_where_it_was(
             run.wait(60)
         except subprocess.TimeoutExpired:
             run.process.kill()
-            run.wait(30)
+            run.wait()
         arguments = ["--resume", "s"]
     run = Run(stores, "agc_sweep.py", *arguments)
-    assert run.wait(600) == 0, run.output()
+    assert run.wait() == 0, run.output()
     stores.agree(4)
     assert stores.outcome() == ("FINISHED", "finished")
     assert set(stores.outcomes().values()) <= {"finished", "pruned", "diverged"}
@@ -92,13 +92,13 @@ def test_an_interrupted_sweep_ends_soon_with_nothing_left_running(
     wait_until(lambda: reported(stores) > 0, run)
     time.sleep(chance.uniform(0, 2))
     run.process.send_signal(number)
-    assert run.wait(60) == 130, run.output()
+    assert run.wait() == 130, run.output()
     assert "--resume s" in run.output()
     assert all(r.info.status != "RUNNING" for r in stores.runs())
     assert all(t.state.name != "RUNNING" for t in stores.study().trials)
     assert stores.outcome() == ("KILLED", "interrupted")
     run = Run(stores, "agc_sweep.py", "--resume", "s")
-    assert run.wait(600) == 0, run.output()
+    assert run.wait() == 0, run.output()
     stores.agree(2)
     assert stores.outcome() == ("FINISHED", "finished")
 
@@ -115,16 +115,16 @@ def test_an_interrupted_training_goes_on_to_the_same_result(
         time.sleep(chance.uniform(0, 1))
         if kill % 2:
             run.process.kill()
-            run.wait(30)
+            run.wait()
         else:
             run.process.send_signal(signal.SIGINT)
-            assert run.wait(60) == 130, run.output()
+            assert run.wait() == 130, run.output()
             assert stores.outcome() == ("KILLED", "interrupted")
         arguments = ["--resume", "t"]
     run = Run(stores, "train.py", *arguments)
-    assert run.wait(600) == 0, run.output()
+    assert run.wait() == 0, run.output()
     run = Run(stores, "train.py", "--name", "u", *what)
-    assert run.wait(600) == 0, run.output()
+    assert run.wait() == 0, run.output()
     interrupted, whole = sorted(stores.runs(), key=lambda r: str(r.info.run_name))
     assert stores.steps(interrupted) == stores.steps(whole) == list(range(1, 41))
     for metric in ("train_loss", "val_loss", "test_top1"):

@@ -67,7 +67,7 @@ def test_a_sweep_whose_bucket_fails_for_a_while_has_all_in_it(
     wait_until(lambda: reported(stores) > 1, run)
     with bucket.failing("answers 503"):
         time.sleep(FAILING_SECONDS)
-    assert run.wait(300) == 0, run.output()
+    assert run.wait() == 0, run.output()
     stores.agree(3)
     assert stores.outcome() == ("FINISHED", "finished")
     assert set(stores.outcomes().values()) <= {"finished", "pruned"}
@@ -102,18 +102,18 @@ def test_a_training_goes_on_to_the_same_result_whatever_its_bucket_does(
 
         def killed(run: Run) -> None:
             run.process.kill()
-            run.wait(10)
+            run.wait()
 
         def interrupted_while_it_waits(run: Run) -> None:
             with bucket.failing("answers 503"):
                 time.sleep(5)
                 run.process.send_signal(signal.SIGINT)
-                assert run.wait(30) == 130, run.output()
+                assert run.wait() == 130, run.output()
 
         def left_waiting(run: Run) -> None:
             with bucket.failing("refuses"):
                 time.sleep(FAILING_SECONDS)
-            assert run.wait(300) == 0, run.output()
+            assert run.wait() == 0, run.output()
 
         arguments = ["--name", "t", *flags]
         for happens in (killed, interrupted_while_it_waits, left_waiting):
