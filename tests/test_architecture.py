@@ -75,6 +75,7 @@ def test_imports_run_from_experiments_to_nflab_to_nfnet() -> None:
                 "waiting.py",
                 "cluster.py",
                 "worker_setup.py",
+                "mail.py",
                 "train.py",
                 "training.py",
                 "trial.py",

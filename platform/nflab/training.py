@@ -5,18 +5,16 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
-from typing import Any
 
 import ray
-from ray.train import TrainingFailedError, UserCallback
-from ray.util.queue import Queue
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.train import TrainingFailedError
 
 from nflab.checkpoints import Checkpoints
 from nflab.config import Config
 from nflab.data import example_image
 from nflab.interrupts import Interrupted, ignore_interrupts
 from nflab.loop import train
+from nflab.mail import Listener, mailbox
 from nflab.outbox import Outbox
 from nflab.progress import TrainingProgress, console
 from nflab.record import RunRecord
@@ -76,12 +74,10 @@ def run_training(
         record = RunRecord(outbox, run_id, config, outbox.read(lambda: tracker.last_epoch(run_id)))
         outbox.put("add_text", run_id, text=json.dumps(session.class_names), file="classes.json")
         progress = TrainingProgress(config.schedule.epochs)
-        mail = _mailbox()
+        mail = mailbox()
         # In a thread: Ctrl-C is for this one, which knows what to write down.
         pool = ThreadPoolExecutor(max_workers=1)
-        training = pool.submit(
-            fit, config, session.placement, session.folder, _Listener(mail), task
-        )
+        training = pool.submit(fit, config, session.placement, session.folder, Listener(mail), task)
         reached: Outcome = "failed"
         with told_of_waiting(progress.say):
             while True:
@@ -144,22 +140,3 @@ def _keep_model(session: Session[Config], run_id: str, registered: bool) -> None
                 session.tags["dataset_fingerprint"],
                 f"{config.model.model}, run {session.name}",
             )
-
-
-def _mailbox() -> Queue:
-    """A queue to this process, on its own node: as long as the driver's machine lives, so does
-    what it has not yet fetched."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-
-
-class _Listener(UserCallback):
-    """Passes every report on, from Ray Train's controller process, to the one that records it."""
-
-    def __init__(self, mail: Queue) -> None:
-        self._mail = mail
-
-    def after_report(
-        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: object
-    ) -> None:
-        self._mail.put(metrics[0])

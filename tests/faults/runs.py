@@ -33,7 +33,8 @@ class Run:
         self.begun = self.output().count(" a run, on CPU")
         self.process = subprocess.Popen(
             [sys.executable, str(root / "experiments" / script), *arguments],
-            env={**env, **stores.env},
+            # A Ray without its GCS is given up sooner than after a minute.
+            env={**env, **stores.env, "RAY_gcs_rpc_server_reconnect_timeout_s": "20"},
             cwd=stores.folder,
             stdout=self.log,
             stderr=subprocess.STDOUT,

@@ -12,7 +12,7 @@ from tests.faults.stores import STATES, Stores
 from tests.servers import MlflowServer
 
 NAME = "clipping_vs_batch_size"
-EPOCHS = 20
+EPOCHS = 12
 FLAGS = f"--batch-sizes 64 128 --clippings 0.08 --seeds 1 --epochs {EPOCHS}".split()
 CELLS = 6  # two batch sizes by no clipping, one, and the batch-normalised twin
 
@@ -67,7 +67,7 @@ def test_a_grid_whose_driver_is_killed_goes_on_where_it_was(
         run.wait()
     run = start(stores)
     assert run.wait() == 0, run.output()
-    for cell in finished(check(stores)):
+    for cell in chance.sample(finished(check(stores)), 2):
         check_exact(stores, cell)
 
 
@@ -113,7 +113,7 @@ def test_a_grid_outlives_its_mlflow_server(tmp_path: Path, chance: random.Random
         train_on(run, stores)
         time.sleep(chance.uniform(0, 1))
         server.stop()
-        time.sleep(chance.uniform(20, 40))
+        time.sleep(chance.uniform(20, 30))
         assert run.process.poll() is None, run.output()
         assert waiting(stores) > 0
         server.start()
