@@ -17,7 +17,7 @@ from nflab.worker import Worker
 from tests.conftest import ROOT
 from tests.faults.stores import Stores
 
-KILLS = int(os.environ.get("NFLAB_TEST_KILLS", "3"))
+KILLS = int(os.environ.get("NFLAB_TEST_KILLS", "2"))
 """How often one thing is killed."""
 
 HANGS_SECONDS = 600
