@@ -61,7 +61,7 @@ down: install  ## saves, checks, and ends the cluster with all that costs money
 	$(BIN)/python cluster/down.py $(CLUSTER)
 
 ui: install  ## MLflow's pages, on this machine only
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $${PORT:-5000} \
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $${PORT:-5000} --workers 1 \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
 
 clean:  ## removes what can be made again; runs/ and mlflow.db stay

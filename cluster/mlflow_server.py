@@ -109,7 +109,8 @@ def host() -> str | None:
 
 
 def _serve() -> "subprocess.Popen[bytes]":
-    words = [sys.executable, "-m", "mlflow", "server", "--port", str(PORT), "--workers", "2"]
+    # Several would share a socket that holds small answers back for 40 ms.
+    words = [sys.executable, "-m", "mlflow", "server", "--port", str(PORT), "--workers", "1"]
     words += ["--backend-store-uri", f"sqlite:///{DATABASE}"]
     words += ["--artifacts-destination", f"{os.environ['NFLAB_RESULTS']}/mlflow-artifacts"]
     # Its runners of jobs are for language models.

@@ -203,9 +203,9 @@ class Tracker:
         # The client asks again by itself when an answer is lost, and each time makes a run.
         for twin in found[1:]:
             self._client.delete_run(twin.info.run_id)
-        run_id = self.started(key)
-        self.log_params(run_id, {name: tags[name] for name in SORTED if name in tags})
-        return run_id
+        run = self._first(found)
+        self._add_params(run, {name: tags[name] for name in SORTED if name in tags})
+        return str(run.info.run_id)
 
     def started(self, key: str) -> str:
         """The id of the run that was created with this mark.
@@ -213,13 +213,15 @@ class Tracker:
         Raises:
             ConfigError: it was deleted.
         """
-        found = self._marked(key)
-        if not found:
-            raise ConfigError("it was deleted")
-        return str(found[0].info.run_id)
+        return str(self._first(self._marked(key)).info.run_id)
 
     def _marked(self, key: str) -> list[Run]:
         return self._search(f"tags.record = '{key}'")
+
+    def _first(self, marked: list[Run]) -> Run:
+        if not marked:
+            raise ConfigError("it was deleted")
+        return marked[0]
 
     def find(self, name: str) -> str | None:
         """The id of the run of that name that is no other's child; None if there is none."""
@@ -240,9 +242,12 @@ class Tracker:
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         """Records the parameters that the run does not have yet, in one request."""
-        known = self._client.get_run(run_id).data.params
+        self._add_params(self._client.get_run(run_id), params)
+
+    def _add_params(self, run: Run, params: Mapping[str, Any]) -> None:
+        known = run.data.params
         written = [Param(key, as_text(value)) for key, value in params.items() if key not in known]
-        self._client.log_batch(run_id, params=written)
+        self._client.log_batch(run.info.run_id, params=written)
 
     def log(
         self,

@@ -221,6 +221,9 @@ def test_when_there_is_no_spot_machine_the_sweep_says_so_and_one_on_demand_comes
     assert [w["InstanceType"] for w in workers] == ["g5.2xlarge"]
     assert [w.get("InstanceLifecycle") for w in workers] == [None]
     assert "gpu-spot: LaunchFailed" in laptop.run(STATUS)
+    log = laptop.home / "logs.log"
+    with laptop.running(f"{MAKE} logs", log, lambda: "gpu-on-demand" in log.read_text()):
+        pass
 
 
 def test_down_leaves_the_results_and_nothing_else(
