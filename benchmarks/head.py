@@ -43,7 +43,7 @@ def measure(nodes: int, trials: int, folder: str, address: str, server: int) -> 
     os.environ |= {
         "MLFLOW_TRACKING_URI": address,
         "NFLAB_STORAGE": f"{folder}/runs",
-        "RAY_PROCESS_SPAWN_NICENESS": "0",
+        "RAY_worker_niceness": "0",
     }
     import ray
     from ray.cluster_utils import Cluster

@@ -233,9 +233,7 @@ def open_grid(config: GridOfConfigs, experiment: str) -> Iterator[Grid]:
     parent = None
     tags = {**session.tags, "kind": "grid"}
     try:
-        parent = outbox.read(
-            lambda: tracker.find(session.name) or tracker.start(session.name, tags)
-        )
+        parent = outbox.read(lambda: tracker.begin(session.name, tags))
         outbox.put("reopen", parent)
         outbox.put("add_text", parent, text=to_json(session.config), file="config.json")
         outbox.put("log_dataset", parent, **dataset_entry(session.config))

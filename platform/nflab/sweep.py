@@ -71,9 +71,7 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
     outbox = Outbox(tracker, session.outbox_folder)
     try:
         tags = {**session.tags, "kind": "sweep"}
-        run_id = parent = outbox.read(
-            lambda: tracker.find(session.name) or tracker.start(session.name, tags)
-        )
+        run_id = parent = outbox.read(lambda: tracker.begin(session.name, tags))
         outbox.put("reopen", parent)
         params = {key: as_text(value) for key, value in flat(config).items()}
         params |= {key: f"searched: {space.describe(key)}" for key in config.search.searched}

@@ -223,10 +223,20 @@ class Tracker:
             raise ConfigError("it was deleted")
         return marked[0]
 
-    def find(self, name: str) -> str | None:
-        """The id of the run of that name that is no other's child; None if there is none."""
+    def find(self, name: str) -> Run | None:
+        """The run of that name that is no other's child; None if there is none."""
         found = self._search(f"attributes.run_name = '{name}'")
-        return next((r.info.run_id for r in found if _PARENT not in r.data.tags), None)
+        return next((run for run in found if _PARENT not in run.data.tags), None)
+
+    def begin(self, name: str, tags: Mapping[str, str]) -> str:
+        """The id of the run that `find` finds; of a new one if it finds none.
+
+        What a first try that failed in its midst has begun is completed.
+        """
+        known = self.find(name)
+        if known is not None and "record" not in known.data.tags:  # not made here
+            return str(known.info.run_id)
+        return self.start(name, tags, key=None if known is None else known.data.tags["record"])
 
     def reopen(self, run_id: str) -> None:
         """A run goes on that had been interrupted, or may have been."""

@@ -68,9 +68,7 @@ def run_training(
     outbox = Outbox(tracker, session.outbox_folder)
     try:
         tags = {**session.tags, "kind": "training"}
-        run_id = outbox.read(
-            lambda: tracker.find(session.name) or tracker.start(session.name, tags)
-        )
+        run_id = outbox.read(lambda: tracker.begin(session.name, tags))
         record = RunRecord(outbox, run_id, config, outbox.read(lambda: tracker.last_epoch(run_id)))
         outbox.put("add_text", run_id, text=json.dumps(session.class_names), file="classes.json")
         progress = TrainingProgress(config.schedule.epochs)

@@ -22,7 +22,7 @@ BUCKET = "onprem-results"
 
 FILE = f"CLUSTER=/home/{USER}/onprem.yaml"
 
-TRAINING = "python experiments/train.py --num-workers 2 --epochs 10"
+TRAINING = "python experiments/train.py --num-workers 2 --epochs 20"
 
 CUT_SECONDS = 8
 """How long the worker's cable is out: a switch that restarts."""
@@ -87,6 +87,7 @@ def test_a_run_whose_network_is_cut_ends_as_the_undisturbed_one(
         assert job.is_alive() and time.monotonic() < deadline, said
         time.sleep(0.5)
     worker.cut()
+    assert laptop.ask(METRICS)["cut"]["epoch"] < 20
     time.sleep(CUT_SECONDS)
     assert job.is_alive(), "the run ended before its network came back"
     worker.restore()

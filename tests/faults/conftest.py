@@ -2,8 +2,19 @@
 
 import os
 import random
+from collections.abc import Iterator
 
 import pytest
+
+from tests.conftest import stop_marked
+from tests.faults.runs import MARK
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on() -> Iterator[None]:
+    """Ends what a test that failed has left running."""
+    yield
+    stop_marked(MARK)
 
 
 @pytest.fixture

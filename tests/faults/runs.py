@@ -23,6 +23,12 @@ KILLS = int(os.environ.get("NFLAB_TEST_KILLS", "2"))
 HANGS_SECONDS = 600
 """What takes longer is waiting for something that does not come."""
 
+ENDS_SECONDS = 120
+"""What is to end at once ends in this time, on a busy machine too; stores are waited for longer."""
+
+MARK = f"faults-{os.getpid()}"
+"""By which all processes of these scripts are known."""
+
 
 class Run:
     """A script started in a session of its own, with a Ray of its own."""
@@ -34,7 +40,12 @@ class Run:
         self.process = subprocess.Popen(
             [sys.executable, str(root / "experiments" / script), *arguments],
             # A Ray without its GCS is given up sooner than after a minute.
-            env={**env, **stores.env, "RAY_gcs_rpc_server_reconnect_timeout_s": "20"},
+            env={
+                **env,
+                **stores.env,
+                "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
+                "NFLAB_TEST": MARK,
+            },
             cwd=stores.folder,
             stdout=self.log,
             stderr=subprocess.STDOUT,

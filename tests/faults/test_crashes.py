@@ -9,7 +9,7 @@ import ray
 from ray.util import placement_group_table
 
 from tests.conftest import edited_copy, run_script
-from tests.faults.runs import HANGS_SECONDS
+from tests.faults.runs import ENDS_SECONDS
 from tests.faults.stores import Stores
 
 
@@ -69,7 +69,7 @@ def test_a_crash_of_one_worker_ends_its_run_and_shows_that_workers_traceback(
     assert "rank 1 went boom" in log.read_text()
     assert str(log.parent) in done.stdout
     # From the worker's last line to the end of the run.
-    assert stores.parent().info.end_time / 1000 - log.stat().st_mtime < HANGS_SECONDS
+    assert stores.parent().info.end_time / 1000 - log.stat().st_mtime < ENDS_SECONDS
 
 
 def test_a_sweep_whose_trials_all_fail_says_so(tmp_path: Path, ray_address: str) -> None:
@@ -114,17 +114,17 @@ def test_the_workers_of_a_cut_trial_are_gone_while_the_sweep_goes_on(
             outcomes = stores.outcomes()
             cut = {n for n, outcome in outcomes.items() if outcome == "pruned"} - seen
             if cut:
-                deadline = time.monotonic() + HANGS_SECONDS
+                deadline = time.monotonic() + ENDS_SECONDS
                 while held & workers_groups():
-                    assert time.monotonic() < deadline, sweep.result().stdout
+                    assert time.monotonic() < deadline
                     time.sleep(0.2)
-                seen |= cut
+                seen |= cut if not sweep.done() else set()
             time.sleep(0.2)
         done = sweep.result()
     assert done.returncode == 0, done.stdout + done.stderr
     assert seen
     stores.agree(3)
-    deadline = time.monotonic() + HANGS_SECONDS
+    deadline = time.monotonic() + ENDS_SECONDS
     while ray.available_resources().get("CPU") != 2:
         assert time.monotonic() < deadline
         time.sleep(0.2)

@@ -6,7 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.faults.runs import KILLS, Run, check_exact, reported, train_on, wait_until
+from tests.faults.runs import ENDS_SECONDS, KILLS, Run, check_exact, reported, train_on, wait_until
 from tests.faults.stores import Stores
 
 
@@ -91,7 +91,7 @@ def test_an_interrupted_sweep_ends_with_nothing_left_running(
         train_on(run, stores)
         time.sleep(chance.uniform(0, 2))
         run.process.send_signal(number)
-        assert run.wait() == 130, run.output()
+        assert run.wait(ENDS_SECONDS) == 130, run.output()
         assert "--resume s" in run.output()
         assert all(r.info.status != "RUNNING" for r in stores.runs())
         assert all(t.state.name != "RUNNING" for t in stores.study().trials)
@@ -118,7 +118,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result(
             run.wait()
         else:
             run.process.send_signal(signal.SIGINT)
-            assert run.wait() == 130, run.output()
+            assert run.wait(ENDS_SECONDS) == 130, run.output()
             assert stores.outcome() == ("KILLED", "interrupted")
         arguments = ["--resume", "t"]
     run = Run(stores, "train.py", *arguments)

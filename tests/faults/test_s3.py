@@ -11,7 +11,7 @@ import pytest
 
 from tests.buckets import Bucket
 from tests.conftest import edited_copy
-from tests.faults.runs import Run, check_exact, reported, train_on, wait_until
+from tests.faults.runs import ENDS_SECONDS, Run, check_exact, reported, train_on, wait_until
 from tests.faults.stores import Stores
 from tests.servers import MlflowServer
 
@@ -108,7 +108,7 @@ def test_a_training_goes_on_to_the_same_result_whatever_its_bucket_does(
             with bucket.failing("answers 503"):
                 time.sleep(5)
                 run.process.send_signal(signal.SIGINT)
-                assert run.wait() == 130, run.output()
+                assert run.wait(ENDS_SECONDS) == 130, run.output()
 
         def left_waiting(run: Run) -> None:
             with bucket.failing("refuses"):

@@ -328,3 +328,15 @@ def test_a_point_is_known_by_its_time(place: Place) -> None:
     for when in (1000, 1000, 1001):
         place.tracker.log(run, {"val_top1": 50.0}, step=1, when=when)
     assert place.points(place.run()) == [(1, 50.0), (1, 50.0)]
+
+
+def test_a_run_that_a_lost_answer_left_half_begun_is_completed(place: Place) -> None:
+    tags = {"kind": "sweep", "outcome": "running"}
+    for _ in range(2):  # the client's own second try makes another
+        place.client.create_run(
+            place.tracker.experiment_id, run_name="s", tags={**tags, "record": "1"}, start_time=1
+        )
+    run = place.tracker.begin("s", tags)
+    assert place.run().info.run_id == run == place.tracker.begin("s", tags)
+    assert place.run().data.params == {"kind": "sweep"}
+    assert place.tracker.begin("t", tags) != run
