@@ -14,7 +14,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was(
     tmp_path: Path, chance: random.Random
 ) -> None:
     stores = Stores(tmp_path, "agc_sweep", "s")
-    flags = "--name s --trials 4 --epochs 60".split()
+    flags = "--name s --trials 4 --epochs 40".split()
     for kill in range(KILLS):
         config = tmp_path / "runs" / "s" / "config.json"
         arguments = ["--resume", "s"] if config.exists() else flags
@@ -39,7 +39,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was(
 
 def test_a_sweep_outlives_its_trials_processes(tmp_path: Path, chance: random.Random) -> None:
     stores = Stores(tmp_path, "agc_sweep", "s")
-    run = Run(stores, "agc_sweep.py", *"--name s --trials 4 --epochs 80".split())
+    run = Run(stores, "agc_sweep.py", *"--name s --trials 4 --epochs 40".split())
     killed = 0
     while killed < KILLS and run.process.poll() is None:
         before = reported(stores)
@@ -59,7 +59,7 @@ def test_a_sweep_whose_ray_is_killed_goes_on_where_it_was(
     tmp_path: Path, chance: random.Random
 ) -> None:
     stores = Stores(tmp_path, "agc_sweep", "s")
-    arguments = "--name s --trials 4 --epochs 80".split()
+    arguments = "--name s --trials 4 --epochs 40".split()
     for kill in range(KILLS):
         run = Run(stores, "agc_sweep.py", *arguments)
         train_on(run, stores)
@@ -85,7 +85,7 @@ def test_an_interrupted_sweep_ends_with_nothing_left_running(
     tmp_path: Path, chance: random.Random
 ) -> None:
     stores = Stores(tmp_path, "agc_sweep", "s")
-    arguments = "--name s --trials 2 --epochs 60".split()
+    arguments = "--name s --trials 2 --epochs 40".split()
     for number in (signal.SIGINT, signal.SIGTERM):
         run = Run(stores, "agc_sweep.py", *arguments)
         train_on(run, stores)
@@ -107,7 +107,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result(
     tmp_path: Path, chance: random.Random
 ) -> None:
     stores = Stores(tmp_path, "train", "t")
-    what = "--epochs 40 --batch-size 32 --num-workers 2".split()
+    what = "--epochs 24 --batch-size 32 --num-workers 2".split()
     arguments = ["--name", "t", *what]
     for kill in range(KILLS):
         run = Run(stores, "train.py", *arguments)
@@ -126,6 +126,6 @@ def test_an_interrupted_training_goes_on_to_the_same_result(
     run = Run(stores, "train.py", "--name", "u", *what)
     assert run.wait() == 0, run.output()
     interrupted, whole = sorted(stores.runs(), key=lambda r: str(r.info.run_name))
-    assert stores.steps(interrupted) == stores.steps(whole) == list(range(1, 41))
+    assert stores.steps(interrupted) == stores.steps(whole) == list(range(1, 25))
     for metric in ("train_loss", "val_loss", "test_top1"):
         assert interrupted.data.metrics[metric] == whole.data.metrics[metric]
