@@ -77,7 +77,7 @@ def test_one_that_was_cut_is_repeated_as_far_as_it_came(
     client = MlflowClient(store["MLFLOW_TRACKING_URI"])
     whole = client.get_run(cells(store)["0.08"])
     kept = ("outcome", "dataset_fingerprint", "code_fingerprint", "world_size", "placement")
-    tags = {name: whole.data.tags[name] for name in kept}
+    tags = {name: whole.data.tags[name] for name in (*kept, "mlflow.parentRunId")}
     cut = client.create_run(whole.info.experiment_id, tags=tags, run_name="cut")
     recorded = client.download_artifacts(whole.info.run_id, "config.json")
     client.log_artifact(cut.info.run_id, recorded)
