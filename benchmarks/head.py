@@ -4,7 +4,7 @@ The sweep's own code runs, with Optuna's study and an MLflow server, on a Ray cl
 simulated nodes on this machine; only training is replaced by a function that reports at once. So
 every second that a trial takes is the head's. Prints one line of JSON.
 
-    python benchmarks/head.py --nodes 64 --trials 1000
+    python benchmarks/head.py --nodes 16 --trials 600
 """
 
 import argparse
@@ -27,8 +27,8 @@ EPOCHS = 3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--nodes", type=int, default=64, help="simulated nodes, of one CPU each")
-    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--nodes", type=int, default=16, help="simulated nodes, of one CPU each")
+    parser.add_argument("--trials", type=int, default=600)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as (address, server):
         print(json.dumps(measure(asked.nodes, asked.trials, folder, address, server)))
