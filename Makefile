@@ -61,7 +61,8 @@ down: install  ## saves, checks, and ends the cluster with all that costs money
 	$(BIN)/python cluster/down.py $(CLUSTER)
 
 ui: install  ## MLflow's pages, on this machine only
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $${PORT:-5000} --workers 1 \
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 \
+		--host 127.0.0.1 --port $${PORT:-5000} \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
 
 clean:  ## removes what can be made again; runs/ and mlflow.db stay

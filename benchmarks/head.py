@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import resource
+import socket
 import subprocess
 import sys
 import tempfile
@@ -106,7 +107,8 @@ def measure(nodes: int, trials: int, folder: str, address: str, server: int) -> 
 @contextmanager
 def served(folder: Path) -> Iterator[tuple[str, int]]:
     """MLflow's server as the head of a cluster runs it; its address, and the process above it."""
-    address = "http://127.0.0.1:5055"
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = f"http://127.0.0.1:{probe.getsockname()[1]}"
     env = {
         "HOME": str(folder),
         "NFLAB_RESULTS": f"{folder}/results",

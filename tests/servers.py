@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from urllib.request import urlopen
@@ -60,8 +61,10 @@ class MlflowServer:
         self._processes = [psutil.Process(process.pid)]
         deadline = time.monotonic() + 120
         while not self._answers():
-            said = (self.folder / "server.log").read_text()
-            assert process.poll() is None and time.monotonic() < deadline, said
+            if process.poll() is not None or time.monotonic() > deadline:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                raise AssertionError((self.folder / "server.log").read_text())
             time.sleep(0.1)
         self._processes += self._processes[0].children(recursive=True)
 

@@ -94,6 +94,14 @@ def test_each_library_stands_behind_its_modules(library: str, homes: set[str]) -
     assert users == homes
 
 
+@pytest.mark.parametrize("module", ["nflab.trial", "nflab.mail"])
+def test_what_ray_starts_for_a_run_imports_nothing_that_only_the_driver_needs(module: str) -> None:
+    ask = f"import sys, {module}; print(*sys.modules)"
+    told = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    assert module in told.stdout.split()
+    assert not set(told.stdout.split()) & {"mlflow", "optuna", "sklearn", "matplotlib"}
+
+
 def test_constraints_are_plain_versions() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     assert lines

@@ -84,6 +84,8 @@ def test_only_what_is_missing_is_run_and_other_settings_never_mix_in(
     with (tmp_path / "runs" / NAME / "cells.csv").open() as file:
         table = list(csv.DictReader(file))
     assert sorted(row["run_id"] for row in table) == sorted(cell.info.run_id for cell in added)
+    assert "6 cells (6 done) of 1 epochs" in run("--seeds", "1")
+    assert len(cells_of(store)) == 18
 
 
 def test_a_dry_run_lists_and_force_repeats(

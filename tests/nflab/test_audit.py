@@ -696,6 +696,10 @@ def test_a_sweep_of_ray_is_audited_by_the_script(ray_address: str, tmp_path: Pat
         store.checkpoints(f"s{winner}"), store.checkpoints(f"s{loser}"), dirs_exist_ok=True
     )
     size = sum(f.stat().st_size for f in store.checkpoints(f"s{winner}").rglob("*") if f.is_file())
+    done = run_script(tmp_path, env, "audit.py", "--dry-run")
+    assert done.returncode == 1
+    assert done.stdout.count("can be mended: ") == 2
+    assert store.ended("s") == ("RUNNING", "running")
     done = run_script(tmp_path, env, "audit.py")
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stdout.splitlines() == [
@@ -710,3 +714,5 @@ def test_a_sweep_of_ray_is_audited_by_the_script(ray_address: str, tmp_path: Pat
     ]
     assert store.epochs(f"s{loser}") == []
     assert store.epochs(f"s{winner}") == [1]
+    shutil.rmtree(store.at("s", "ray"))
+    assert run_script(tmp_path, env, "audit.py").returncode == 0
