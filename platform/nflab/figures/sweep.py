@@ -138,5 +138,5 @@ def draw_learning_curves(
     axes.set_title(title)
     axes.grid(alpha=0.3)
     if curves:
-        axes.legend(loc="lower right")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncol=2, frameon=False)
     save_figure(figure, path)
