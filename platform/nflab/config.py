@@ -217,6 +217,11 @@ class FinalsConfig:
     final_seeds: int = 5
     """How many seeds to repeat them with, at least 2."""
 
+    @property
+    def trainings(self) -> int:
+        """How many finals train, at most."""
+        return (self.finalists + 1) * self.final_seeds if self.finalists else 0
+
 
 @dataclass(frozen=True)
 class SweepConfig(Config):

@@ -24,7 +24,16 @@ from nflab.archive import Archive
 from nflab.checkpoints import NO_RIVALS, Checkpoints, Winner
 from nflab.classifier import WEIGHTS
 from nflab.cluster import Placement
-from nflab.config import Config, ConfigError, GridOfConfigs, flat, from_json, replace, to_json
+from nflab.config import (
+    Config,
+    ConfigError,
+    FinalsConfig,
+    GridOfConfigs,
+    flat,
+    from_json,
+    replace,
+    to_json,
+)
 from nflab.costs import Budget, sentences, spent, totals
 from nflab.data import example_image, load_dataset
 from nflab.files import is_local, read_bytes
@@ -298,11 +307,8 @@ class _DryRun(Grid):
         outcomes = ["again" if self._config.grid.force else o for o in found.outcome]
         priced = self._budget.limit is not None
         placement: Placement = cluster.foresee(self._config.scale, priced)
-        show_plan(cells, configs, outcomes, self._known, placement, self._budget)
-        finals = getattr(self._config, "finals", None)
-        if finals is not None and finals.finalists:
-            more = (finals.finalists + 1) * finals.final_seeds
-            console().print(f"and then {more} cells of finals, for settings not known yet")
+        finals: FinalsConfig = getattr(self._config, "finals", FinalsConfig())
+        show_plan(cells, configs, outcomes, self._known, placement, self._budget, finals.trainings)
         raise _Listed
 
 

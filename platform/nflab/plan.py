@@ -31,6 +31,7 @@ def show_plan(
     known: pd.DataFrame,
     placement: Placement,
     budget: Budget,
+    finals: int = 0,
 ) -> None:
     """Prints every cell with what is known of it, and what the rest would take in time and money.
 
@@ -40,19 +41,23 @@ def show_plan(
         outcomes: for each cell how it ended, or "missing".
         known: rows of past cells (see `Archive.rows`), for their times.
         budget: what the grid may cost, with what it has cost before.
+        finals: how many trainings follow, at most, each with the settings of one of these cells.
     """
     times = _Times(known, placement)
     table = Table(box=None, pad_edge=False)
     for column in ("cell", "settings", "state", "time"):
         table.add_column(column, justify="right" if column == "time" else "left")
     total, unknown, count = 0.0, 0, 0
-    for number, (one, config, outcome) in enumerate(
-        zip(settings, configs, outcomes, strict=True), 1
+    lengths = [
+        times.of(config) if finals or outcome not in DONE else None
+        for config, outcome in zip(configs, outcomes, strict=True)
+    ]
+    for number, (one, seconds, outcome) in enumerate(
+        zip(settings, lengths, outcomes, strict=True), 1
     ):
         told = "" if outcome in DONE else "unknown"
         if outcome not in DONE:
             count += 1
-            seconds = times.of(config)
             if seconds is None:
                 unknown += 1
             else:
@@ -68,7 +73,9 @@ def show_plan(
         f"{_wall(total, placement)}{_priced(total, total, placement)}{rest} {_LEFT_OUT}",
         markup=False,
     )
-    _warn(total, total, placement, budget)
+    _, most = _show_finals(finals, lengths, placement)
+    # Some finals may have a result.
+    _warn(total, total + most, placement, budget)
 
 
 def show_sweep(config: SweepConfig, experiment: str) -> None:
@@ -98,11 +105,9 @@ def show_sweep(config: SweepConfig, experiment: str) -> None:
     for size, length in lengths.items():
         told = "unknown" if length is None else duration(length)
         out.print(f"  a trial of batch size {size}, if it is not cut: {told}", markup=False)
-    if config.finals.finalists:
-        more = (config.finals.finalists + 1) * config.finals.final_seeds
-        out.print(f"and then {more} trainings of finals, for settings not known yet")
     found = [length for length in lengths.values() if length is not None]
     if len(found) < len(lengths):
+        _show_finals(config.finals.trainings, list(lengths.values()), placement)
         out.print("How long all of it takes is unknown until some of it has run on such machines.")
         return
     low, high = trials * min(found) * rung / epochs, trials * max(found)
@@ -113,7 +118,33 @@ def show_sweep(config: SweepConfig, experiment: str) -> None:
         wall = _wall(seconds, placement)
         priced = _priced(seconds, seconds, placement)
         out.print(f"{word} about {wall}{priced}, {when} {_LEFT_OUT}", markup=False)
-    _warn(low, high, placement, budget)
+    least, most = _show_finals(config.finals.trainings, found, placement)
+    _warn(low + least, high + most, placement, budget)
+
+
+def _show_finals(
+    count: int, lengths: Sequence[float | None], placement: Placement
+) -> tuple[float, float]:
+    """Prints what finals would take, if there are any.
+
+    Args:
+        lengths: seconds of the trainings whose settings may be theirs; None where unknown.
+
+    Returns:
+        Seconds of all finals, at least and at most, as far as they are known.
+    """
+    if not count:
+        return 0.0, 0.0
+    known = [length for length in lengths if length is not None] or [0.0]
+    low, high = count * min(known), count * max(known)
+    told = ""
+    if None not in lengths:
+        least, most = _wall(low, placement), _wall(high, placement)
+        wall = least if least == most else f"{least} to {most}"
+        told = f": about {wall}{_priced(low, high, placement)} {_LEFT_OUT}"
+    told = f"and then {count} trainings of finals, for settings not known yet{told}"
+    console().print(told, markup=False)
+    return low, high
 
 
 def _wall(seconds: float, placement: Placement) -> str:

@@ -41,6 +41,9 @@ class Cloud:
         """Every instance there ever was, as it was described when it started."""
         self.error: BaseException | None = None
         """What ended the watcher before its time."""
+        self.boots = threading.Event()
+        """While it is cleared, instances are launched but none becomes a host."""
+        self.boots.set()
         self._booted: set[str] = set()
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="cloud")
@@ -126,7 +129,7 @@ class Cloud:
                 for address in self._booted - set(running):
                     self._booted.remove(address)
                     self.network.remove(address)
-                for address in set(running) - self._booted:
+                for address in set(running) - self._booted if self.boots.is_set() else ():
                     self._start(address, running[address])
         except BaseException as error:
             self.error = error

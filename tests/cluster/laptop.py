@@ -26,6 +26,7 @@ class Laptop:
             "PATH": f"{ROOT}/.venv/bin:{os.environ['PATH']}",
             "TMPDIR": f"/home/{USER}",  # the launcher's cache is this laptop's own
             "TERM": "dumb",
+            "PYTHONUNBUFFERED": "1",  # what is said is read at once, as on a terminal
         }
 
     @property
@@ -58,7 +59,9 @@ class Laptop:
         return json.loads(self.run(f"python -c {shlex.quote(code)}", **env).splitlines()[-1])
 
     @contextmanager
-    def running(self, command: str, log: Path, ready: Callable[[], bool]) -> Iterator[None]:
+    def running(
+        self, command: str, log: Path, ready: Callable[[], bool]
+    ) -> Iterator[subprocess.Popen[bytes]]:
         """A command that goes on in the background, from when it is ready."""
         with log.open("ab") as said:
             process = subprocess.Popen(
@@ -70,11 +73,11 @@ class Laptop:
                 start_new_session=True,
             )
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 300
             while not ready():
                 assert process.poll() is None and time.monotonic() < deadline, log.read_text()
                 time.sleep(0.5)
-            yield
+            yield process
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)

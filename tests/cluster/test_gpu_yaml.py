@@ -112,6 +112,21 @@ def head_of(cloud: Cloud) -> Laptop:
     return Laptop(cloud.network.hosts[heads[-1]["PrivateIpAddress"]], {})
 
 
+def run_and_hear(laptop: Laptop, cloud: Cloud, command: str, sentence: str) -> str:
+    """What a command prints; no machine boots before it has printed that sentence."""
+    log = laptop.home / "said.log"
+    log.unlink(missing_ok=True)
+    cloud.boots.clear()
+    try:
+        with laptop.running(command, log, lambda: sentence in log.read_text()) as process:
+            cloud.boots.set()
+            process.wait(600)
+    finally:
+        cloud.boots.set()
+    assert process.returncode == 0, log.read_text()
+    return log.read_text()
+
+
 def test_up_launches_a_head_that_only_its_user_reaches(up: str, cloud: Cloud) -> None:
     assert [i["InstanceType"] for i in cloud.launched] == ["m7i.large"]
     groups = cloud.client("ec2").describe_security_groups(GroupNames=["nflab-gpu"])
@@ -144,9 +159,9 @@ def test_a_sweep_trains_on_gpu_workers_that_come_for_it(
     laptop: Laptop, cloud: Cloud, tunnel: None
 ) -> None:
     assert len(cloud.launched) == 1  # the head
-    said = laptop.run(f"{SUBMIT} {SMALL}", **JOBS)
     # Both are asked for at once, before there is a machine.
-    assert "the cluster waits for 2 x 1 GPU, 1 CPU" in said
+    asked = "the cluster waits for 2 x 1 GPU, 1 CPU"
+    said = run_and_hear(laptop, cloud, f"{EXPORT}; {SUBMIT} {SMALL}", asked)
     assert "Five best trials" in said
 
     workers = cloud.launched[1:]
@@ -211,10 +226,10 @@ def test_when_there_is_no_spot_machine_the_sweep_says_so_and_one_on_demand_comes
         time.sleep(2)
     before = len(cloud.launched)
     cloud.front.no_spot.set()
-    said = laptop.run(f"{MAKE} submit ARGS='python experiments/agc_sweep.py --trials 1 --epochs 1'")
-    cloud.front.no_spot.clear()
+    submit = f"{MAKE} submit ARGS='python experiments/agc_sweep.py --trials 1 --epochs 1'"
     reason = "InsufficientInstanceCapacity: There is no Spot capacity available"
-    assert f"there is no gpu-spot ({reason}" in said
+    said = run_and_hear(laptop, cloud, submit, f"there is no gpu-spot ({reason}")
+    cloud.front.no_spot.clear()
     assert "gpu-on-demand is asked for instead" in said
     assert "Five best trials" in said
     workers = cloud.launched[before:]

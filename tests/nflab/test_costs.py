@@ -294,9 +294,15 @@ def test_a_sweep_stops_at_its_budget_and_goes_on_with_more(
     here: Here, store: dict[str, str]
 ) -> None:
     sweep = ("agc_sweep.py", "--trials", "3", "--epochs", "3", "--name", "s", "--batch-size", "128")
-    plan = here(*sweep, "--max-cost", "1e-9", "--dry-run")
+    finals = ("--finalists", "1", "--final-seeds", "2")
+    plan = here(*sweep, *finals, "--max-cost", "1e-9", "--dry-run")
     assert plan.returncode == 0, plan.stdout + plan.stderr
     check_plan(plan.stdout, HALF)
+    most, of_finals = (
+        float(re.search(rf"{word} about .* and ([\d.]+) USD", plan.stdout)[1])  # type: ignore[index]
+        for word in ("at most", "4 trainings of finals, for settings not known yet:")
+    )
+    assert of_finals == pytest.approx(most * 4 / 3, rel=0.1)
     assert plan.stdout.count("at most about") == plan.stdout.count("at least about") == 1
     assert "This is over the budget of 0.000000001 USD" in plan.stdout
     assert not Path(store["NFLAB_STORAGE"]).exists()
@@ -351,10 +357,12 @@ def test_a_grid_stops_at_its_budget_and_goes_on_with_more(
         cells = [row["outcome"] for row in csv.DictReader(file)]
     assert len(cells) == 6 and cells.count("missing") == 6 - len(children)
 
-    plan = here(f"{name}.py", *flags, "--max-cost", "1e-9", "--dry-run")
+    finals = ("--finalists", "1", "--final-seeds", "2")
+    plan = here(f"{name}.py", *flags, *finals, "--max-cost", "1e-9", "--dry-run")
     assert f"{6 - len(children)} of 6 cells would run" in plan.stdout, plan.stdout + plan.stderr
     check_plan(plan.stdout, HALF)
     assert "spent before: it would stop there" in plan.stdout
+    assert re.search(r"and then 4 trainings of finals.*: about .* USD", plan.stdout)
 
     last = here(f"{name}.py", "--resume", name, "--max-cost", "none")
     assert last.returncode == 0, last.stdout + last.stderr
