@@ -80,6 +80,15 @@ class Checkpoints:
 
         patiently(self._uri, delete)
 
+    def last_epoch(self) -> int | None:
+        """The epoch of the last checkpoint; None if there is none.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        path = patiently(self._uri, lambda: _last_complete(*open_uri(self._uri)))
+        return None if path is None else int(path.rpartition("-")[2])
+
     @contextmanager
     def last(self) -> Iterator[Path | None]:
         """A local folder with the last checkpoint, while in use; None if there is none.
@@ -91,17 +100,14 @@ class Checkpoints:
 
             def copy() -> bool:
                 files, root = open_uri(self._uri)
-                for path in reversed(_folders(files, root)):
-                    if files.get_file_info(f"{path}/{COMPLETE}").type == fs.FileType.File:
-                        for info in files.get_file_info(fs.FileSelector(path)):
-                            copied = Path(folder) / info.base_name
-                            with (
-                                files.open_input_stream(info.path) as file,
-                                copied.open("wb") as to,
-                            ):
-                                shutil.copyfileobj(file, to, CHUNK_BYTES)
-                        return True
-                return False
+                path = _last_complete(files, root)
+                if path is None:
+                    return False
+                for info in files.get_file_info(fs.FileSelector(path)):
+                    copied = Path(folder) / info.base_name
+                    with files.open_input_stream(info.path) as file, copied.open("wb") as to:
+                        shutil.copyfileobj(file, to, CHUNK_BYTES)
+                return True
 
             yield Path(folder) if patiently(self._uri, copy) else None
 
@@ -110,6 +116,14 @@ def _folders(files: fs.FileSystem, root: str) -> list[str]:
     """The folders of all checkpoints, oldest first, complete or not."""
     found = files.get_file_info(fs.FileSelector(root, allow_not_found=True))
     return sorted(f.path for f in found if re.fullmatch(r"epoch-\d{6}", f.base_name))
+
+
+def _last_complete(files: fs.FileSystem, root: str) -> str | None:
+    """The folder of the last checkpoint that was written whole."""
+    for path in reversed(_folders(files, root)):
+        if files.get_file_info(f"{path}/{COMPLETE}").type == fs.FileType.File:
+            return path
+    return None
 
 
 class Winner:

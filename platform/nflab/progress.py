@@ -51,15 +51,16 @@ class TrainingProgress:
     """Progress of one training: a line an epoch."""
 
     def __init__(self, epochs: int) -> None:
-        self._epochs = epochs
+        self._epochs, self._told = epochs, 0
 
     def say(self, sentence: str) -> None:
         """Prints a sentence."""
         console().print(sentence, markup=False)
 
     def reported(self, metrics: dict[str, Any]) -> None:
-        """Prints what a run reports of an epoch of training."""
-        if "train_loss" in metrics:
+        """Prints what a run reports of an epoch of training, unless it was printed before."""
+        if "train_loss" in metrics and metrics["epoch"] > self._told:
+            self._told = metrics["epoch"]
             console().print(
                 f"epoch {metrics['epoch']:>3}/{self._epochs}  "
                 f"train loss {metrics['train_loss']:.4f}  "

@@ -7,24 +7,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+import torch.distributed as dist
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from nflab.checkpoints import Checkpoints
 from nflab.cluster import Placement, price_here
 from nflab.config import Config
+from nflab.files import Away
 from nflab.logs import kept_log
 from nflab.loop import train
 from nflab.worker import Worker
 
+LOST_PROCESSES = 3
+"""How often a run goes on after a process of it was lost, before it counts as failed."""
+
 
 class WorkerFailed(Exception):
-    """A worker's own error, with its traceback as text and the time at which it happened."""
+    """A worker's error, with its traceback as text and the time at which it happened."""
 
-    def __init__(self, rank: int, when: float, text: str) -> None:
-        super().__init__(rank, when, text)
-        self.rank, self.when, self.text = rank, when, text
+    def __init__(self, rank: int, when: float, text: str, own: bool) -> None:
+        """`own`: the run would fail again, unlike one whose store or other workers are away."""
+        super().__init__(rank, when, text, own)
+        self.rank, self.when, self.text, self.own = rank, when, text, own
 
 
 Task = Callable[[Config, Worker], None]
@@ -50,19 +57,44 @@ def fit(
 ) -> None:
     """Trains `config` on the workers of `placement`, continuing from what `folder` holds.
 
+    When a worker's process or machine is lost, all begin again at the last checkpoint, as soon as
+    there are machines for them; the run fails when LOST_PROCESSES such beginnings were lost too
+    without a new checkpoint.
+
     Args:
         folder: path or address of the run's checkpoints and logs.
-        callback: told of every report, in Ray Train's controller process.
+        callback: told of every report, in Ray Train's controller process; of those before the
+            last checkpoint again when all begin again.
         task: what every worker does, instead of training.
 
     Raises:
         ray.train.TrainingFailedError: a worker raised an error, or was lost (see `first_error`).
     """
+    checkpoints = Checkpoints.of_run(folder)
+    lost, epoch = 0, checkpoints.last_epoch()
+    while True:
+        try:
+            _fit_once(_Job(config, placement, folder, task), callback)
+            return
+        except TrainingFailedError as failure:
+            # A driver that was told to end has no Ray any more.
+            if first_error(failure) is not None or not ray.is_initialized():
+                raise
+            before, epoch = epoch, checkpoints.last_epoch()
+            lost = 1 if epoch != before else lost + 1
+            if lost > LOST_PROCESSES:
+                raise
+            told = "its beginning" if epoch is None else f"epoch {epoch}, its last checkpoint"
+            print(f"a process of the run was lost: it goes on from {told}", flush=True)
+
+
+def _fit_once(job: _Job, callback: UserCallback) -> None:
+    placement = job.placement
     # Of Ray Train's own state nothing is needed again.
     with tempfile.TemporaryDirectory(prefix="nflab-") as state:
         TorchTrainer(
             _train_worker,
-            train_loop_config={"job": _Job(config, placement, folder, task)},
+            train_loop_config={"job": job},
             torch_config=TorchConfig(backend="nccl" if placement.gpus_per_worker else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=placement.num_workers,
@@ -74,6 +106,7 @@ def fit(
                 name=f"train-{time.time_ns()}",
                 storage_path=state,
                 callbacks=[callback],  # type: ignore[list-item]
+                # It would try again whatever the error.
                 failure_config=FailureConfig(max_failures=0),
             ),
         ).fit()
@@ -100,12 +133,20 @@ def _train_worker(parameters: dict[str, _Job]) -> None:
                 checkpoints=Checkpoints.of_run(job.folder),
             )
             job.task(job.config, worker)
-    except Exception:
-        raise WorkerFailed(rank, time.time(), traceback.format_exc()) from None
+    except Exception as error:
+        own = not isinstance(error, Away) and not _lost_touch(error)
+        raise WorkerFailed(rank, time.time(), traceback.format_exc(), own) from None
+
+
+def _lost_touch(error: Exception) -> bool:
+    """Whether an error tells no more than that other workers do not answer."""
+    # Gloo's errors have no type of their own.
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 def first_error(failure: BaseException) -> WorkerFailed | None:
-    """The error that a worker raised first; None if none did, as when a process was killed.
+    """The error for which a run would fail again, the first of them; None if there is none, as when
+    a process was killed.
 
     The other workers of a run fail too, since they wait for the one that has gone.
     """
@@ -116,4 +157,4 @@ def first_error(failure: BaseException) -> WorkerFailed | None:
                 found.append(error)
                 break
             error = getattr(error, "_base_exc", None) or error.__cause__
-    return min(found, key=lambda error: error.when, default=None)
+    return min((e for e in found if e.own), key=lambda error: error.when, default=None)

@@ -59,9 +59,7 @@ def trainable(base: Config, placement: Placement) -> Callable[[dict[str, Any]], 
             fit(config, placement, proposal["folder"], TuneReportCallback())
         except TrainingFailedError as failure:
             error = first_error(failure)
-            if error is None or "nflab.files.Away" in error.text:
-                raise  # a process was lost, not an error of the run: Tune starts the trial again
-            ray.tune.report(_failed(error.text))
+            ray.tune.report(_failed(error.text if error else str(failure)))
 
     if placement.num_workers == 1:
         return ray.tune.with_resources(in_this_process, placement.per_worker)

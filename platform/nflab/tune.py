@@ -14,14 +14,12 @@ from nflab.cluster import Placement
 from nflab.config import Config
 from nflab.ledger import METRIC, Ledger, Proposal
 from nflab.progress import SweepProgress
+from nflab.train import LOST_PROCESSES
 from nflab.trial import trainable
 from nflab.waiting import told_of_waiting
 
 # Tune would show keys in the arguments of processes, and in logs; every node has its own.
 ENV_VARS_TO_PROPAGATE.difference_update({n for n in ENV_VARS_TO_PROPAGATE if n.startswith("AWS_")})
-
-LOST_PROCESSES = 3
-"""How often a trial goes on after its process was lost, before it counts as failed."""
 
 
 def run_trials(
