@@ -45,7 +45,7 @@ def make(cluster: Launcher, ssh_from: str | None) -> None:
         ConfigError: the network is none, or this machine's address cannot be found.
         ClientError: AWS refuses.
     """
-    make_group(cluster, network(ssh_from))
+    make_group(cluster, network(ssh_from), own_subnet(cluster)["VpcId"])
     head, workers = profiles(cluster)
     bucket = bucket_policy(cluster.bucket)
     made = [make_profile(cluster, name, bucket) for name in workers]
@@ -74,10 +74,10 @@ def network(ssh_from: str | None) -> str:
         raise ConfigError(f"--ssh-from {ssh_from!r} is no network such as 203.0.113.0/24") from None
 
 
-def make_group(cluster: Launcher, allowed: str) -> None:
+def make_group(cluster: Launcher, allowed: str, vpc: str) -> None:
     """The security group: all among the cluster's machines, and SSH from one network only."""
     compute = cluster.client("ec2")
-    name, vpc = cluster.content["provider"]["security_group"]["GroupName"], own_network(cluster)
+    name = cluster.content["provider"]["security_group"]["GroupName"]
     filters = [{"Name": "vpc-id", "Values": [vpc]}, {"Name": "group-name", "Values": [name]}]
     found = compute.describe_security_groups(Filters=filters)["SecurityGroups"]
     if not found:
@@ -99,8 +99,9 @@ def make_group(cluster: Launcher, allowed: str) -> None:
     compute.authorize_security_group_ingress(GroupId=group, IpPermissions=[wanted])
 
 
-def own_network(cluster: Launcher) -> str:
-    """Id of the private network in which Ray will launch, which it chooses by its own rules.
+def own_subnet(cluster: Launcher) -> dict[str, Any]:
+    """The subnet in which Ray will launch first, which it chooses by its own rules, as AWS
+    describes it.
 
     Raises:
         ConfigError: it would find none.
@@ -116,7 +117,7 @@ def own_network(cluster: Launcher) -> str:
         ) from None
     head = resolved["available_node_types"][resolved["head_node_type"]]["node_config"]
     found = cluster.client("ec2").describe_subnets(SubnetIds=head["SubnetIds"][:1])
-    return str(found["Subnets"][0]["VpcId"])
+    return dict(found["Subnets"][0])
 
 
 def ssh_rule(allowed: str) -> dict[str, Any]:

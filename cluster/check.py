@@ -10,11 +10,13 @@ import argparse
 import re
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import access
 import boto3
+import down
 import launcher
 import ray
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
@@ -29,6 +31,9 @@ QUOTAS = {
     ("p", "on-demand"): "L-417A185B",
 }
 """AWS's codes of the quotas on vCPUs, by family of instances and market."""
+
+USER = ".nflab-cluster"
+"""Holds the name of the last cluster that kept its results where it lies."""
 
 PROPAGATION_SECONDS = 60.0
 """Until all of AWS knows a new role."""
@@ -71,9 +76,11 @@ def check(cluster: Launcher) -> None:
             f"{cluster.path} does not say after how many hours without a job the cluster ends: add "
             "NFLAB_IDLE_HOURS=8 to its first setup command"
         )
+    check_names(cluster)
     check_credentials(cluster)
     check_types(cluster)
     check_bucket(cluster)
+    check_results(cluster)
     check_quotas(cluster)
 
 
@@ -92,6 +99,17 @@ def check_versions(cluster: Launcher) -> None:
             f"this machine has Ray {ray.__version__} and the cluster would have {pinned[1]}: "
             "run make install"
         )
+
+
+def check_names(cluster: Launcher) -> None:
+    """Its roles are its own: they say which bucket may be used, and which machines be ended."""
+    head, workers = access.profiles(cluster)
+    for name in (head, *workers):
+        if not name.startswith(f"{cluster.name}-"):
+            raise ConfigError(
+                f"the instance profile {name!r} in {cluster.path} would be another cluster's too: "
+                f"begin its name with that of this one, as {cluster.name}-head"
+            )
 
 
 def check_credentials(cluster: Launcher) -> None:
@@ -152,6 +170,26 @@ def check_bucket(cluster: Launcher) -> None:
         ) from None
 
 
+def check_results(cluster: Launcher) -> None:
+    """No other cluster that runs keeps its results at the same address."""
+    storage = cluster.client("s3")
+    key = f"{cluster.results.removeprefix(f's3://{cluster.bucket}').lstrip('/')}/{USER}".lstrip("/")
+    try:
+        other = storage.get_object(Bucket=cluster.bucket, Key=key)["Body"].read().decode()
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in ("404", "NoSuchKey"):
+            raise
+        other = cluster.name
+    named = replace(cluster, content={**cluster.content, "cluster_name": other})
+    if other != cluster.name and down.heads(named):
+        raise ConfigError(
+            f"{cluster.results} is where the cluster {other!r} keeps its results, and it runs: "
+            f"give {cluster.name!r} an address of its own as NFLAB_RESULTS, such as "
+            f"s3://{cluster.bucket}/{cluster.name}"
+        )
+    storage.put_object(Bucket=cluster.bucket, Key=key, Body=cluster.name.encode())
+
+
 def check_quotas(cluster: Launcher) -> None:
     """The account may run one GPU worker at least, as far as AWS tells."""
     refused = []
@@ -186,8 +224,10 @@ def vcpu_quota(cluster: Launcher, node_type: dict[str, Any]) -> float | None:
 def check_launch(cluster: Launcher) -> None:
     """AWS would launch every node type: image, role and permissions are right."""
     deadline = time.monotonic() + PROPAGATION_SECONDS
+    subnet = access.own_subnet(cluster)["SubnetId"]
     for name, node_type in cluster.node_types.items():
-        while (refusal := _dry_run(cluster, node_type["node_config"])) is not None:
+        machine = {**node_type["node_config"], "SubnetId": subnet}
+        while (refusal := _dry_run(cluster, machine)) is not None:
             if "IAM Instance Profile" not in refusal or time.monotonic() > deadline:
                 raise ConfigError(f"AWS would not launch the node type {name!r}: {refusal}")
             time.sleep(3)

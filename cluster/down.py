@@ -63,9 +63,12 @@ def save(cluster: Launcher) -> None:
     try:
         ray(cluster, "exec", "python ~/nflab/cluster/backup.py")
     except ConfigError as error:
+        again = ""
+        if cluster.on_aws:
+            again = f"from a new address, first python cluster/check.py {cluster.path}; "
         raise ConfigError(
             f"not all results are in {cluster.results}, and the cluster stays up ({error}): "
-            f"to end it all the same, ray down {cluster.path}"
+            f"{again}to end it all the same, ray down {cluster.path}"
         ) from None
 
 

@@ -8,6 +8,8 @@ export RAY_USAGE_STATS_ENABLED=0
 # On the head, where the drivers of jobs run, which alone speak to MLflow.
 export MLFLOW_TRACKING_URI=http://127.0.0.1:5000
 export NFLAB_STORAGE="$NFLAB_RESULTS/runs"
+# What drivers keep on the head's disk, of jobs with a --working-dir too; backup.py copies it.
+export NFLAB_OF_DRIVERS="$HOME/nflab/runs"
 # Else DDP over gloo listens at what the host's own name stands for, often the loopback.
 GLOO_SOCKET_IFNAME=$(ip -o route show default | sed -n '1s/.* dev \([^ ]*\).*/\1/p')
 export GLOO_SOCKET_IFNAME

@@ -86,5 +86,7 @@ def read(path: str) -> Launcher:
             f"{path} does not say where results go and with which Python: its first setup command "
             "must be echo 'export NFLAB_RESULTS=... NFLAB_PYTHON=...' > ~/.nflab"
         )
+    if found[1].endswith("/"):
+        raise ConfigError(f"NFLAB_RESULTS={found[1]} in {path} ends with a slash: leave it out")
     hours = re.search(r"NFLAB_IDLE_HOURS=(\d+(?:\.\d+)?)\b", commands)
     return Launcher(Path(path), content, found[1], found[2], float(hours[1]) if hours else None)

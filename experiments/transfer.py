@@ -47,6 +47,12 @@ def main(config: TransferConfig, resume: bool) -> None:
     runs = [(name, seed) for seed in config.seeds() for name in networks]
     with open_grid(config, "transfer") as grid:
         first = [{**networks[name], "seed": seed} for name, seed in runs]
+        if config.grid.dry_run:
+            console().print(
+                f"Trainings on {given.source}, after which {2 * len(runs)} follow on "
+                f"{config.data.dataset}, from their weights and from scratch:",
+                markup=False,
+            )
         outcomes = grid.run(source, first, keep_weights=True).outcome
         labels, second = [], []
         for (name, _), settings, outcome in zip(runs, first, outcomes, strict=True):

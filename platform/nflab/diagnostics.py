@@ -91,6 +91,15 @@ def verdict(trace: pd.DataFrame, clipping: float) -> str:
     Args:
         trace: rows of `Diagnostics.pop`.
     """
+    finite = np.isfinite(trace.q50).groupby(trace.step).transform("all")
+    lost, looked = trace.step[~finite].nunique(), trace.step.nunique()
+    if lost == looked:
+        return f"gradients were finite at none of the {looked} steps looked at"
+    if lost:
+        return (
+            f"{verdict(trace[finite], clipping)}; gradients were not finite at {lost} of "
+            f"{looked} steps looked at, which are left out"
+        )
     shares = trace.assign(count=trace.clipped * trace.units).groupby("step")
     clipped = shares["count"].sum() / shares.units.sum()
     is_late = clipped.index >= (1 - LATE) * clipped.index.max()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,9 @@ FRESH = 1000
 
 BASELINE = "baseline"
 
+EARLIER = "earlier finals"
+"""Label of cells that finals before the last ones asked for; they are compared with nothing."""
+
 RECORD = "finals.json"
 """Artifact of the parent run: the cells of each entrant, by its label."""
 
@@ -33,14 +37,30 @@ def run_finals(
         finalists: settings without seeds, the best first.
     """
     seeds = range(base.run.seed + FRESH, base.run.seed + FRESH + finals.final_seeds)
-    entrants = {BASELINE: {}, **{describe(one): dict(one) for one in finalists}}
-    cells = [{**settings, "seed": seed} for settings in entrants.values() for seed in seeds]
-    labels = [label for label in entrants for _ in seeds]
-    rows = grid.run(base, cells)
-    of_entrants = {label: rows.cell[[one == label for one in labels]] for label in entrants}
-    record = {label: list(ids) for label, ids in of_entrants.items()}
+
+    def ids(settings: dict[str, Any]) -> list[str]:
+        return grid.ids(base, [{**settings, "seed": seed} for seed in seeds])
+
+    entrants: dict[str, dict[str, Any]] = {BASELINE: {}}
+    of_entrants, said = {BASELINE: ids({})}, []
+    for one in finalists:
+        cells = ids(one)
+        if cells == of_entrants[BASELINE]:
+            said.append(f"the baseline itself is among the best: {describe(one)}")
+        elif cells not in of_entrants.values():
+            # In few digits two may read the same.
+            label = describe(one)
+            label = f"{label} {one}" if label in entrants else label
+            entrants[label], of_entrants[label] = one, cells
+    # Before they are run: a cell of finals is none of the grid, whatever becomes of it.
+    before: dict[str, list[str]] = json.loads(grid.attached(RECORD) or "{}")
+    now = {cell for cells in of_entrants.values() for cell in cells}
+    earlier = {cell for cells in before.values() for cell in cells} - now
+    record = {**of_entrants, EARLIER: sorted(earlier)}
     grid.attach(RECORD, json.dumps(record, indent=2))
-    return judge(record, rows)
+    asked = [{**one, "seed": seed} for one in entrants.values() for seed in seeds]
+    found = judge(record, grid.run(base, asked))
+    return replace(found, text=[*said, *found.text])
 
 
 def judge(entrants: Mapping[str, Sequence[str]], rows: pd.DataFrame) -> Findings:
@@ -51,12 +71,16 @@ def judge(entrants: Mapping[str, Sequence[str]], rows: pd.DataFrame) -> Findings
             the order in which validation put them, which decides who is compared with whom.
         rows: of these cells.
     """
+    entrants = {label: ids for label, ids in entrants.items() if label != EARLIER}
     tested = rows.assign(test=top1(rows, "test"))
     of_cells = tested.drop_duplicates("cell").set_index("cell")
     told = pd.concat(
         [of_cells.reindex(ids).assign(setting=label) for label, ids in entrants.items()]
     )
-    told = told[told.test.notna()].assign(seed=lambda rows: rows.seed.astype(int))
+    told = told[told.test.notna()]
+    if not len(told):
+        return Findings(["no training of the finals has a result"], told[[]], {})
+    told = told.assign(seed=lambda rows: rows.seed.astype(int))
     tests = {label: runs.set_index("seed").test for label, runs in told.groupby("setting")}
     spreads = {label: estimate(test.tolist()) for label, test in tests.items()}
 
@@ -73,7 +97,7 @@ def judge(entrants: Mapping[str, Sequence[str]], rows: pd.DataFrame) -> Findings
         noise = spreads[BASELINE]
         lines.append(
             f"seed noise of the baseline: test top-1 {noise} seeds, "
-            f"95 % interval of the mean {noise.low:.2f} to {noise.high:.2f}"
+            f"95 % interval of the mean {max(0.0, noise.low):.2f} to {min(100.0, noise.high):.2f}"
         )
     for label in others:
         line = f"{label}: {spreads[label]} seeds"

@@ -108,7 +108,8 @@ class Grid:
             not begun because of the budget, has no `test_top1`.
 
         Raises:
-            BudgetReached: no cell has a result.
+            BudgetReached: no cell has a result, for that reason.
+            ConfigError: no cell has a result, for all failed.
         """
         session = self._session
         run_uri, storage = session.config.run.tracking_uri, session.config.run.storage
@@ -147,15 +148,30 @@ class Grid:
             self.stopped = True
             if not self.has_results:
                 raise self.budget_reached()
+        if not self.has_results:
+            raise ConfigError("every cell failed: what follows `logs:` above says where to look")
         return _with_settings(ledger.rows, ledger.cells)
 
     def budget_reached(self) -> BudgetReached:
         """What tells a person that the grid was stopped, and how to go on."""
         return BudgetReached(self._session.name, str(self._budget))
 
+    def ids(self, base: Config, cells: Sequence[dict[str, Any]]) -> list[str]:
+        """The identity of each cell that `run` would be asked for."""
+        return [Cell(replace(_common(base), **settings)).id for settings in cells]
+
     def attach(self, name: str, text: str) -> None:
         """Stores text with the grid's run, as a file called `name`."""
         self._outbox.put("add_text", self.parent, text=text, file=name)
+
+    def attached(self, name: str) -> str | None:
+        """What was stored so; None if nothing was."""
+
+        def read() -> str | None:
+            with Archive(self.tracker.uri).artifact(self.parent, name) as file:
+                return None if file is None else file.read_text(encoding="utf-8")
+
+        return self._outbox.read(read)
 
     def weights(self, config: Config) -> str:
         """Path or address of the trained weights of a finished cell."""
@@ -200,19 +216,23 @@ class Grid:
         return figures
 
     def _keep_best(self, table: pd.DataFrame) -> None:
-        """Stores and registers the network of the cell that does best on validation, if this grid
-        trained it."""
-        mine = table[(table.outcome == "finished") & (table.parent == self.parent)]
-        if not len(mine):
+        """Stores and registers the network of the cell that does best on validation, whichever grid
+        trained it; another grid may have forgotten its checkpoint."""
+        finished = table[table.outcome == "finished"]
+        if not len(finished):
             return
-        best = mine.loc[mine.val_top1.idxmax()]
+        best = finished.loc[finished.val_top1.idxmax()]
         with Checkpoints.of_run(best.folder).last() as checkpoint:
             if checkpoint is None:
+                said = f"the best cell, {best['name']}, was trained by another grid, which keeps "
+                console().print(f"{said}the weights of its own best cell only", markup=False)
                 return
             config = from_json(Config, (checkpoint / "config.json").read_text(encoding="utf-8"))
             top1 = {key: float(best[key]) for key in ("val_top1", "test_top1")}
             self.tracker.log(self.parent, top1, 0)
-            self.tracker.add_model(self.parent, checkpoint, example_image(config), "best_cell")
+            self.tracker.add_model(
+                self.parent, checkpoint, example_image(config), "best_cell", best.run_id
+            )
             self.tracker.register_model(
                 self.parent,
                 config.data.dataset,
@@ -253,8 +273,6 @@ def open_grid(config: GridOfConfigs, experiment: str) -> Iterator[Grid]:
         yield grid
         if grid.stopped:
             raise grid.budget_reached()
-        if not grid.has_results:
-            raise ConfigError("every cell failed: what follows `logs:` above says where to look")
         outcome = "finished"
     except BudgetReached as reached:
         outcome = "interrupted"
@@ -329,8 +347,9 @@ class CellLedger:
         """Closes what an earlier process left running.
 
         Args:
-            force: let the results that there are be superseded.
-            keep_weights: keep every cell's checkpoint, not the best one's alone.
+            force: run what has a result again, and let the new one supersede it.
+            keep_weights: keep every cell's checkpoint, not the best one's alone; a result whose
+                checkpoint is gone is as good as none.
             budget: what the grid may cost, with what it has cost before.
         """
         self.budget = budget or Budget()
@@ -340,12 +359,15 @@ class CellLedger:
         self.cells = [Cell(replace(base, **one)) for one in settings]
         ids = " ".join(sorted(cell.id for cell in self.cells))
         self._rivals = NO_RIVALS if keep_weights else hashlib.sha256(ids.encode()).hexdigest()[:16]
+        self._old = pd.DataFrame({"run_id": [], "cell": [], "folder": []})
+        """Results that are to be superseded."""
         self.release()
-        if force:
-            asked = {cell.id for cell in self.cells}
-            runs = outbox.read(self._tracker.cells)
-            for run in runs[runs.cell.isin(asked)].itertuples():
-                outbox.put("tag", run.run_id, key="superseded", value="true")
+        done = self.rows[self.rows.outcome.isin(DONE)]
+        if not force:
+            done = done[done.outcome == "finished"]
+            done = done[[keep_weights and _has_no_checkpoint(folder) for folder in done.folder]]
+        if len(done):
+            self._old = done
             self.release()
 
     def release(self) -> None:
@@ -355,7 +377,9 @@ class CellLedger:
             ended: Outcome = "interrupted" if run.outcome == "running" else run.outcome
             if not has_ended(run, ended):
                 self._outbox.put("finish", run.run_id, outcome=ended)
-        self.rows = found = rows_of(self.cells, self._outbox.read(self._tracker.cells))
+        runs = self._outbox.read(self._tracker.cells)
+        runs = runs[~runs.run_id.isin(self._old.run_id)]
+        self.rows = found = rows_of(self.cells, runs)
         self._attempts = self._outbox.read(self._tracker.attempts)
         done = found.outcome.isin(DONE)
         # A cell that is asked for twice is run once.
@@ -415,17 +439,32 @@ class CellLedger:
     def ended(
         self, number: int, outcome: Outcome, value: float | None, error: str | None = None
     ) -> None:
-        """Closes the cell's run, and forgets its checkpoints unless they are needed."""
+        """Closes the cell's run, lets it supersede the result that there was, and forgets all
+        checkpoints that are not needed."""
         self._records[number].finish(outcome, error)
-        if outcome in DONE and not self._keep_weights:
+        if outcome not in DONE:
+            return
+        old = self._old[self._old.cell == self.cells[number - 1].id]
+        for run in old.drop_duplicates("run_id").itertuples():
+            self._outbox.put("tag", run.run_id, key="superseded", value="true")
+            Checkpoints.of_run(run.folder).purge()
+        if not self._keep_weights:
             value = value if outcome == "finished" else None
             self._winner.ended(value, number, Checkpoints.of_run(self._folders[number]))
 
     def _new_folder(self, cell: Cell) -> str:
-        """One that no run of the cell has used, as far as this storage knows."""
+        """One that no run of the cell has used, whether MLflow still knows of it or not."""
         attempts = self._attempts[cell.id]
-        suffix = f"-{attempts + 1}" if attempts else ""
-        return f"{self._session.folder}/cells/{cell.id}{suffix}"
+        while True:
+            suffix = f"-{attempts + 1}" if attempts else ""
+            folder = f"{self._session.folder}/cells/{cell.id}{suffix}"
+            if _has_no_checkpoint(folder):
+                return folder
+            attempts += 1
+
+
+def _has_no_checkpoint(folder: str) -> bool:
+    return Checkpoints.of_run(folder).last_epoch() is None
 
 
 def _name(settings: dict[str, Any]) -> str:

@@ -48,6 +48,12 @@ def storage(run: RunConfig) -> str:
     return given if "://" in given else str(Path(given).resolve())
 
 
+def of_drivers() -> Path:
+    """Where on this machine the drivers of runs in object storage keep what is their own: the
+    environment's folder, so that a copy of the checkout finds it too, or the checkout's."""
+    return Path(os.environ.get("NFLAB_OF_DRIVERS", checkout() / "runs")).absolute()
+
+
 def _refuse_password(uri: str | None, what: str, instead: str) -> None:
     """Addresses are recorded with every run, and shown."""
     named = r"\w*passw(or)?d|\w*secret\w*|\w+_key|\w*token"

@@ -17,7 +17,7 @@ def own_folder(folder: str) -> Path:
     """
     if is_local(folder):
         return Path(folder)
-    return locations.checkout() / "runs" / folder.rsplit("/", 1)[-1]
+    return locations.of_drivers() / folder.rsplit("/", 1)[-1]
 
 
 def lock_file(folder: str) -> Path:

@@ -1,6 +1,7 @@
 """What MLflow is told of one run while it trains, by whoever listens to it."""
 
 import time
+import traceback
 from functools import partial
 from typing import Any
 
@@ -79,7 +80,10 @@ class RunRecord:
             said = verdict(trace, self._clipping)
             tags["agc_verdict"] = said
             drawing = partial(draw_agc, trace, self._clipping, said)
-            self._outbox.put_file(self._run, "agc.png", drawing)
+            try:
+                self._outbox.put_file(self._run, "agc.png", drawing)
+            except Exception:  # a figure is no reason to lose a result
+                print(f"the figure agc.png could not be drawn:\n{traceback.format_exc()}")
             self._outbox.put_file(self._run, "agc.parquet", trace.to_parquet)
         when = int(time.time() * 1000)
         self._outbox.put("finish", self._run, outcome=outcome, tags=tags, when=when)

@@ -23,7 +23,7 @@ def register(
     metrics: Mapping[str, float],
     settings: str,
 ) -> ModelVersion:
-    """Makes the model of a run a version of its dataset's registered model, once; the alias BEST
+    """Makes a model of a run a version of its dataset's registered model, once; the alias BEST
     moves to it if its validation top-1 is higher than that of the version that has it.
 
     Args:
@@ -39,7 +39,7 @@ def register(
         f"{settings}: validation top-1 {metrics['val_top1']:.2f} %, "
         f"test top-1 {metrics['test_top1']:.2f} %"
     )
-    if not _of_run(client, name, run_id):
+    if not _of_model(client, name, run_id, model_uri):
         client.create_model_version(
             name,
             model_uri,
@@ -49,7 +49,7 @@ def register(
             model_id=model_uri.removeprefix("models:/"),
         )
     # The client asks again by itself when an answer is lost, and each time makes a version.
-    version, *twins = _of_run(client, name, run_id)
+    version, *twins = _of_model(client, name, run_id, model_uri)
     for twin in twins:
         client.delete_model_version(name, twin.version)
     best = client.get_registered_model(name).aliases.get(BEST)
@@ -82,10 +82,11 @@ def _home(client: MlflowClient, dataset: str, fingerprint: str) -> str:
     return name
 
 
-def _of_run(client: MlflowClient, name: str, run_id: str) -> list[ModelVersion]:
-    """The versions that come from a run, the oldest first."""
+def _of_model(client: MlflowClient, name: str, run_id: str, model_uri: str) -> list[ModelVersion]:
+    """The versions that are a model of a run, the oldest first."""
     found = client.search_model_versions(f"name = '{name}' AND run_id = '{run_id}'")
-    return sorted(found, key=lambda version: int(version.version))
+    same = [version for version in found if version.source == model_uri]
+    return sorted(same, key=lambda version: int(version.version))
 
 
 def _top1(version: ModelVersion) -> float:

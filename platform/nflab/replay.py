@@ -50,6 +50,11 @@ def replay(run_id: str, uri: str, storage: str) -> Replay:
     """
     archive = Archive(uri)
     recorded = archive.find(run_id)
+    if recorded.tags["outcome"] == "running":
+        raise ConfigError(
+            f"run {run_id} ({recorded.name}) is still running: wait for its end, or let "
+            "experiments/audit.py close it if its process has gone"
+        )
     config = replace(_config(archive, recorded), name=None, tracking_uri=uri, storage=storage)
     if "epoch" not in recorded.metrics:
         raise ConfigError(f"run {run_id} ({recorded.name}) recorded no epoch: nothing to compare")

@@ -147,7 +147,7 @@ def _section(
         figures.append(folder / "figures" / f"{name}-{drawn}.png")
         draw(figures[-1])
     caption = "Mean over seeds (95 % interval); a diverged run counts as 0 %"
-    tables = {caption: _saved(found.table, name, folder)}
+    tables = {caption: _saved(found.table, name, folder)} if len(found.table) else {}
     return Section(title, level, [*found.text, *text], figures=figures, tables=tables)
 
 

@@ -55,14 +55,17 @@ class Served(PythonModel):
         )
 
 
-def log_model(uri: str, experiment_id: str, run_id: str, folder: Path, example: bytes) -> str:
-    """Records the network of a checkpoint as the model of a run, once.
+def log_model(
+    uri: str, experiment_id: str, run_id: str, folder: Path, example: bytes, name: str = "model"
+) -> str:
+    """Records the network of a checkpoint as a model of a run, of each name once.
 
     Args:
         uri: MLflow store or server.
         experiment_id, run_id: of the run.
         folder: of the checkpoint.
         example: an image file's bytes, shown with the model as an example of its input.
+        name: what distinguishes it among the run's.
 
     Returns:
         The model's address for `mlflow.pyfunc.load_model` and `mlflow models serve -m`.
@@ -70,6 +73,8 @@ def log_model(uri: str, experiment_id: str, run_id: str, folder: Path, example: 
     client = MlflowClient(uri)
     mine = f"source_run_id = '{run_id}'"
     for earlier in client.search_logged_models([experiment_id], filter_string=mine):
+        if earlier.name != name:
+            continue
         if earlier.status == LoggedModelStatus.READY:
             return str(earlier.model_uri)
         client.delete_logged_model(earlier.model_id)  # its files came to no end
@@ -77,7 +82,7 @@ def log_model(uri: str, experiment_id: str, run_id: str, folder: Path, example: 
     mlflow.set_experiment(experiment_id=experiment_id)
     logged = Model.log(
         artifact_path=None,
-        name="model",
+        name=name,
         flavor=mlflow.pyfunc,
         run_id=run_id,
         # As code: a pickle would run whatever is in it where it is loaded.

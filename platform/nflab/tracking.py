@@ -310,7 +310,12 @@ class Tracker:
         self._client.log_artifact(run_id, str(path), folder)
 
     def add_model(
-        self, run_id: str, checkpoint: Path, example: bytes, folder: str | None = None
+        self,
+        run_id: str,
+        checkpoint: Path,
+        example: bytes,
+        folder: str | None = None,
+        trained_by: str | None = None,
     ) -> None:
         """Stores the network of a checkpoint, also as a model that answers images, once.
 
@@ -318,12 +323,17 @@ class Tracker:
             checkpoint: its folder.
             example: bytes of an image file, as an example of the model's input.
             folder: where the network's files go among the run's artifacts.
+            trained_by: the run that trained it, if that is another, which may change.
         """
         for file in (WEIGHTS, DESCRIPTION, "config.json"):
             self.add_file(run_id, checkpoint / file, folder)
-        if "model_uri" not in self._client.get_run(run_id).data.tags:
-            uri = log_model(self.uri, self.experiment_id, run_id, checkpoint, example)
+        tags = self._client.get_run(run_id).data.tags
+        if "model_uri" not in tags or tags.get("model_of") != trained_by:
+            name = "model" if trained_by is None else f"model-of-{trained_by[:8]}"
+            uri = log_model(self.uri, self.experiment_id, run_id, checkpoint, example, name)
             self.tag(run_id, "model_uri", uri)
+            if trained_by is not None:
+                self.tag(run_id, "model_of", trained_by)
 
     def register_model(self, run_id: str, dataset: str, fingerprint: str, settings: str) -> None:
         """Makes the run's model a version of its dataset's model (see `registry.register`)."""

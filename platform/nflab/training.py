@@ -2,8 +2,7 @@
 
 import json
 import traceback
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import ray
@@ -78,18 +77,17 @@ def run_training(
         training = pool.submit(fit, config, session.placement, session.folder, Listener(mail), task)
         reached: Outcome = "failed"
         with told_of_waiting(progress.say):
-            while True:
+            ended: set[Future[None]] = set()
+            while not ended:
                 try:
-                    training.result(timeout=POLL_SECONDS)
-                except NotYet:
-                    pass
+                    ended = wait([training], timeout=POLL_SECONDS).done
                 finally:
+                    # After an end all that was reported is there.
                     for metrics in mail.get_nowait_batch(mail.qsize()):
                         record.report(metrics)
                         progress.reported(metrics)
                         reached = metrics["outcome"]
-                if training.done():
-                    break
+        training.result()
         outcome = reached
         if outcome == "finished":
             outbox.read(lambda: _keep_model(session, run_id, registered=task is train))

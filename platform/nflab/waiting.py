@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -75,11 +75,13 @@ def told_of_waiting(say: Callable[[str], None]) -> Iterator[None]:
 
 def _watch(address: str, say: Callable[[str], None], ended: threading.Event) -> None:
     begun = time.time()
+    arrivals = Arrivals()
     waits_since: float | None = None
     said: set[str] = set()
     while not ended.wait(POLL_SECONDS):
         try:
-            told = sentences(get_cluster_status(address), refusals(begun))
+            status = get_cluster_status(address)
+            told = sentences(status, refusals(begun), arrivals.missed(status))
         except (ray.exceptions.RayError, RuntimeError, OSError, ValueError):
             continue  # the head is busy, or gone: then others say so
         if not told:
@@ -95,11 +97,42 @@ def _watch(address: str, say: Callable[[str], None], ended: threading.Event) -> 
         said |= set(told)
 
 
-def sentences(status: ClusterStatus, refused: Iterable[Refusal]) -> list[str]:
-    """What is waited for, and what the cloud refused; nothing if nobody waits.
+class Arrivals:
+    """Counts the machines that were started and went away before they joined the cluster."""
+
+    def __init__(self) -> None:
+        self._known: set[str] | None = None
+        self._started: dict[str, str] = {}
+        self._joined: dict[str, str] = {}
+
+    def missed(self, status: ClusterStatus) -> Counter[str]:
+        """How many there were of each node type, from the first status to this one.
+
+        Args:
+            status: as Ray's autoscaler tells; it calls a machine that is being started by another
+                name than the node that comes of it.
+        """
+        there = [*status.active_nodes, *status.idle_nodes, *status.failed_nodes]
+        nodes = {str(node.node_id): node.ray_node_type_name for node in there}
+        self._known = set(nodes) if self._known is None else self._known
+        self._joined |= {key: kind for key, kind in nodes.items() if key not in self._known}
+        coming = {node.instance_id: node.ray_node_type_name for node in status.pending_nodes}
+        self._started |= coming
+        missed = Counter(self._started.values())
+        missed.subtract(coming.values())
+        missed.subtract(self._joined.values())
+        return +missed
+
+
+def sentences(
+    status: ClusterStatus, refused: Iterable[Refusal], missed: Mapping[str, int]
+) -> list[str]:
+    """What is waited for, and why it does not come; nothing if nobody waits.
 
     Args:
         status: as Ray's autoscaler tells.
+        refused: what the cloud did not launch.
+        missed: how many machines of each type went away before they joined.
     """
     demands = status.resource_demands
     wanted: Counter[str] = Counter()
@@ -117,7 +150,11 @@ def sentences(status: ClusterStatus, refused: Iterable[Refusal]) -> list[str]:
         hope = f"{machines} are being started"
     else:
         hope = "the cluster's machines have no room, and none is being started"
-    return [*map(str, refused), f"the cluster waits for {asked}: {hope}"]
+    lost = [
+        f"{count} {kind} went away before joining: make logs says why"
+        for kind, count in missed.items()
+    ]
+    return [*map(str, refused), *lost, f"the cluster waits for {asked}: {hope}"]
 
 
 def _resources(bundle: dict[str, float]) -> str:

@@ -147,9 +147,9 @@ class Cloud:
 
 def installed(checkout: Path) -> Callable[[Path], None]:
     """An image with the pinned environment of a checkout, so that nothing is downloaded."""
-    pinned = b"".join(
-        (checkout / name).read_bytes() for name in ("constraints.txt", "pyproject.toml")
-    )
+    python = f"python{sys.version_info.major}.{sys.version_info.minor}\n".encode()
+    files = (checkout / name for name in ("constraints.txt", "pyproject.toml"))
+    pinned = python + b"".join(file.read_bytes() for file in files)
 
     def image(home: Path) -> None:
         venv = home / "nflab" / ".venv"

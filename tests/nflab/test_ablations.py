@@ -97,15 +97,28 @@ def test_a_missing_or_failed_cell_is_counted_and_never_taken_for_a_result() -> N
     )
     assert (found.seeds, found.unfinished, found.diverged) == (1, 1, 0)
     said = clipping.analyse(rows, "made up").text
-    assert len(said) == 1
-    assert said[0].startswith("FAILS")
-    assert said[0].endswith("clipping none at 128")
+    assert [line.split(":")[0] for line in said] == ["cannot be told"] * 3 + ["holds"]
+    assert said[0].endswith("have no result: clipping none at 128")
     assert (found.val_mean, found.test_mean) == (10.5, 10.5)
 
 
 def test_without_any_result_the_findings_do_not_hold() -> None:
     rows = figure_2(AS_PAPER).assign(outcome="failed", test_top1=np.nan, val_top1=np.nan)
     assert not any(line.startswith("holds") for line in clipping.analyse(rows, "made up").text)
+
+
+def test_a_cell_of_its_own_hides_no_finding() -> None:
+    more = row(90, clipping=0.02, batch_size=16)
+    rows = pd.concat([figure_2(AS_PAPER), pd.DataFrame([more])], ignore_index=True)
+    found = clipping.analyse(rows, "made up").text
+    assert found[1:] == clipping.analyse(figure_2(AS_PAPER), "made up").text
+    assert found[0].startswith("cannot be told: what needs runs that have no result: clipping 0.02")
+
+
+def test_one_batch_size_tells_nothing_of_batch_sizes() -> None:
+    rows = figure_2(AS_PAPER)
+    (said,) = clipping.analyse(rows[rows.batch_size == "16"], "made up").text
+    assert said.startswith("cannot be told: there is one batch size only, 16: no clipping reaches")
 
 
 def test_a_diverged_run_counts_as_nothing_classified() -> None:

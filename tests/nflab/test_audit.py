@@ -617,6 +617,16 @@ def test_a_killed_sweep_of_which_nothing_was_sent_is_mended_at_once(store: Store
     assert store.audit().told == []
 
 
+def test_a_grid_of_which_no_cell_has_a_result_is_audited(store: Store) -> None:
+    gone = [r for r in store.runs() if "cell" in r.data.tags and "val_top1" in r.data.metrics]
+    for run in gone:
+        if run.data.tags["outcome"] in ("finished", "diverged"):
+            store.client.delete_run(run.info.run_id)
+    told = [one for one in store.audit().told if one.where == "g"]
+    assert [one.fate for one in told] == [LEFT]
+    assert "no run of" in told[0].what
+
+
 def test_what_mlflow_will_never_take_is_told(store: Store) -> None:
     unsend(store, run="0" * 32, call="tag", arguments={"key": "a", "value": "b"})
     (told,) = store.audit().told

@@ -121,6 +121,26 @@ def test_the_verdict(clipped: list[float], said: str, tmp_path: Path) -> None:
     assert (tmp_path / "agc.png").read_bytes()[1:4] == b"PNG"
 
 
+@pytest.mark.parametrize(
+    ("finite", "said"),
+    [
+        (6, "too tight: 90.0% of all units clipped in the last quarter"),
+        (0, "gradients were finite at none of the 8 steps looked at"),
+    ],
+)
+def test_steps_without_finite_gradients_are_left_out(
+    finite: int, said: str, tmp_path: Path
+) -> None:
+    rows = trace([0.9] * finite + [0.0] * (8 - finite))
+    quantiles = ["q10", "q50", "q90"]
+    rows.loc[rows.step >= 4 * finite, quantiles] = np.nan
+    found = verdict(rows, 0.1)
+    assert found.startswith(said)
+    assert ("not finite at 2 of 8 steps" in found) == (finite > 0)
+    draw_agc(rows, 0.1, found, tmp_path / "agc.png")
+    assert (tmp_path / "agc.png").read_bytes()[1:4] == b"PNG"
+
+
 def test_layers_count_by_their_units() -> None:
     rows = trace([0.0] * 8)
     rows.loc[rows.layer == "a", "clipped"] = 1.0  # three of four units

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from nflab import figures, importances
+from nflab.figures.augmentation import draw_augmentation
 from nflab.recipes import RECIPES
 
 SPACE = RECIPES["digits"].space
@@ -44,6 +45,30 @@ def test_importances_find_the_setting_that_matters_and_count_pruned_trials() -> 
 @pytest.mark.parametrize("trials", [0, 3])
 def test_too_few_trials_have_no_importances(trials: int) -> None:
     assert importances.importances(made_up(trials), SPACE, SEARCHED) == {}
+
+
+def test_figures_are_drawn_of_what_has_a_result(tmp_path: Path) -> None:
+    cells = pd.DataFrame(
+        {
+            "network": ["NF", "batch norm"],
+            "step": ["baseline", "baseline"],
+            "mixup": [False, False],
+            "cutmix": [False, False],
+            "augmentation_level": [0, 0],
+            "test": [50.0, np.nan],
+            "outcome": ["finished", "failed"],
+        }
+    )
+    for rows in (cells, cells[1:]):
+        draw_augmentation(rows, ("baseline", "+ MixUp"), "title", tmp_path / "a.png")
+    curves = {("NF", "pre-trained"): [[(1, 40.0), (2, 50.0)]]}
+    top1 = {
+        (network, start): [50.0] if (network, start) in curves else []
+        for network in ("NF", "batch norm")
+        for start in ("pre-trained", "from scratch")
+    }
+    figures.draw_transfer(curves, top1, tmp_path / "b.png", "title")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "b.png"}
 
 
 @pytest.mark.parametrize("kept", [0, 1, 40])

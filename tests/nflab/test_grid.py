@@ -1,5 +1,6 @@
 """Cells and their ledger, against a real MLflow store, without Ray."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
+from nflab.checkpoints import Checkpoints
 from nflab.cluster import Placement
 from nflab.config import Config, replace
 from nflab.grid import Cell, CellLedger
@@ -29,13 +31,19 @@ class Store:
         self.outbox = Outbox(self.tracker, self.session.outbox_folder)
 
     def open(
-        self, settings: list[dict[str, Any]] = SETTINGS, force: bool = False, **base: Any
+        self,
+        settings: list[dict[str, Any]] = SETTINGS,
+        force: bool = False,
+        keep_weights: bool = False,
+        **base: Any,
     ) -> CellLedger:
         """A ledger of a new process."""
         self.outbox.close()
         self.outbox = Outbox(self.tracker, self.session.outbox_folder)
         base_config = replace(Config(), **base)
-        return CellLedger(self.session, self.outbox, self.parent, base_config, settings, force)
+        return CellLedger(
+            self.session, self.outbox, self.parent, base_config, settings, force, keep_weights
+        )
 
     def cells(self) -> pd.DataFrame:
         self.outbox.drain()
@@ -51,6 +59,12 @@ class Store:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path)
+
+
+def save(folder: Path) -> None:
+    """A checkpoint of a run."""
+    with tempfile.TemporaryDirectory() as content:
+        Checkpoints.of_run(str(folder)).save(Path(content), 2)
 
 
 def finish(ledger: CellLedger, outcome: Any = "finished") -> int:
@@ -121,19 +135,52 @@ def test_other_settings_are_other_cells_beside_the_first(store: Store) -> None:
     assert wider.propose().settings == more[-1]
 
 
-def test_what_is_repeated_leaves_the_old_ones_closed_and_out_of_sight(store: Store) -> None:
+def test_what_is_repeated_takes_the_place_of_the_old_result_when_it_has_one(store: Store) -> None:
     ledger = store.open(SETTINGS[:2])
-    finish(ledger)
-    ledger.started(ledger.propose())  # and then the process is killed
-    old = set(store.cells().run_id)
+    first, second = (finish(ledger) for _ in range(2))
+    old = store.cells().run_id
+    folders = list(store.cells().folder)
+    for folder in folders:
+        save(Path(folder))
     forced = store.open(SETTINGS[:2], force=True)
     assert forced.missing == 2
-    proposals = [forced.propose() for _ in range(2)]
-    assert all(proposal.folder.endswith("-2") for proposal in proposals)
-    client = MlflowClient(store.tracker.uri)
-    states = [client.get_run(run_id).info.status for run_id in old]
-    assert sorted(states) == ["FINISHED", "KILLED"]
-    assert not len(store.cells())
+    proposal = forced.propose()
+    assert proposal.folder.endswith("-2")
+    forced.started(proposal)
+    forced.reported(proposal.number, epoch(1, 10))  # and then the process is killed
+    assert list(store.open(SETTINGS[:2]).rows.run_id) == list(old)
+
+    forced = store.open(SETTINGS[:2], force=True)
+    assert Checkpoints.of_run(folders[0]).last_epoch() == 2
+    again = forced.propose()
+    assert again == proposal  # goes on
+    forced.started(again)
+    forced.reported(again.number, epoch(2, 70, "finished"))
+    forced.ended(again.number, "finished", 70)
+    rows = store.open(SETTINGS[:2]).rows
+    assert rows.val_top1.tolist() == [70, 60]
+    assert rows.run_id[first - 1] not in set(old)
+    assert rows.run_id[second - 1] == old[second - 1]
+    assert Checkpoints.of_run(folders[0]).last_epoch() is None
+
+
+def test_where_weights_are_needed_a_result_without_them_is_none(store: Store) -> None:
+    ledger = store.open(SETTINGS[:2])
+    for _ in range(2):
+        finish(ledger)
+    save(Path(store.cells().folder[1]))
+    needed = store.open(SETTINGS[:2], keep_weights=True)
+    assert needed.missing == 1
+    assert needed.propose().number == 1
+    assert store.open(SETTINGS[:2]).missing == 0
+
+
+def test_a_checkpoint_of_a_run_that_mlflow_has_forgotten_is_not_gone_on_with(
+    store: Store,
+) -> None:
+    proposal = store.open(SETTINGS[:1]).propose()
+    save(Path(proposal.folder))
+    assert store.open(SETTINGS[:1]).propose().folder == f"{proposal.folder}-2"
 
 
 def test_a_cell_that_is_asked_for_twice_is_run_once(store: Store) -> None:

@@ -33,10 +33,11 @@ class Store:
         self.add_model(run_id)
         return run_id
 
-    def add_model(self, run_id: str) -> None:
+    def add_model(self, run_id: str, trained_by: str | None = None) -> None:
         with self._checkpoints.last() as folder:
             assert folder is not None
-            self.tracker.add_model(run_id, folder, example_image(CONFIG))
+            example = example_image(CONFIG)
+            self.tracker.add_model(run_id, folder, example, trained_by=trained_by)
 
     def register(self, run_id: str, dataset: str = "digits", fingerprint: str = FINGERPRINT) -> int:
         uri = self.client.get_run(run_id).data.tags["model_uri"]
@@ -84,6 +85,18 @@ def test_a_run_that_is_concluded_again_has_one_model_and_one_version(trained: St
     models = trained.client.search_logged_models([trained.tracker.experiment_id])
     own = [f"models:/{m.model_id}" for m in models if m.source_run_id == run_id]
     assert own == [found.source] == [uri]
+
+
+def test_a_grid_that_found_a_better_cell_has_its_model_too(trained: Store) -> None:
+    run_id = trained.run("grid", 50.0)
+    models = []
+    for cell in ("first", "first", "better", "better"):
+        trained.add_model(run_id, trained_by=cell)
+        models.append(trained.client.get_run(run_id).data.tags["model_uri"])
+        trained.register(run_id)
+    assert models[0] == models[1] != models[2] == models[3]
+    found = trained.client.search_model_versions(f"run_id = '{run_id}'")
+    assert [v.source for v in sorted(found, key=lambda v: int(v.version))] == models[::2]
 
 
 def test_what_was_cut_short_before_the_alias_moved_is_made_good(trained: Store) -> None:

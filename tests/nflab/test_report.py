@@ -114,7 +114,7 @@ def test_nothing_is_claimed_before_all_cells_have_results(store: Store, tmp_path
     tracker = Tracker(store.uri, str(tmp_path), "clipping_vs_batch_size")
     tracker.start("begun, without its settings yet", {"cell": "z", "folder": "gone"}, parent)
     text = write_report(store.uri, tmp_path / "report")[0].read_text()
-    assert "FAILS: nothing can be said before all runs have results: clipping 0.1 at 64" in text
+    assert "cannot be told: what needs runs that have no result: clipping 0.1 at 64" in text
     table = pd.read_parquet(tmp_path / "report/tables/clipping_vs_batch_size.parquet")
     assert table.unfinished.sum() == 1
 

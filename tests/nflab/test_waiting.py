@@ -15,7 +15,7 @@ from ray.autoscaler.v2.schema import (
 )
 
 from nflab import waiting
-from nflab.waiting import Refusal, note_refusal, refusals, sentences
+from nflab.waiting import Arrivals, Refusal, note_refusal, refusals, sentences
 
 WORKER = {"CPU": 1.0, "GPU": 1.0, "bundle_group_0_ab12": 0.001, "node:10.0.0.1": 0.001}
 
@@ -33,7 +33,7 @@ def demand(count: int) -> ResourceDemandSummary:
 
 def test_nothing_is_said_where_nobody_waits() -> None:
     refused = [Refusal(0.0, "spot", "Short", None)]
-    assert sentences(ClusterStatus(), refused) == []
+    assert sentences(ClusterStatus(), refused, {"spot": 1}) == []
 
 
 def test_who_waits_learns_what_is_asked_for_and_what_comes() -> None:
@@ -42,19 +42,35 @@ def test_who_waits_learns_what_is_asked_for_and_what_comes() -> None:
     status = ClusterStatus(
         resource_demands=demand(4), pending_launches=[launch, launch], pending_nodes=[node]
     )
-    assert sentences(status, []) == [
+    assert sentences(status, [], {}) == [
         "the cluster waits for 4 x 1 GPU, 1 CPU and 3 x 2 CPU: 5 spot are being started"
     ]
 
 
 def test_who_waits_in_vain_learns_why() -> None:
     refused = [Refusal(0.0, "spot", "Short: none", "dear"), Refusal(1.0, "dear", "Quota", None)]
-    assert sentences(ClusterStatus(resource_demands=demand(1)), refused) == [
+    assert sentences(ClusterStatus(resource_demands=demand(1)), refused, {"spot": 2}) == [
         "there is no spot (Short: none): dear is asked for instead",
         "there is no dear (Quota): no type follows it, and it is asked for again",
+        "2 spot went away before joining: make logs says why",
         "the cluster waits for 1 x 1 GPU, 1 CPU and 3 x 2 CPU: "
         "the cluster's machines have no room, and none is being started",
     ]
+
+
+def test_machines_that_never_join_are_counted() -> None:
+    def node(instance: str, status: str = "") -> NodeInfo:
+        return NodeInfo("g5", "spot", instance, "", node_status=status, node_id=f"node-{instance}")
+
+    arrivals = Arrivals()
+    before = node("i-1")
+    assert arrivals.missed(ClusterStatus(active_nodes=[before])) == {}
+    pending = [node("a"), node("b"), node("c")]
+    assert arrivals.missed(ClusterStatus(idle_nodes=[before], pending_nodes=pending)) == {}
+    joined = ClusterStatus(active_nodes=[before, node("i-2")], pending_nodes=pending[1:])
+    assert arrivals.missed(joined) == {}
+    gone = ClusterStatus(active_nodes=[before], failed_nodes=[node("i-2")])
+    assert arrivals.missed(gone) == {"spot": 2}
 
 
 def test_refusals_of_earlier_runs_and_repeated_ones_are_not_told(

@@ -81,6 +81,8 @@ def analyse(rows: pd.DataFrame, title: str) -> Findings:
     told = prepare(rows)
     table = summarise(told, ("network", "mixup", "cutmix", "augmentation_level"))
     lines = []
+    # What is read together: each step of each network.
+    steps = (len(STEPS) - 1) * told.network.nunique()
     for network, runs in told.groupby("network", sort=False):
         by_step = runs[runs.step != ""].pivot_table(index="seed", columns="step", values="test")
         gains = []
@@ -88,7 +90,7 @@ def analyse(rows: pd.DataFrame, title: str) -> Findings:
             if {before, after} <= set(by_step.columns):
                 pairs = (by_step[after] - by_step[before]).dropna().tolist()
                 if pairs:
-                    gains.append(f"{after} {verdict(estimate(pairs))}")
+                    gains.append(f"{after} {verdict(estimate(pairs, steps))}")
         if gains:
             lines.append(f"{network}: {'; '.join(gains)}")
         curve = runs[~runs.mixup & ~runs.cutmix].groupby("augmentation_level")[["val", "test"]]
@@ -106,10 +108,13 @@ def analyse(rows: pd.DataFrame, title: str) -> Findings:
     if {"NF", "batch norm"} <= set(of_network.columns):
         above = (of_network["NF"] - of_network["batch norm"]).dropna()
         by = ["mixup", "cutmix", "augmentation_level"]
-        for (mixup, cutmix, level), values in above.groupby(by, sort=False):
+        places = above.groupby(by, sort=False)
+        for (mixup, cutmix, level), values in places:
             mixed = " + ".join(w for w, on in (("MixUp", mixup), ("CutMix", cutmix)) if on)
             what = f"RandAugment of level {level}{f' with {mixed}' if mixed else ''}"
-            lines.append(f"NF above batch norm, {what}: {verdict(estimate(values.tolist()))}")
+            lines.append(
+                f"NF above batch norm, {what}: {verdict(estimate(values.tolist(), len(places)))}"
+            )
     return Findings(lines, table, {"augmentation": partial(draw_augmentation, told, STEPS, title)})
 
 

@@ -1,9 +1,9 @@
 """Clipping against batch size: the paper's figure 2."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise, product
+from itertools import chain, combinations, pairwise, product
 
 import numpy as np
 import pandas as pd
@@ -34,10 +34,12 @@ class Statement:
     """One of the paper's findings, with what the runs say of it."""
 
     text: str
-    holds: bool
+    holds: bool | None
+    """None where the runs do not tell."""
 
     def __str__(self) -> str:
-        return f"{'holds' if self.holds else 'FAILS'}: {self.text}"
+        said = {True: "holds", False: "FAILS", None: "cannot be told"}[self.holds]
+        return f"{said}: {self.text}"
 
 
 def prepare(rows: pd.DataFrame) -> pd.DataFrame:
@@ -77,17 +79,19 @@ def best_clippings(table: pd.DataFrame) -> dict[int, float]:
 
 def judge(table: pd.DataFrame) -> list[Statement]:
     """Whether the paper's three findings hold in means over seeds; clipping is chosen on
-    validation, accuracies are those of the test split.
+    validation, accuracies are those of the test split. Where not all runs have a result, that is
+    said first, and judged are the most batch sizes and clippings of which all have one.
 
     Args:
         table: of `summarise`, by network, batch size and clipping.
     """
-    best = best_clippings(table)
-    if not best:
-        return [Statement("no normalizer-free network was trained with clipping", False)]
     missing = incomplete(table)
     if missing:
-        return [Statement(f"nothing can be said before all runs have results: {missing}", False)]
+        left = Statement(f"what needs runs that have no result: {missing}", None)
+        return [left, *judge(complete(table))]
+    best = best_clippings(table)
+    if not best:
+        return [Statement("no normalizer-free network was trained with clipping", None)]
     tested = table[table.network == "NF"].set_index(["batch_size", "clipping"]).test_mean
     small, large = min(best), max(best)
 
@@ -100,6 +104,12 @@ def judge(table: pd.DataFrame) -> list[Statement]:
         )
         return said, of_best - of_none
 
+    if small == large:
+        return [Statement(f"there is one batch size only, {small}: {compare(small)[0]}", None)]
+
+    def told(gap: float, holds: bool) -> bool | None:
+        return None if np.isnan(gap) else holds
+
     said_small, gap_small = compare(small)
     said_large, gap_large = compare(large)
     widest = [(size, largest_good_clipping(table, size)) for size in sorted(best)]
@@ -109,17 +119,17 @@ def judge(table: pd.DataFrame) -> list[Statement]:
         Statement(
             f"at the smallest batch ({small}) clipping matters little: {said_small} "
             f"(at most {NEAR:g} points apart)",
-            gap_small <= NEAR,
+            told(gap_small, gap_small <= NEAR),
         ),
         Statement(
             f"at the largest batch ({large}) no clipping has collapsed: {said_large} "
             f"(at least {COLLAPSE:g} points apart)",
-            gap_large >= COLLAPSE,
+            told(gap_large, gap_large >= COLLAPSE),
         ),
         Statement(
             f"the larger the batch, the smaller the clipping it needs: the largest clipping within "
             f"{TOLERANCE:g} point of the best on validation is {listed} (never rising)",
-            falls and len(widest) > 1 and _clipped(table).clipping.nunique() > 1,
+            falls if _clipped(table).clipping.nunique() > 1 else None,
         ),
     ]
 
@@ -134,6 +144,27 @@ def incomplete(table: pd.DataFrame) -> str:
         if (size, clipping) not in cells.index or cells.unfinished[size, clipping] > 0
     ]
     return ", ".join(lacking)
+
+
+def complete(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the normalizer-free network with the most batch sizes and clippings of which all
+    combinations have results; of equals the one with more batch sizes."""
+    cells = table[(table.network == "NF") & (table.unfinished == 0)]
+    sizes = {c: frozenset(group.batch_size) for c, group in cells.groupby("clipping")}
+    # Those that share what one combination of batch sizes has: no others can be largest.
+    shared = {frozenset.intersection(*some) for some in _subsets(set(sizes.values()))}
+    chosen = max(
+        shared,
+        key=lambda has: (len(has) * sum(has <= of for of in sizes.values()), len(has)),
+        default=frozenset[int](),
+    )
+    full = [c for c, of in sizes.items() if chosen <= of]
+    return cells[cells.batch_size.isin(chosen) & cells.clipping.isin(full)]
+
+
+def _subsets(found: set[frozenset[int]]) -> Iterator[tuple[frozenset[int], ...]]:
+    """All that are not empty."""
+    return chain.from_iterable(combinations(found, n) for n in range(1, len(found) + 1))
 
 
 def largest_good_clipping(table: pd.DataFrame, batch_size: int) -> float:

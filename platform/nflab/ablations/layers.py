@@ -85,8 +85,9 @@ def analyse(rows: pd.DataFrame, title: str) -> Findings:
     table = summarise(told, ("clipped",)).sort_values("test_mean", ascending=False, kind="stable")
     stages = [part for part in parts if part.startswith("stage")]
     rest = told[told[stages].all(axis=1)]
+    line = partial(_line, len(stages) + 2)
     lines = [
-        *_line(
+        *line(
             "never clip the final linear layer",
             "clipping it too, where all stages are clipped,",
             rest,
@@ -94,7 +95,7 @@ def analyse(rows: pd.DataFrame, title: str) -> Findings:
             "head",
             -1,
         ),
-        *_line(
+        *line(
             "the first convolution may go unclipped",
             "clipping it too, where all stages are clipped and the head is not,",
             rest[~rest["head"]],
@@ -107,7 +108,7 @@ def analyse(rows: pd.DataFrame, title: str) -> Findings:
         others = [part for part in stages if part != stage]
         among = told[told[others].all(axis=1) & ~told["head"]]
         what = "clipping it too, where all other stages are clipped and the head is not,"
-        lines += _line(f"{stage} must be clipped", what, among, parts, stage, 1)
+        lines += line(f"{stage} must be clipped", what, among, parts, stage, 1)
     effects = {part: _differences(told, parts, part) for part in parts}
     drawn = {part: estimate(values) for part, values in effects.items() if values}
     drawing = partial(draw_layers, told, list(parts), drawn, title)
@@ -115,17 +116,24 @@ def analyse(rows: pd.DataFrame, title: str) -> Findings:
 
 
 def _line(
-    paper: str, what: str, told: pd.DataFrame, parts: Sequence[str], part: str, sign: int
+    comparisons: int,
+    paper: str,
+    what: str,
+    told: pd.DataFrame,
+    parts: Sequence[str],
+    part: str,
+    sign: int,
 ) -> list[str]:
     """Whether a finding of the paper holds.
 
     Args:
+        comparisons: how many findings are read together.
         sign: of the difference that the paper expects; 0 for none.
     """
     values = _differences(told, parts, part)
     if not values:
         return []
-    found = estimate(values)
+    found = estimate(values, comparisons)
     if found.std == 0 or found.count == 1:
         judged = "cannot be told"
     elif sign == 0:

@@ -265,7 +265,8 @@ def _is_loser(scene: Scene, run: Recorded) -> bool:
             for other in scene.children
         )
     rivals = run.tags.get("rivals", NO_RIVALS)
-    beaten = rivals != NO_RIVALS and top1(run) < scene.kept_top1s[rivals]
+    # Of rivals none may have a result yet.
+    beaten = rivals != NO_RIVALS and top1(run) < scene.kept_top1s.get(rivals, -1.0)
     return outcome == "diverged" or (outcome == "finished" and beaten)
 
 

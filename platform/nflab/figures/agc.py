@@ -31,7 +31,7 @@ def draw_agc(trace: pd.DataFrame, clipping: float, verdict: str, path: Path) -> 
         ("at_floor", "share of units at the floor of ||W||", {"vmin": 0, "vmax": 1}),
     ]
     for axes, (column, label, scale) in zip(panels, shown, strict=True):
-        values = median.pivot_table(index="layer", columns="step", values=column).loc[layers]
+        values = median.pivot(index="layer", columns="step", values=column).loc[layers]
         # Edges, so that every step has its place on the axis though few are looked at.
         edges = np.append(steps, steps[-1] + (steps[1] - steps[0] if len(steps) > 1 else 1))
         mesh = axes.pcolormesh(edges, np.arange(len(layers) + 1), values, **scale)

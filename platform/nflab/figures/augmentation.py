@@ -27,7 +27,7 @@ def draw_augmentation(cells: pd.DataFrame, steps: Sequence[str], title: str, pat
     for network, color in _COLORS.items():
         runs = told[told.network == network]
         ladder = runs[runs.step != ""]
-        places = ladder.assign(at=ladder.step.map(list(steps).index) + shift)
+        places = ladder.assign(at=ladder.step.map(list(steps).index).astype(float) + shift)
         _line(left, places, "at", color, network)
         alone = runs[~runs.mixup & ~runs.cutmix]
         _line(right, alone.assign(at=alone.augmentation_level + shift), "at", color, network)

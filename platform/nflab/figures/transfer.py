@@ -26,8 +26,8 @@ def draw_transfer(
     """
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    networks = list(dict.fromkeys(network for network, _ in curves))
-    starts = list(dict.fromkeys(start for _, start in curves))
+    networks = list(dict.fromkeys(network for network, _ in test_top1))
+    starts = list(dict.fromkeys(start for _, start in test_top1))
     for (network, start), of_seeds in curves.items():
         color = f"C{networks.index(network)}"
         line = ("-", "--")[starts.index(start)]
@@ -49,7 +49,7 @@ def draw_transfer(
         n, s = networks.index(network), starts.index(start)
         x = s + (n - (len(networks) - 1) / 2) * 0.3
         # Seeds a little apart, so that none hides another.
-        spread = np.linspace(-0.06, 0.06, len(ended)) if len(ended) > 1 else [0.0]
+        spread = np.linspace(-0.06, 0.06, len(ended)) if len(ended) > 1 else np.zeros(len(ended))
         right.plot(
             np.add(x, spread),
             ended,
