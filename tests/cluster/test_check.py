@@ -50,6 +50,12 @@ def account(cloud: Cloud) -> Cloud:
         ({"s3://nflab-results": "s3://readonly"}, {}, "the bucket 'readonly' may not be written"),
         ({"s3://nflab-results": "/mnt/nflab"}, {}, "name a bucket"),
         ({"NFLAB_PYTHON=3": "NFLAB_PYTHON=2"}, {}, "the cluster would have 2."),
+        ({"s3://nflab-results": "s3://mine/"}, {}, "ends with a slash"),
+        (
+            {"cluster_name: nflab-gpu": "cluster_name: a"},
+            {},
+            "begin its name with that of this one",
+        ),
         ({" NFLAB_IDLE_HOURS=8": ""}, {}, "after how many hours without a job"),
         ({"g5.2xlarge": "g99.large"}, {}, "'g99.large' is not sold in us-east-1"),
         ({"us-east-1": "moon-1"}, {}, "AWS has no region 'moon-1'"),
@@ -80,6 +86,33 @@ def test_a_quota_that_allows_no_worker_is_told_before_anything_is_made(
         account.front.quota = None
     named = {"Name": "group-name", "Values": ["nflab-gpu"]}
     assert not account.client("ec2").describe_security_groups(Filters=[named])["SecurityGroups"]
+
+
+def test_two_clusters_that_run_never_share_an_address_of_results(
+    laptop: Laptop, account: Cloud
+) -> None:
+    compute = account.client("ec2")
+    tags = [{"Key": "ray-cluster-name", "Value": "a"}, {"Key": "ray-node-type", "Value": "head"}]
+    image = compute.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
+    account.boots.clear()
+    (head,) = compute.run_instances(
+        MinCount=1,
+        MaxCount=1,
+        ImageId=image,
+        TagSpecifications=[{"ResourceType": "instance", "Tags": tags}],
+    )["Instances"]
+    try:
+        account.client("s3").put_object(Bucket="mine", Key=".nflab-cluster", Body=b"a")
+        code, said = check(laptop, {"nflab-results": "mine"})
+        assert code == 2
+        assert "s3://mine is where the cluster 'a' keeps its results, and it runs" in said
+        assert check(laptop, {"nflab-results": "mine/of-mine"})[0] == 0
+    finally:
+        compute.terminate_instances(InstanceIds=[head["InstanceId"]])
+        account.boots.set()
+    assert check(laptop, {"nflab-results": "mine"})[0] == 0
+    held = account.client("s3").get_object(Bucket="mine", Key=".nflab-cluster")
+    assert held["Body"].read() == b"nflab-gpu"
 
 
 def test_another_address_takes_the_place_of_the_last_one(laptop: Laptop, account: Cloud) -> None:
