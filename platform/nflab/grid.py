@@ -141,7 +141,7 @@ class Grid:
             if self._outbox.empties():
                 ledger.release()
             raise
-        ledger.release()
+        ledger.settle()
         self.has_results |= bool(ledger.rows.outcome.isin(DONE).any())
         unfinished = ledger.rows.outcome.isin(["missing", "interrupted"]).any()
         if unfinished and self._budget.reached:
@@ -224,8 +224,10 @@ class Grid:
         best = finished.loc[finished.val_top1.idxmax()]
         with Checkpoints.of_run(best.folder).last() as checkpoint:
             if checkpoint is None:
-                said = f"the best cell, {best['name']}, was trained by another grid, which keeps "
-                console().print(f"{said}the weights of its own best cell only", markup=False)
+                said = f"the weights of the best cell, {best['name']}, are not stored any more"
+                if best.parent != self.parent:
+                    said += ": another grid trained it, and keeps those of its own best cell only"
+                console().print(said, markup=False)
                 return
             config = from_json(Config, (checkpoint / "config.json").read_text(encoding="utf-8"))
             top1 = {key: float(best[key]) for key in ("val_top1", "test_top1")}
@@ -396,6 +398,12 @@ class CellLedger:
                 if run.outcome == "finished" and run.parent == self._parent:
                     checkpoints = Checkpoints.of_run(run.folder)
                     self._winner.ended(run.val_top1, run.Index + 1, checkpoints)
+
+    def settle(self) -> None:
+        """Reads once more what MLflow says, when all has run: a result that was to be superseded
+        and has not been still is one."""
+        self._old = self._old[:0]
+        self.release()
 
     @property
     def missing(self) -> int:

@@ -157,6 +157,8 @@ def test_what_is_repeated_takes_the_place_of_the_old_result_when_it_has_one(stor
     forced.started(again)
     forced.reported(again.number, epoch(2, 70, "finished"))
     forced.ended(again.number, "finished", 70)
+    forced.settle()
+    assert forced.rows.val_top1.tolist() == [70, 60]
     rows = store.open(SETTINGS[:2]).rows
     assert rows.val_top1.tolist() == [70, 60]
     assert rows.run_id[first - 1] not in set(old)

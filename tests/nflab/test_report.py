@@ -12,8 +12,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
-from nflab.config import Config, ConfigError, flat
-from nflab.finals import BASELINE, RECORD, judge
+from nflab.config import Config, ConfigError, FinalsConfig, flat, replace
+from nflab.finals import BASELINE, EARLIER, RECORD, judge, run_finals
+from nflab.grid import Cell
 from nflab.report import write_report
 from nflab.tracking import Outcome, Tracker, as_text
 
@@ -216,3 +217,55 @@ def test_where_it_cannot_be_written_is_said(store: Store, tmp_path: Path) -> Non
 def test_an_empty_store_is_said(store: Store, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no runs of nflab"):
         write_report(store.uri, tmp_path / "report")
+
+
+class Finals:
+    """A grid that runs nothing: a cell's test top-1 is 50 more than its clipping in percent."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, str] = {}
+        self.asked: list[dict[str, Any]] = []
+
+    def ids(self, base: Config, cells: list[dict[str, Any]]) -> list[str]:
+        return [Cell(replace(base, **settings)).id for settings in cells]
+
+    def attach(self, name: str, text: str) -> None:
+        self.files[name] = text
+
+    def attached(self, name: str) -> str | None:
+        return self.files.get(name)
+
+    def run(self, base: Config, cells: list[dict[str, Any]]) -> pd.DataFrame:
+        # What finals are is known before they are run.
+        told = json.loads(self.files[RECORD]).values()
+        assert set(self.ids(base, cells)) <= {cell for entrant in told for cell in entrant}
+        self.asked = cells
+        configs = [replace(base, **settings) for settings in cells]
+        return pd.DataFrame(
+            {
+                "cell": Cell(config).id,
+                "seed": str(config.run.seed),
+                "outcome": "finished",
+                "val_top1": 50.0,
+                "test_top1": 50 + 100 * (config.optimizer.clipping or 0) + config.run.seed % 2,
+            }
+            for config in configs
+        )
+
+
+def test_each_finalist_is_compared_once_and_never_with_itself() -> None:
+    grid: Any = Finals()
+    usual = Config().optimizer.clipping
+    best = [{"clipping": c} for c in (usual, 0.12345, 0.12349, 0.12345)]
+    found = run_finals(grid, Config(), best, FinalsConfig(finalists=4, final_seeds=2))
+    assert found.text[0].startswith("the baseline itself is among the best: clipping")
+    assert len(grid.asked) == 6  # the baseline and two others
+    first = json.loads(grid.files[RECORD])
+    assert [len(cells) for cells in first.values()] == [2, 2, 2, 0]
+    assert len(found.table) == 3
+
+    again = run_finals(grid, Config(), [{"clipping": 0.5}], FinalsConfig(1, 2))
+    record = json.loads(grid.files[RECORD])
+    others = {cell for label, cells in first.items() if label != BASELINE for cell in cells}
+    assert set(record[EARLIER]) == others
+    assert len(again.table) == 2
