@@ -105,10 +105,10 @@ def check_names(cluster: Launcher) -> None:
     """Its roles are its own: they say which bucket may be used, and which machines be ended."""
     head, workers = access.profiles(cluster)
     for name in (head, *workers):
-        if not name.startswith(f"{cluster.name}-"):
+        if not re.fullmatch(rf"{re.escape(cluster.name)}-[^-]+", name):
             raise ConfigError(
                 f"the instance profile {name!r} in {cluster.path} would be another cluster's too: "
-                f"begin its name with that of this one, as {cluster.name}-head"
+                f"name it after this one, as {cluster.name}-head"
             )
 
 

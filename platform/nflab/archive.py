@@ -20,6 +20,7 @@ TAGS = {
     "trial": "trial",
     "folder": "folder",
     "superseded": "superseded",
+    "to_supersede": "to_supersede",
     "agc_verdict": "agc_verdict",
     "dataset_fingerprint": "dataset_fingerprint",
     "code_fingerprint": "code_fingerprint",

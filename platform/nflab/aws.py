@@ -81,6 +81,7 @@ class Provider(AWSNodeProvider):
             name = None if following is None else following["name"]
             note_refusal(Refusal(time.time(), node_type, reason, name))
             if following is None:
+                self._become_visible(made)
                 raise
             instead = {
                 **tags,
@@ -89,10 +90,18 @@ class Provider(AWSNodeProvider):
                     following["node_config"], following["auth"]
                 ),
             }
-            self.create_node(following["node_config"], instead, min(count - len(made), room))
-            # Had the autoscaler the refusal before it sees the machines, it would ask for more.
-            time.sleep(VISIBLE_SECONDS)
+            try:
+                made |= self.create_node(
+                    following["node_config"], instead, min(count - len(made), room)
+                )
+            finally:
+                self._become_visible(made)
             raise
+
+    def _become_visible(self, made: dict[str, Any]) -> None:
+        """Had the autoscaler a refusal before it sees the machines, it would ask for more."""
+        if made:
+            time.sleep(VISIBLE_SECONDS)
 
     def _following(self, node_type: str) -> tuple[dict[str, Any] | None, int]:
         """The next type after one of which there may be more machines, and how many; None if there

@@ -129,6 +129,8 @@ class Grid:
             f"{session.name}: {len(cells)} cells ({done} done) of {base.schedule.epochs} epochs on "
             f"{base.data.dataset}, {session.placement}"
         )
+        if ledger.repeats:
+            console().print("what an earlier --force began goes on: give it again to repeat more")
         if base.run.diagnostics and done:
             console().print(f"{done} cells keep what they recorded: --force records diagnostics")
         try:
@@ -141,9 +143,10 @@ class Grid:
             if self._outbox.empties():
                 ledger.release()
             raise
+        ledger.release()
+        unfinished = ledger.rows.outcome.isin(["missing", "interrupted"]).any()
         ledger.settle()
         self.has_results |= bool(ledger.rows.outcome.isin(DONE).any())
-        unfinished = ledger.rows.outcome.isin(["missing", "interrupted"]).any()
         if unfinished and self._budget.reached:
             self.stopped = True
             if not self.has_results:
@@ -167,15 +170,12 @@ class Grid:
     def attached(self, name: str) -> str | None:
         """What was stored so; None if nothing was."""
 
-        def read() -> str | None:
-            with Archive(self.tracker.uri).artifact(self.parent, name) as file:
-                return None if file is None else file.read_text(encoding="utf-8")
-
-        return self._outbox.read(read)
+        return self._outbox.read(lambda: self.tracker.text(self.parent, name))
 
     def weights(self, config: Config) -> str:
         """Path or address of the trained weights of a finished cell."""
-        (row,) = rows_of([Cell(config)], self._outbox.read(self.tracker.cells)).itertuples()
+        runs = self._outbox.read(self.tracker.cells)
+        (row,) = rows_of([Cell(config)], runs[~runs.to_supersede]).itertuples()
         return f"{row.folder}/checkpoints/epoch-{config.schedule.epochs:06d}/{WEIGHTS}"
 
     def record(
@@ -310,6 +310,7 @@ class _DryRun(Grid):
         self._known = pd.DataFrame(columns=["cell", "outcome"])
         if experiment in archive.experiments():
             self._known = archive.rows(experiment).dropna(subset="cell")
+            self._known = self._known[self._known.to_supersede.isna()]
         self._config = config
         self._budget = Budget(config.grid.max_cost)
         name = config.run.name or experiment
@@ -361,16 +362,28 @@ class CellLedger:
         self.cells = [Cell(replace(base, **one)) for one in settings]
         ids = " ".join(sorted(cell.id for cell in self.cells))
         self._rivals = NO_RIVALS if keep_weights else hashlib.sha256(ids.encode()).hexdigest()[:16]
-        self._old = pd.DataFrame({"run_id": [], "cell": [], "folder": []})
-        """Results that are to be superseded."""
+        self._settled = False
+        self._without_weights: set[str] = set()
         self.release()
-        done = self.rows[self.rows.outcome.isin(DONE)]
-        if not force:
-            done = done[done.outcome == "finished"]
-            done = done[[keep_weights and _has_no_checkpoint(folder) for folder in done.folder]]
-        if len(done):
-            self._old = done
+        self.repeats = len(self._old) > 0
+        """Whether an earlier command began to repeat results, and did not come to its end."""
+        if force or keep_weights:
+            self._find_old(force)
             self.release()
+
+    def _find_old(self, force: bool) -> None:
+        """Notes which results are to be superseded: all, but for those that came of an earlier
+        command that began to repeat; else those whose weights are needed and gone."""
+        runs = self._outbox.read(self._tracker.cells)
+        ids = {cell.id for cell in self.cells}
+        done = runs[runs.outcome.isin(DONE) & ~runs.to_supersede & runs.cell.isin(ids)]
+        if force and not self.repeats:
+            for run in done.itertuples():
+                self._outbox.put("tag", run.run_id, key="to_supersede", value="true")
+        elif self._keep_weights:
+            finished = done[done.outcome == "finished"]
+            without = [_has_no_checkpoint(folder) for folder in finished.folder]
+            self._without_weights = set(finished.run_id[without])
 
     def release(self) -> None:
         """Reads what MLflow says of every cell; none of this grid is left running."""
@@ -380,8 +393,13 @@ class CellLedger:
             if not has_ended(run, ended):
                 self._outbox.put("finish", run.run_id, outcome=ended)
         runs = self._outbox.read(self._tracker.cells)
-        runs = runs[~runs.run_id.isin(self._old.run_id)]
-        self.rows = found = rows_of(self.cells, runs)
+        ids = {cell.id for cell in self.cells}
+        old = runs.to_supersede | runs.run_id.isin(self._without_weights)
+        old &= runs.outcome.isin(DONE) & runs.cell.isin(ids)
+        self._old = runs[old]
+        if not self._settled:
+            runs = runs[~old]
+        self.rows = found = rows_of(self.cells, runs.drop(columns="to_supersede"))
         self._attempts = self._outbox.read(self._tracker.attempts)
         done = found.outcome.isin(DONE)
         # A cell that is asked for twice is run once.
@@ -402,7 +420,7 @@ class CellLedger:
     def settle(self) -> None:
         """Reads once more what MLflow says, when all has run: a result that was to be superseded
         and has not been still is one."""
-        self._old = self._old[:0]
+        self._settled = True
         self.release()
 
     @property

@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from nflab.files import is_local
 from nflab.finals import run_finals
 from nflab.grid import Grid
 from nflab.importances import Importance, importances, judged, setting
-from nflab.interrupts import BudgetReached, Interrupted, ignore_interrupts
+from nflab.interrupts import Interrupted, ignore_interrupts
 from nflab.ledger import METRIC, TrialLedger, trial_folder
 from nflab.notes import sweep_note
 from nflab.outbox import Outbox
@@ -177,8 +176,8 @@ def _conclude(
     settled = None
     if config.finals.finalists and not stopped:
         grid = Grid(session, outbox, parent, budget)
-        with suppress(BudgetReached):  # before any of them has a result
-            settled = _finals(grid, session, trials)
+        grid.has_results = True  # the trials', whatever becomes of finals
+        settled = _finals(grid, session, trials)
         stopped = grid.stopped
     if settled is not None:
         for name, draw in settled.drawings.items():

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import subprocess
+import tempfile
 import time
 import uuid
 from collections import Counter
@@ -345,6 +346,14 @@ class Tracker:
         """Stores text as an artifact of the run."""
         self._client.log_text(run_id, text, file)
 
+    def text(self, run_id: str, file: str) -> str | None:
+        """An artifact of the run, at the top, as text; None if it has none of that name."""
+        if file not in [listed.path for listed in self._client.list_artifacts(run_id)]:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(self._client.download_artifacts(run_id, file, folder))
+            return path.read_text(encoding="utf-8")
+
     def log_dataset(
         self, run_id: str, name: str, fingerprint: str, sizes: Mapping[str, int]
     ) -> None:
@@ -381,12 +390,13 @@ class Tracker:
 
     def cells(self) -> pd.DataFrame:
         """One row for each run of a cell, of any grid of the experiment, likewise; `cell` is its
-        identity, `folder` its checkpoints and logs, `parent` its grid. Those that were repeated
-        on purpose are left out."""
+        identity, `folder` its checkpoints and logs, `parent` its grid; `to_supersede` says that
+        its result is to be repeated. Those that were repeated on purpose are left out."""
         found = [r for r in self._search("tags.cell != ''") if "superseded" not in r.data.tags]
         return rows(found).assign(
             **{key: [run.data.tags[key] for run in found] for key in ("cell", "folder")},
             parent=[run.data.tags[_PARENT] for run in found],
+            to_supersede=pd.Series(["to_supersede" in run.data.tags for run in found], dtype=bool),
         )
 
     def children(self, parent: str) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 import ray.train
 import torch.distributed as dist
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from nflab.checkpoints import Checkpoints
@@ -76,7 +76,7 @@ def fit(
         try:
             _fit_once(_Job(config, placement, folder, task), callback)
             return
-        except TrainingFailedError as failure:
+        except WorkerGroupError as failure:
             # A driver that was told to end has no Ray any more.
             if first_error(failure) is not None or not ray.is_initialized():
                 raise
@@ -85,7 +85,7 @@ def fit(
             if lost > LOST_PROCESSES:
                 raise
             told = "its beginning" if epoch is None else f"epoch {epoch}, its last checkpoint"
-            print(f"a process of the run was lost: it goes on from {told}", flush=True)
+            print(f"{_loss(failure)}: it goes on from {told}", flush=True)
 
 
 def _fit_once(job: _Job, callback: UserCallback) -> None:
@@ -144,12 +144,25 @@ def _lost_touch(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
+def _loss(failure: BaseException) -> str:
+    """What a run lost that did not fail by itself."""
+    if any(f"{Away.__module__}.{Away.__name__}" in error.text for error in _errors(failure)):
+        return "the run's storage did not answer"
+    return "a process of the run was lost"
+
+
 def first_error(failure: BaseException) -> WorkerFailed | None:
     """The error for which a run would fail again, the first of them; None if there is none, as when
     a process was killed.
 
     The other workers of a run fail too, since they wait for the one that has gone.
     """
+    own = (error for error in _errors(failure) if error.own)
+    return min(own, key=lambda error: error.when, default=None)
+
+
+def _errors(failure: BaseException) -> list[WorkerFailed]:
+    """What workers themselves raised."""
     found = []
     for error in getattr(failure, "worker_failures", {}).values():
         while error is not None:
@@ -157,4 +170,4 @@ def first_error(failure: BaseException) -> WorkerFailed | None:
                 found.append(error)
                 break
             error = getattr(error, "_base_exc", None) or error.__cause__
-    return min((e for e in found if e.own), key=lambda error: error.when, default=None)
+    return found

@@ -102,6 +102,7 @@ class Arrivals:
 
     def __init__(self) -> None:
         self._known: set[str] | None = None
+        self._coming: set[str] = set()
         self._started: dict[str, str] = {}
         self._joined: dict[str, str] = {}
 
@@ -114,9 +115,12 @@ class Arrivals:
         """
         there = [*status.active_nodes, *status.idle_nodes, *status.failed_nodes]
         nodes = {str(node.node_id): node.ray_node_type_name for node in there}
-        self._known = set(nodes) if self._known is None else self._known
+        coming = {str(node.instance_id): node.ray_node_type_name for node in status.pending_nodes}
+        if self._known is None:
+            # One of these may be among those: joined, and still told to be coming.
+            self._known, self._coming = set(nodes), set(coming)
+        coming = {key: kind for key, kind in coming.items() if key not in self._coming}
         self._joined |= {key: kind for key, kind in nodes.items() if key not in self._known}
-        coming = {node.instance_id: node.ray_node_type_name for node in status.pending_nodes}
         self._started |= coming
         missed = Counter(self._started.values())
         missed.subtract(coming.values())

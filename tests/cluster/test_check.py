@@ -54,8 +54,9 @@ def account(cloud: Cloud) -> Cloud:
         (
             {"cluster_name: nflab-gpu": "cluster_name: a"},
             {},
-            "begin its name with that of this one",
+            "name it after this one, as a-head",
         ),
+        ({"cluster_name: nflab-gpu": "cluster_name: nflab"}, {}, "name it after this one"),
         ({" NFLAB_IDLE_HOURS=8": ""}, {}, "after how many hours without a job"),
         ({"g5.2xlarge": "g99.large"}, {}, "'g99.large' is not sold in us-east-1"),
         ({"us-east-1": "moon-1"}, {}, "AWS has no region 'moon-1'"),

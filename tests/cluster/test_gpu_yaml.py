@@ -71,7 +71,7 @@ def overrides(launcher: dict[str, Any]) -> None:
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     launcher["setup_commands"][0] = launcher["setup_commands"][0].replace("3.12", here)
     # It would refuse the machines, which have a GPU in name only.
-    launcher["worker_setup_commands"] = []
+    launcher["worker_setup_commands"].remove("bash ~/nflab/cluster/check_gpu.sh")
     launcher["idle_timeout_minutes"] = 1
 
 

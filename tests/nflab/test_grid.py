@@ -148,22 +148,44 @@ def test_what_is_repeated_takes_the_place_of_the_old_result_when_it_has_one(stor
     assert proposal.folder.endswith("-2")
     forced.started(proposal)
     forced.reported(proposal.number, epoch(1, 10))  # and then the process is killed
-    assert list(store.open(SETTINGS[:2]).rows.run_id) == list(old)
+    left = store.open(SETTINGS[:2])
+    left.settle()
+    assert left.rows.run_id.tolist() == list(old)  # they still count
+
+    resumed = store.open(SETTINGS[:2])
+    assert resumed.repeats and resumed.missing == 2
+    assert Checkpoints.of_run(folders[0]).last_epoch() == 2
+    again = resumed.propose()
+    assert again == proposal  # goes on
+    resumed.started(again)
+    resumed.reported(again.number, epoch(2, 70, "finished"))
+    resumed.ended(again.number, "finished", 70)
+    resumed.settle()
+    assert resumed.rows.val_top1.tolist() == [70, 60]
+    assert resumed.rows.run_id[first - 1] not in set(old)
+    assert resumed.rows.run_id[second - 1] == old[second - 1]
+    assert Checkpoints.of_run(folders[0]).last_epoch() is None
 
     forced = store.open(SETTINGS[:2], force=True)
-    assert Checkpoints.of_run(folders[0]).last_epoch() == 2
-    again = forced.propose()
-    assert again == proposal  # goes on
-    forced.started(again)
-    forced.reported(again.number, epoch(2, 70, "finished"))
-    forced.ended(again.number, "finished", 70)
-    forced.settle()
-    assert forced.rows.val_top1.tolist() == [70, 60]
-    rows = store.open(SETTINGS[:2]).rows
-    assert rows.val_top1.tolist() == [70, 60]
-    assert rows.run_id[first - 1] not in set(old)
-    assert rows.run_id[second - 1] == old[second - 1]
-    assert Checkpoints.of_run(folders[0]).last_epoch() is None
+    assert forced.repeats and forced.missing == 1  # what the last one left
+    finish(forced)
+    assert store.open(SETTINGS[:2]).missing == 0
+    forced = store.open(SETTINGS[:2], force=True)
+    assert not forced.repeats and forced.missing == 2
+
+
+def test_of_a_cell_with_two_results_both_are_superseded(store: Store) -> None:
+    finish(store.open(SETTINGS[:1]))
+    store.outbox.drain()
+    (first,) = store.tracker.cells().itertuples()
+    tags = {"cell": first.cell, "folder": first.folder, "outcome": "finished"}
+    twin = store.tracker.start("trained by another grid meanwhile", tags, store.parent)
+    store.tracker.tag(twin, "outcome", "finished")
+    forced = store.open(SETTINGS[:1], force=True)
+    assert forced.missing == 1
+    finish(forced)
+    (left,) = store.cells().itertuples()
+    assert left.run_id not in (first.run_id, twin)
 
 
 def test_where_weights_are_needed_a_result_without_them_is_none(store: Store) -> None:

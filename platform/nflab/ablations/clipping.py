@@ -88,7 +88,8 @@ def judge(table: pd.DataFrame) -> list[Statement]:
     missing = incomplete(table)
     if missing:
         left = Statement(f"what needs runs that have no result: {missing}", None)
-        return [left, *judge(complete(table))]
+        rest = complete(table)
+        return [left, *judge(rest)] if best_clippings(rest) else [left]
     best = best_clippings(table)
     if not best:
         return [Statement("no normalizer-free network was trained with clipping", None)]
