@@ -32,7 +32,7 @@ QUOTAS = {
 }
 """AWS's codes of the quotas on vCPUs, by family of instances and market."""
 
-USER = ".nflab-cluster"
+MARK = ".nflab-cluster"
 """Holds the name of the last cluster that kept its results where it lies."""
 
 PROPAGATION_SECONDS = 60.0
@@ -173,7 +173,8 @@ def check_bucket(cluster: Launcher) -> None:
 def check_results(cluster: Launcher) -> None:
     """No other cluster that runs keeps its results at the same address."""
     storage = cluster.client("s3")
-    key = f"{cluster.results.removeprefix(f's3://{cluster.bucket}').lstrip('/')}/{USER}".lstrip("/")
+    folder = cluster.results.removeprefix(f"s3://{cluster.bucket}")
+    key = f"{folder}/{MARK}".lstrip("/")
     try:
         other = storage.get_object(Bucket=cluster.bucket, Key=key)["Body"].read().decode()
     except ClientError as error:

@@ -1,4 +1,4 @@
-"""A Ray cluster of a launcher file on this machine."""
+"""Clouds on this machine: a Ray cluster of a launcher file, and an emulated AWS."""
 
 import json
 import os
@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
+from moto.server import ThreadedMotoServer
 
 from tests.conftest import free_port, stop_marked
 
@@ -71,3 +74,22 @@ def head(folder: Path, node_types: dict[str, dict[str, Any]]) -> Iterator[dict[s
         yield driver
     finally:
         stop_marked(mark)
+
+
+@contextmanager
+def emulated_aws() -> Iterator[None]:
+    """A new account on an emulated AWS, which is the environment's while in use."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {
+                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.get_host_and_port()[1]}",
+                "AWS_ACCESS_KEY_ID": "testing",
+                "AWS_SECRET_ACCESS_KEY": "testing",
+                "AWS_DEFAULT_REGION": "us-east-1",
+            }.items():
+                patch.setenv(name, value)
+            yield
+    finally:
+        server.stop()

@@ -145,15 +145,15 @@ class Grid:
             raise
         ledger.release()
         unfinished = ledger.rows.outcome.isin(["missing", "interrupted"]).any()
-        ledger.settle()
-        self.has_results |= bool(ledger.rows.outcome.isin(DONE).any())
+        found = ledger.results()
+        self.has_results |= bool(found.outcome.isin(DONE).any())
         if unfinished and self._budget.reached:
             self.stopped = True
             if not self.has_results:
                 raise self.budget_reached()
         if not self.has_results:
             raise ConfigError("every cell failed: what follows `logs:` above says where to look")
-        return _with_settings(ledger.rows, ledger.cells)
+        return _with_settings(found, ledger.cells)
 
     def budget_reached(self) -> BudgetReached:
         """What tells a person that the grid was stopped, and how to go on."""
@@ -169,13 +169,11 @@ class Grid:
 
     def attached(self, name: str) -> str | None:
         """What was stored so; None if nothing was."""
-
         return self._outbox.read(lambda: self.tracker.text(self.parent, name))
 
     def weights(self, config: Config) -> str:
         """Path or address of the trained weights of a finished cell."""
-        runs = self._outbox.read(self.tracker.cells)
-        (row,) = rows_of([Cell(config)], runs[~runs.to_supersede]).itertuples()
+        (row,) = rows_of([Cell(config)], self._outbox.read(self.tracker.cells)).itertuples()
         return f"{row.folder}/checkpoints/epoch-{config.schedule.epochs:06d}/{WEIGHTS}"
 
     def record(
@@ -362,7 +360,6 @@ class CellLedger:
         self.cells = [Cell(replace(base, **one)) for one in settings]
         ids = " ".join(sorted(cell.id for cell in self.cells))
         self._rivals = NO_RIVALS if keep_weights else hashlib.sha256(ids.encode()).hexdigest()[:16]
-        self._settled = False
         self._without_weights: set[str] = set()
         self.release()
         self.repeats = len(self._old) > 0
@@ -374,9 +371,7 @@ class CellLedger:
     def _find_old(self, force: bool) -> None:
         """Notes which results are to be superseded: all, but for those that came of an earlier
         command that began to repeat; else those whose weights are needed and gone."""
-        runs = self._outbox.read(self._tracker.cells)
-        ids = {cell.id for cell in self.cells}
-        done = runs[runs.outcome.isin(DONE) & ~runs.to_supersede & runs.cell.isin(ids)]
+        done = self._known[self._known.outcome.isin(DONE) & ~self._known.to_supersede]
         if force and not self.repeats:
             for run in done.itertuples():
                 self._outbox.put("tag", run.run_id, key="to_supersede", value="true")
@@ -393,13 +388,11 @@ class CellLedger:
             if not has_ended(run, ended):
                 self._outbox.put("finish", run.run_id, outcome=ended)
         runs = self._outbox.read(self._tracker.cells)
-        ids = {cell.id for cell in self.cells}
+        self._known = runs = runs[runs.cell.isin({cell.id for cell in self.cells})]
         old = runs.to_supersede | runs.run_id.isin(self._without_weights)
-        old &= runs.outcome.isin(DONE) & runs.cell.isin(ids)
+        old &= runs.outcome.isin(DONE)
         self._old = runs[old]
-        if not self._settled:
-            runs = runs[~old]
-        self.rows = found = rows_of(self.cells, runs.drop(columns="to_supersede"))
+        self.rows = found = self._rows(runs[~old])
         self._attempts = self._outbox.read(self._tracker.attempts)
         done = found.outcome.isin(DONE)
         # A cell that is asked for twice is run once.
@@ -417,11 +410,13 @@ class CellLedger:
                     checkpoints = Checkpoints.of_run(run.folder)
                     self._winner.ended(run.val_top1, run.Index + 1, checkpoints)
 
-    def settle(self) -> None:
-        """Reads once more what MLflow says, when all has run: a result that was to be superseded
-        and has not been still is one."""
-        self._settled = True
-        self.release()
+    def results(self) -> pd.DataFrame:
+        """A row for each cell, as `release` found them; what was to be superseded and has not been
+        still is a result."""
+        return self._rows(self._known)
+
+    def _rows(self, runs: pd.DataFrame) -> pd.DataFrame:
+        return rows_of(self.cells, runs.drop(columns="to_supersede"))
 
     @property
     def missing(self) -> int:

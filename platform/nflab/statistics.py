@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 """Of an interval, or of all that are read together."""
@@ -59,5 +59,5 @@ def estimate(values: Sequence[float], comparisons: int = 1) -> Estimate:
         return Estimate(mean, float("nan"), 1, -float("inf"), float("inf"))
     std = float(found.std(ddof=1))
     confidence = 1 - (1 - CONFIDENCE) / comparisons
-    half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * std / count**0.5
+    half = float(stdtrit(count - 1, (1 + confidence) / 2)) * std / count**0.5
     return Estimate(mean, std, count, mean - half, mean + half, confidence)

@@ -22,7 +22,7 @@ from nflab.loop import train
 from nflab.worker import Worker
 
 LOST_PROCESSES = 3
-"""How often a run goes on after a process of it was lost, before it counts as failed."""
+"""How often in a row a run goes on after a process of it was lost, before it counts as failed."""
 
 
 class WorkerFailed(Exception):
@@ -58,8 +58,7 @@ def fit(
     """Trains `config` on the workers of `placement`, continuing from what `folder` holds.
 
     When a worker's process or machine is lost, all begin again at the last checkpoint, as soon as
-    there are machines for them; the run fails when LOST_PROCESSES such beginnings were lost too
-    without a new checkpoint.
+    there are machines for them: LOST_PROCESSES times at most without a new checkpoint.
 
     Args:
         folder: path or address of the run's checkpoints and logs.

@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
+from tests.clouds import emulated_aws
 from tests.conftest import ROOT
 
 REMAINS = """
@@ -19,19 +20,10 @@ print(json.dumps(down.remains(launcher.read("gpu.yaml"))))
 
 
 @pytest.fixture
-def account(monkeypatch: pytest.MonkeyPatch) -> Any:
+def account() -> Iterator[Any]:
     """An account without anything, as a client of its machines."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.get_host_and_port()[1]}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    yield boto3.client("ec2")
-    server.stop()
+    with emulated_aws():
+        yield boto3.client("ec2")
 
 
 def remains() -> set[str]:

@@ -106,3 +106,15 @@ def check_exact(stores: Stores, run: Recorded) -> None:
     train(from_json(Config, Path(config).read_text()), Worker(report=reports.append))
     for metric in ("val_loss", "val_top1", "test_top1"):
         assert reports[-1][metric] == run.data.metrics[metric]
+
+
+def check_as_undisturbed(stores: Stores, arguments: list[str], epochs: int) -> None:
+    """The training that there is has each epoch once, and the very result of one that is now run
+    with the same arguments on as many workers."""
+    (disturbed,) = stores.runs()
+    run = Run(stores, "train.py", "--name", "undisturbed", *arguments)
+    assert run.wait() == 0, run.output()
+    (whole,) = (r for r in stores.runs() if r.info.run_id != disturbed.info.run_id)
+    assert stores.steps(disturbed) == stores.steps(whole) == list(range(1, epochs + 1))
+    for metric in ("train_loss", "val_loss", "test_top1"):
+        assert disturbed.data.metrics[metric] == whole.data.metrics[metric]

@@ -9,7 +9,7 @@ import ray
 from ray.util import placement_group_table
 
 from tests.conftest import edited_copy, run_script
-from tests.faults.runs import ENDS_SECONDS, Run, train_on
+from tests.faults.runs import ENDS_SECONDS, Run, check_as_undisturbed, train_on
 from tests.faults.stores import Stores
 
 
@@ -82,12 +82,7 @@ def test_a_training_that_loses_a_worker_goes_on_to_the_same_result(tmp_path: Pat
     workers[1].kill()
     assert run.wait() == 0, run.output()
     assert run.output().count("a process of the run was lost: it goes on from epoch") == 1
-    run = Run(stores, "train.py", "--name", "u", *what)
-    assert run.wait() == 0, run.output()
-    killed, whole = sorted(stores.runs(), key=lambda r: str(r.info.run_name))
-    assert stores.steps(killed) == stores.steps(whole) == list(range(1, 13))
-    for metric in ("train_loss", "val_loss", "test_top1"):
-        assert killed.data.metrics[metric] == whole.data.metrics[metric]
+    check_as_undisturbed(stores, what, epochs=12)
 
 
 def test_a_sweep_whose_trials_all_fail_says_so(tmp_path: Path, ray_address: str) -> None:

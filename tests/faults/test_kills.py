@@ -6,7 +6,16 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.faults.runs import ENDS_SECONDS, KILLS, Run, check_exact, reported, train_on, wait_until
+from tests.faults.runs import (
+    ENDS_SECONDS,
+    KILLS,
+    Run,
+    check_as_undisturbed,
+    check_exact,
+    reported,
+    train_on,
+    wait_until,
+)
 from tests.faults.stores import Stores
 
 
@@ -123,9 +132,4 @@ def test_an_interrupted_training_goes_on_to_the_same_result(
         arguments = ["--resume", "t"]
     run = Run(stores, "train.py", *arguments)
     assert run.wait() == 0, run.output()
-    run = Run(stores, "train.py", "--name", "u", *what)
-    assert run.wait() == 0, run.output()
-    interrupted, whole = sorted(stores.runs(), key=lambda r: str(r.info.run_name))
-    assert stores.steps(interrupted) == stores.steps(whole) == list(range(1, 25))
-    for metric in ("train_loss", "val_loss", "test_top1"):
-        assert interrupted.data.metrics[metric] == whole.data.metrics[metric]
+    check_as_undisturbed(stores, what, epochs=24)

@@ -9,12 +9,12 @@ import boto3
 import pytest
 import yaml
 from botocore.exceptions import ClientError
-from moto.server import ThreadedMotoServer
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.tags import TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
 from nflab import aws, waiting
 from nflab.aws import Provider, order
+from tests.clouds import emulated_aws
 from tests.conftest import ROOT
 
 
@@ -42,18 +42,8 @@ def test_the_launcher_file_goes_from_spot_to_on_demand() -> None:
 @pytest.fixture(scope="module")
 def account() -> Iterator[Any]:
     """An emulated account, as a client of its machines."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.get_host_and_port()[1]}",
-            "AWS_ACCESS_KEY_ID": "testing",
-            "AWS_SECRET_ACCESS_KEY": "testing",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            patch.setenv(name, value)
+    with emulated_aws():
         yield boto3.client("ec2")
-    server.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -148,9 +148,7 @@ def test_what_is_repeated_takes_the_place_of_the_old_result_when_it_has_one(stor
     assert proposal.folder.endswith("-2")
     forced.started(proposal)
     forced.reported(proposal.number, epoch(1, 10))  # and then the process is killed
-    left = store.open(SETTINGS[:2])
-    left.settle()
-    assert left.rows.run_id.tolist() == list(old)  # they still count
+    assert store.open(SETTINGS[:2]).results().run_id.tolist() == list(old)  # they still count
 
     resumed = store.open(SETTINGS[:2])
     assert resumed.repeats and resumed.missing == 2
@@ -160,10 +158,11 @@ def test_what_is_repeated_takes_the_place_of_the_old_result_when_it_has_one(stor
     resumed.started(again)
     resumed.reported(again.number, epoch(2, 70, "finished"))
     resumed.ended(again.number, "finished", 70)
-    resumed.settle()
-    assert resumed.rows.val_top1.tolist() == [70, 60]
-    assert resumed.rows.run_id[first - 1] not in set(old)
-    assert resumed.rows.run_id[second - 1] == old[second - 1]
+    resumed.release()
+    rows = resumed.results()
+    assert rows.val_top1.tolist() == [70, 60]
+    assert rows.run_id[first - 1] not in set(old)
+    assert rows.run_id[second - 1] == old[second - 1]
     assert Checkpoints.of_run(folders[0]).last_epoch() is None
 
     forced = store.open(SETTINGS[:2], force=True)

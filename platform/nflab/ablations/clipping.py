@@ -1,6 +1,6 @@
 """Clipping against batch size: the paper's figure 2."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, combinations, pairwise, product
@@ -151,21 +151,15 @@ def complete(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of the normalizer-free network with the most batch sizes and clippings of which all
     combinations have results; of equals the one with more batch sizes."""
     cells = table[(table.network == "NF") & (table.unfinished == 0)]
-    sizes = {c: frozenset(group.batch_size) for c, group in cells.groupby("clipping")}
-    # Those that share what one combination of batch sizes has: no others can be largest.
-    shared = {frozenset.intersection(*some) for some in _subsets(set(sizes.values()))}
-    chosen = max(
-        shared,
-        key=lambda has: (len(has) * sum(has <= of for of in sizes.values()), len(has)),
-        default=frozenset[int](),
-    )
-    full = [c for c, of in sizes.items() if chosen <= of]
-    return cells[cells.batch_size.isin(chosen) & cells.clipping.isin(full)]
+    sizes = {c: set(group.batch_size) for c, group in cells.groupby("clipping")}
 
+    def clippings(chosen: Sequence[int]) -> list[float]:
+        return [c for c, trained in sizes.items() if trained.issuperset(chosen)]
 
-def _subsets(found: set[frozenset[int]]) -> Iterator[tuple[frozenset[int], ...]]:
-    """All that are not empty."""
-    return chain.from_iterable(combinations(found, n) for n in range(1, len(found) + 1))
+    found = sorted(cells.batch_size.unique())
+    choices = chain.from_iterable(combinations(found, n) for n in range(len(found) + 1))
+    chosen = max(choices, key=lambda some: (len(some) * len(clippings(some)), len(some)))
+    return cells[cells.batch_size.isin(chosen) & cells.clipping.isin(clippings(chosen))]
 
 
 def largest_good_clipping(table: pd.DataFrame, batch_size: int) -> float:
