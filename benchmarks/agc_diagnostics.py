@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 import nfnet
-from nflab.diagnostics import Diagnostics
+from nflab.learning.diagnostics import Diagnostics
 
 
 def main() -> None:

@@ -49,10 +49,11 @@ def measure(nodes: int, trials: int, folder: str, address: str, server: int) -> 
     import ray
     from ray.cluster_utils import Cluster
 
-    import nflab.tune
-    from nflab.config import SweepConfig, replace
-    from nflab.recipes import RECIPES
-    from nflab.sweep import run_sweep
+    import nflab.running.tuner
+    from nflab.settings.leaves import replace
+    from nflab.settings.recipes import RECIPES
+    from nflab.settings.studies import SweepConfig
+    from nflab.studies.sweep import run_sweep
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     begun = time.monotonic()
@@ -80,7 +81,7 @@ def measure(nodes: int, trials: int, folder: str, address: str, server: int) -> 
     def trainable(base: object, placement: object) -> object:
         return ray.tune.with_resources(nothing, {"CPU": 1})
 
-    nflab.tune.trainable = trainable
+    nflab.running.tuner.trainable = trainable
     fields = RECIPES["digits"].config
     config = SweepConfig(**{f: getattr(fields, f) for f in fields.__dataclass_fields__})
     config = replace(config, epochs=EPOCHS, warmup_epochs=0.5, trials=trials, name="nothing")

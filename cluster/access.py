@@ -16,7 +16,7 @@ from botocore.exceptions import ClientError
 from launcher import Launcher
 from ray.autoscaler._private.aws import config as ray_aws
 
-from nflab.config import ConfigError
+from nflab.settings.errors import ConfigError
 
 OWN_ADDRESS = "https://checkip.amazonaws.com"
 """Answers with the address that a request came from."""

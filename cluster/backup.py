@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from nflab.files import open_uri, patiently, read_text, write_bytes, write_text
+from nflab.storage.files import open_uri, patiently, read_text, write_bytes, write_text
 
 DATABASE = Path.home() / "mlflow" / "mlflow.db"
 """Of MLflow."""

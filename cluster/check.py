@@ -22,7 +22,7 @@ import ray
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from launcher import Launcher
 
-from nflab.config import ConfigError
+from nflab.settings.errors import ConfigError
 
 QUOTAS = {
     ("g", "spot"): "L-3819A6DF",

@@ -19,7 +19,7 @@ import launcher
 from botocore.exceptions import BotoCoreError, ClientError
 from launcher import Launcher
 
-from nflab.config import ConfigError
+from nflab.settings.errors import ConfigError
 
 TERMINATION_SECONDS = 300.0
 """How long machines and their disks may take to go."""

@@ -8,7 +8,7 @@ from typing import Any
 import boto3
 import yaml
 
-from nflab.config import ConfigError
+from nflab.settings.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,18 @@ Example:
 
 import _start  # noqa: F401
 
-from nflab import cli
-from nflab.config import LayersConfig, replace, require
-from nflab.validate import validate
+from nflab.learning.validation import validate
+from nflab.settings.errors import require
+from nflab.settings.leaves import replace
+from nflab.settings.studies import LayersConfig
+from nflab.terminal import command_line
 
 
 def main(config: LayersConfig, resume: bool) -> None:
     """Trains the grid, then shows what clipping each part gives."""
-    from nflab.ablations import layers  # takes seconds: a wrong flag is answered sooner
-    from nflab.grid import open_grid
-    from nflab.present import finals, present, title_of
+    from nflab.analysis import layers  # takes seconds: a wrong flag is answered sooner
+    from nflab.studies.grid import open_grid
+    from nflab.studies.presentation import present, title_of, with_finals
 
     base = config.base()
     require(base.optimizer.clipping is not None, "clipping none leaves nothing to compare")
@@ -32,9 +34,9 @@ def main(config: LayersConfig, resume: bool) -> None:
         rows = grid.run(base, cells)
         title = f"{title_of(config)}, batch {base.optimizer.batch_size}"
         found = layers.analyse(rows, f"{title}, clipping {base.optimizer.clipping:g}")
-        settled = finals(layers.ranked(rows), found, config, grid)
+        settled = with_finals(layers.ranked(rows), found, config, grid)
         present(settled, layers.PAPER, rows, config, grid)
 
 
 if __name__ == "__main__":
-    cli.main(LayersConfig, main, __doc__, recipe="digits_large_batch")
+    command_line.main(LayersConfig, main, __doc__, recipe="digits_large_batch")

@@ -4,7 +4,7 @@ Searches adaptive gradient clipping's threshold, the batch size and RandAugment'
 Optuna's TPE, ending poor trials early (ASHA). Every trial is a child run in MLflow; figures and
 the best trial's weights are with the parent run.
 
-What is searched stands in nflab/recipes.py; to fix one of the three, give its flag.
+What is searched stands in nflab/settings/recipes.py; to fix one of the three, give its flag.
 
 Example:
   python experiments/agc_sweep.py --trials 24 --epochs 30 --batch-size 128
@@ -15,19 +15,20 @@ from typing import TYPE_CHECKING
 import _start  # noqa: F401
 from rich.table import Table
 
-from nflab import cli, locations
-from nflab.config import SweepConfig
-from nflab.interrupts import BudgetReached
-from nflab.progress import console
+from nflab.settings import locations
+from nflab.settings.studies import SweepConfig
+from nflab.terminal import command_line
+from nflab.terminal.interrupts import BudgetReached
+from nflab.terminal.wording import console
 
 if TYPE_CHECKING:
-    from nflab.sweep import SweepResult
+    from nflab.studies.sweep import SweepResult
 
 
 def main(config: SweepConfig, resume: bool) -> None:
     """Sweeps, then says what was found."""
-    from nflab.plan import show_sweep  # takes seconds: a wrong flag is answered sooner
-    from nflab.sweep import run_sweep
+    from nflab.studies.plan import show_sweep  # takes seconds: a wrong flag is answered sooner
+    from nflab.studies.sweep import run_sweep
 
     if config.search.dry_run:
         show_sweep(config, "agc_sweep")
@@ -75,4 +76,4 @@ def _cell(value: object) -> str:
 
 
 if __name__ == "__main__":
-    cli.main(SweepConfig, main, __doc__)
+    command_line.main(SweepConfig, main, __doc__)

@@ -1,4 +1,4 @@
-"""Do MLflow, Optuna's studies, Tune's state and the disk say the same?
+"""Do MLflow, Optuna's studies and the disk say the same?
 
 After a crash, a full disk or a lost server: lists every disagreement and mends what it safely can.
 What a living process runs is left alone. Ends with exit code 1 if something is left to do.
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import _start  # noqa: F401
 
-from nflab import cli, locations
-from nflab.config import RunConfig
-from nflab.progress import console
+from nflab.settings import locations
+from nflab.settings.config import RunConfig
+from nflab.terminal import command_line
+from nflab.terminal.wording import console
 
 if TYPE_CHECKING:
     from nflab.auditing.audit import Audit
@@ -61,4 +62,4 @@ def show(audit: "Audit") -> None:
 
 
 if __name__ == "__main__":
-    cli.command(AuditConfig, main, __doc__)
+    command_line.command(AuditConfig, main, __doc__)

@@ -10,17 +10,19 @@ Example:
 
 import _start  # noqa: F401
 
-from nflab import cli
-from nflab.config import AugmentationConfigs, replace, require
-from nflab.validate import validate
+from nflab.learning.validation import validate
+from nflab.settings.errors import require
+from nflab.settings.leaves import replace
+from nflab.settings.studies import AugmentationConfigs
+from nflab.terminal import command_line
 
 
 def main(config: AugmentationConfigs, resume: bool) -> None:
     """Trains the grid, then shows what each step gives."""
-    from nflab.ablations import augmentation  # takes seconds: a wrong flag is answered sooner
-    from nflab.ablations.findings import twins
-    from nflab.grid import open_grid
-    from nflab.present import finals, present, title_of
+    from nflab.analysis import augmentation  # takes seconds: a wrong flag is answered sooner
+    from nflab.analysis.findings import twins
+    from nflab.studies.grid import open_grid
+    from nflab.studies.presentation import present, title_of, with_finals
 
     base, levels, ladder_level = config.base(), config.cells.levels, config.cells.ladder_level
     require(ladder_level >= 1, f"ladder_level {ladder_level} must be at least 1")
@@ -31,9 +33,9 @@ def main(config: AugmentationConfigs, resume: bool) -> None:
     with open_grid(config, "augmentation") as grid:
         rows = grid.run(base, cells)
         found = augmentation.analyse(rows, title_of(config))
-        settled = finals(augmentation.ranked(rows, base.model.model), found, config, grid)
+        settled = with_finals(augmentation.ranked(rows, base.model.model), found, config, grid)
         present(settled, augmentation.PAPER, rows, config, grid)
 
 
 if __name__ == "__main__":
-    cli.main(AugmentationConfigs, main, __doc__)
+    command_line.main(AugmentationConfigs, main, __doc__)

@@ -10,17 +10,18 @@ Example:
 
 import _start  # noqa: F401
 
-from nflab import cli
-from nflab.config import ClippingConfig, replace
-from nflab.recipes import space_of
-from nflab.validate import validate
+from nflab.learning.validation import validate
+from nflab.settings.leaves import replace
+from nflab.settings.recipes import space_of
+from nflab.settings.studies import ClippingConfig
+from nflab.terminal import command_line
 
 
 def main(config: ClippingConfig, resume: bool) -> None:
     """Trains the grid, then shows figure 2 and whether the paper's findings hold."""
-    from nflab.ablations import clipping  # takes seconds: a wrong flag is answered sooner
-    from nflab.grid import open_grid
-    from nflab.present import finals, present, title_of
+    from nflab.analysis import clipping  # takes seconds: a wrong flag is answered sooner
+    from nflab.studies.grid import open_grid
+    from nflab.studies.presentation import present, title_of, with_finals
 
     base, space = config.base(), space_of(config)
     batch_sizes = config.cells.batch_sizes or tuple(space.batch_sizes())
@@ -33,7 +34,7 @@ def main(config: ClippingConfig, resume: bool) -> None:
     with open_grid(config, "clipping_vs_batch_size") as grid:
         rows = grid.run(base, cells)
         found = clipping.analyse(rows, title_of(config))
-        settled = finals(clipping.ranked(found.table, model), found, config, grid)
+        settled = with_finals(clipping.ranked(found.table, model), found, config, grid)
         present(settled, clipping.PAPER, rows, config, grid)
         holds = all(line.startswith("holds") for line in found.text)
     if config.cells.check and not holds:
@@ -41,4 +42,4 @@ def main(config: ClippingConfig, resume: bool) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(ClippingConfig, main, __doc__)
+    command_line.main(ClippingConfig, main, __doc__)

@@ -9,9 +9,10 @@ Example:
 
 import _start  # noqa: F401
 
-from nflab import cli, locations
-from nflab.config import Config
-from nflab.progress import console
+from nflab.settings import locations
+from nflab.settings.config import Config
+from nflab.terminal import command_line
+from nflab.terminal.wording import console
 
 PUBLISHED = {
     **{f"dm_nfnet_f{n}": top1 for n, top1 in enumerate((83.6, 84.7, 85.1, 85.7, 85.9, 86.0, 86.5))},
@@ -21,8 +22,8 @@ PUBLISHED = {
 
 def main(config: Config, resume: bool) -> None:
     """Evaluates, then prints both accuracies."""
-    from nflab.evaluation import check_pretrained, evaluate_pretrained
-    from nflab.training import run_training
+    from nflab.learning.evaluation import check_pretrained, evaluate_pretrained
+    from nflab.studies.training import run_training
 
     check_pretrained(config)
     result = run_training(config, "evaluate", resume, evaluate_pretrained)
@@ -37,4 +38,4 @@ def main(config: Config, resume: bool) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(Config, main, __doc__, trains=False)
+    command_line.main(Config, main, __doc__, trains=False)

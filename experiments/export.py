@@ -20,7 +20,7 @@ def main() -> None:
     asked = parser.parse_args()
 
     import nfnet
-    from nflab.classifier import ImageClassifier
+    from nflab.learning.classifier import ImageClassifier
 
     exports = {".onnx": nfnet.export_onnx, ".pt2": nfnet.export_torch}
     if asked.file.suffix not in exports:

@@ -10,14 +10,16 @@ Example:
 
 import _start  # noqa: F401
 
-from nflab import cli, locations
-from nflab.config import Config, ConfigError
-from nflab.progress import console
+from nflab.settings import locations
+from nflab.settings.config import Config
+from nflab.settings.errors import ConfigError
+from nflab.terminal import command_line
+from nflab.terminal.wording import console
 
 
 def main(config: Config, resume: bool) -> None:
     """Fine-tunes, then says what it gained."""
-    from nflab.training import run_training
+    from nflab.studies.training import run_training
 
     if config.model.pretrained is None:
         raise ConfigError("fine-tuning needs weights to start from: give --pretrained FILE or hub")
@@ -32,4 +34,4 @@ def main(config: Config, resume: bool) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(Config, main, __doc__, recipe="finetune")
+    command_line.main(Config, main, __doc__, recipe="finetune")

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import _start  # noqa: F401
 import tyro
 
-from nflab import cli, locations
-from nflab.config import RunConfig
-from nflab.progress import console
+from nflab.settings import locations
+from nflab.settings.config import RunConfig
+from nflab.terminal import command_line
+from nflab.terminal.wording import console
 
 SHOWN = 10
 """Differences that are printed."""
@@ -35,7 +36,7 @@ class Replayed:
 
 def main(asked: Replayed) -> None:
     """Repeats the run, then says whether it came out the same."""
-    from nflab.replay import replay  # takes seconds: a wrong flag is answered sooner
+    from nflab.studies.replay import replay  # takes seconds: a wrong flag is answered sooner
 
     run = RunConfig(tracking_uri=asked.tracking_uri, storage=asked.storage)
     found = replay(asked.run_id, locations.tracking_uri(run), locations.storage(run))
@@ -54,4 +55,4 @@ def main(asked: Replayed) -> None:
 
 
 if __name__ == "__main__":
-    cli.command(Replayed, main, __doc__)
+    command_line.command(Replayed, main, __doc__)

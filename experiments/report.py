@@ -12,9 +12,10 @@ from pathlib import Path
 
 import _start  # noqa: F401
 
-from nflab import cli, locations
-from nflab.config import RunConfig
-from nflab.progress import console
+from nflab.settings import locations
+from nflab.settings.config import RunConfig
+from nflab.terminal import command_line
+from nflab.terminal.wording import console
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,13 @@ class Report:
 
 def main(asked: Report) -> None:
     """Writes the report."""
-    from nflab.report import write_report  # takes seconds: a wrong flag is answered sooner
+    from nflab.reporting.report import (
+        write_report,  # takes seconds: a wrong flag is answered sooner
+    )
 
     uri = locations.tracking_uri(RunConfig(tracking_uri=asked.tracking_uri))
     console().print("Report:", *write_report(uri, asked.output), markup=False)
 
 
 if __name__ == "__main__":
-    cli.command(Report, main, __doc__)
+    command_line.command(Report, main, __doc__)

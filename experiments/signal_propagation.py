@@ -28,7 +28,7 @@ def main() -> None:
     import torch
 
     import nfnet
-    from nflab.figures import draw_signals
+    from nflab.analysis.figures import draw_signals
 
     signals = {}
     for name in asked.models:

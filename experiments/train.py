@@ -8,14 +8,17 @@ Example:
 
 import _start  # noqa: F401
 
-from nflab import cli, locations
-from nflab.config import Config
-from nflab.progress import console
+from nflab.settings import locations
+from nflab.settings.config import Config
+from nflab.terminal import command_line
+from nflab.terminal.wording import console
 
 
 def main(config: Config, resume: bool) -> None:
     """Trains, then says how it ended."""
-    from nflab.training import run_training  # takes seconds: a wrong flag is answered sooner
+    from nflab.studies.training import (
+        run_training,  # takes seconds: a wrong flag is answered sooner
+    )
 
     result = run_training(config, "train", resume)
     out = console()
@@ -31,4 +34,4 @@ def main(config: Config, resume: bool) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(Config, main, __doc__)
+    command_line.main(Config, main, __doc__)

@@ -13,23 +13,26 @@ from typing import TYPE_CHECKING
 import _start  # noqa: F401
 from rich.table import Table
 
-from nflab import cli, locations
-from nflab.config import TransferConfig, replace, require
-from nflab.progress import console
-from nflab.validate import validate
+from nflab.learning.validation import validate
+from nflab.settings import locations
+from nflab.settings.errors import require
+from nflab.settings.leaves import replace
+from nflab.settings.studies import TransferConfig
+from nflab.terminal import command_line
+from nflab.terminal.wording import console
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nflab.grid import Grid
+    from nflab.studies.grid import Grid
 
 STARTS = ("pre-trained", "from scratch")
 
 
 def main(config: TransferConfig, resume: bool) -> None:
     """Trains all networks, then compares them."""
-    from nflab.ablations.findings import twins
-    from nflab.grid import open_grid  # takes seconds: a wrong flag is answered sooner
+    from nflab.analysis.findings import twins
+    from nflab.studies.grid import open_grid  # takes seconds: a wrong flag is answered sooner
 
     given = config.pretraining
     require(config.model.pretrained is None, "--pretrained is what this experiment makes itself")
@@ -73,8 +76,8 @@ def show(rows: "pd.DataFrame", config: TransferConfig, grid: "Grid") -> None:
     Args:
         rows: one for each network, start and seed (see `Tracker.cells`).
     """
-    from nflab.figures import draw_transfer
-    from nflab.statistics import estimate, verdict
+    from nflab.analysis.figures import draw_transfer
+    from nflab.analysis.statistics import estimate, verdict
 
     finished = rows[rows.outcome == "finished"]
     results = {
@@ -124,4 +127,4 @@ def show(rows: "pd.DataFrame", config: TransferConfig, grid: "Grid") -> None:
 
 
 if __name__ == "__main__":
-    cli.main(TransferConfig, main, __doc__, recipe="digits_finetune")
+    command_line.main(TransferConfig, main, __doc__, recipe="digits_finetune")

@@ -24,6 +24,20 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+def rooms(path: Path) -> set[str]:
+    """The rooms of nflab that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "nflab":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nflab."):
+            found.add(str(node.module).split(".")[1])
+        elif isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+            found |= {name[1] for name in names if name[0] == "nflab" and len(name) > 1}
+    return found
+
+
 def files(folder: Path) -> list[Path]:
     found = sorted(folder.rglob("*.py"))
     assert found
@@ -58,43 +72,91 @@ def test_importing_nfnet_imports_no_ray_and_no_mlflow() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_imports_run_from_experiments_to_nflab_to_nfnet() -> None:
+ROOMS = (
+    "settings",
+    "storage",
+    "data",
+    "learning",
+    "analysis",
+    "terminal",
+    "cluster",
+    "running",
+    "recording",
+    "searching",
+    "studies",
+    "reporting",
+    "auditing",
+)
+"""The packages of nflab: each imports only those before it."""
+
+HOMES = {
+    "ray": {"cluster", "running"},
+    "mlflow": {"recording"},
+    "optuna": {"searching"},
+    "tyro": {"settings", "terminal"},
+    "matplotlib": {"analysis"},
+}
+"""Library -> the rooms that may import it."""
+
+LONGEST = 350
+"""Lines of a module."""
+
+
+def test_nflab_is_made_of_rooms() -> None:
+    base = PACKAGES["nflab"]
+    assert {path.name for path in base.glob("*.py")} == {"__init__.py"}
+    assert {path.name for path in base.iterdir() if (path / "__init__.py").is_file()} == set(ROOMS)
+
+
+def test_each_room_imports_only_rooms_below_it() -> None:
+    base = PACKAGES["nflab"]
+    for path in files(base):
+        parts = path.relative_to(base).parts
+        if len(parts) == 1:  # the face of all of it
+            continue
+        below = ROOMS[: ROOMS.index(parts[0]) + 1]
+        assert rooms(path) <= set(below), path
+
+
+def test_each_library_stands_behind_its_rooms() -> None:
+    base = PACKAGES["nflab"]
+    used: dict[str, set[str]] = {library: set() for library in HOMES}
+    for path in files(base):
+        for library in imports(path) & set(HOMES):
+            used[library].add(path.relative_to(base).parts[0])
+    assert used == HOMES
+
+
+def test_no_module_is_long() -> None:
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for folder in (*PACKAGES.values(), ROOT / "experiments", ROOT / "cluster")
+        for path in files(folder)
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > LONGEST
+    }
+    assert long == {}
+
+
+def test_experiments_know_nflab_alone() -> None:
     for path in files(PACKAGES["nflab"]):
         assert "experiments" not in imports(path), path
     for path in files(ROOT / "experiments"):
-        assert not imports(path) & {"ray", "mlflow", "optuna"}, path
+        assert not imports(path) & {"ray", "mlflow", "optuna", "matplotlib"}, path
 
 
-@pytest.mark.parametrize(
-    ("library", "homes"),
-    [
-        (
-            "ray",
-            {
-                "aws.py",
-                "waiting.py",
-                "cluster.py",
-                "worker_setup.py",
-                "mail.py",
-                "train.py",
-                "training.py",
-                "trial.py",
-                "tune.py",
-                "sweep.py",
-                "grid.py",
-            },
-        ),
-        ("mlflow", {"tracking.py", "archive.py", "serving.py", "registry.py"}),
-        ("optuna", {"recipes.py", "ledger.py", "study.py", "importances.py"}),
-        ("tyro", {"config.py", "cli.py"}),
-    ],
-)
-def test_each_library_stands_behind_its_modules(library: str, homes: set[str]) -> None:
-    users = {path.name for path in files(PACKAGES["nflab"]) if library in imports(path)}
-    assert users == homes
+def test_the_face_of_nflab_is_loaded_when_it_is_used() -> None:
+    code = (
+        "import sys, nflab; before = set(sys.modules); "
+        "print(*(n for n in ('torch', 'ray', 'mlflow', 'optuna') if n in before)); "
+        "print(*(getattr(nflab, name).__class__.__name__ for name in nflab.__all__))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded, kinds = done.stdout.split("\n")[:2]
+    assert loaded == ""
+    assert len(kinds.split()) == 9
 
 
-@pytest.mark.parametrize("module", ["nflab.trial", "nflab.mail"])
+@pytest.mark.parametrize("module", ["nflab.running.trial_process", "nflab.running.mailbox"])
 def test_what_ray_starts_for_a_run_imports_nothing_that_only_the_driver_needs(module: str) -> None:
     ask = f"import sys, {module}; print(*sys.modules)"
     told = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)

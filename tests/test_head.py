@@ -99,7 +99,7 @@ def test_an_edited_copy_runs_its_own_code_of_both_packages_on_workers_too(
         tmp_path / "copy",
         {
             "nfnet/schedule.py": ("    if step < warmup_steps:", "    return 0.0625\n"),
-            "platform/nflab/loop.py": (
+            "platform/nflab/learning/loop.py": (
                 "        history.append(metrics)",
                 "        metrics['train_loss'] = 7\n",
             ),

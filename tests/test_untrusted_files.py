@@ -15,9 +15,9 @@ import torch
 from mlflow import MlflowClient
 
 import nfnet
-from nflab.config import replace
 from nflab.data import DatasetError, load_dataset
-from nflab.recipes import RECIPES
+from nflab.settings.leaves import replace
+from nflab.settings.recipes import RECIPES
 from tests.conftest import ROOT, Script
 
 SMALL = "--epochs 1 --batch-size 64".split()

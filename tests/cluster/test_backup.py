@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from nflab.tracking import Tracker
+from nflab.recording.tracker import Tracker
 from tests.buckets import Bucket
 from tests.conftest import ROOT, free_port, stop_marked
 

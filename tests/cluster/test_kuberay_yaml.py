@@ -314,7 +314,8 @@ def test_accounts_are_those_that_the_file_makes_and_workers_may_not_ask_kubernet
 
 def test_a_sweep_on_the_head_counts_on_the_workers_that_may_come(tmp_path: Path) -> None:
     port, mark = free_port(), f"kuberay-of-test-{tmp_path}"
-    ask = "from nflab import cluster, config; print(cluster.connect(config.ScaleConfig()))"
+    ask = "from nflab.cluster import connection; from nflab.settings.config import ScaleConfig; "
+    ask += "print(connection.connect(ScaleConfig()))"
     written = documents()
     params = head(written)["rayStartParams"]
     flags = [f"--{name}={value}" for name, value in params.items()]

@@ -143,9 +143,9 @@ def test_only_behind_a_password_others_than_this_machine_are_answered(tmp_path: 
         assert told.stdout == "finished\n", told.stderr
         refused = server.record(MLFLOW_TRACKING_PASSWORD="0" * 32)
         assert refused.stderr.splitlines()[-1] == (
-            f"nflab.config.ConfigError: the tracking store {server.uri} refuses the user and "
-            "password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write them "
-            "into ~/.mlflow/credentials"
+            f"nflab.settings.errors.ConfigError: the tracking store {server.uri} refuses the user "
+            "and password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write "
+            "them into ~/.mlflow/credentials"
         )
 
         words = [word for process in server.processes() for word in process.cmdline()]

@@ -10,8 +10,11 @@ import torch
 from mlflow import MlflowClient
 
 import nfnet
-from nflab.config import Config, SweepConfig, flat, from_json
 from nflab.data import load_dataset
+from nflab.settings.config import Config
+from nflab.settings.leaves import flat
+from nflab.settings.serialization import from_json
+from nflab.settings.studies import SweepConfig
 from tests.conftest import Script, run_script
 from tests.records import family
 

@@ -6,9 +6,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from nflab.config import Config, from_json
-from nflab.loop import train
-from nflab.worker import Worker
+from nflab.learning.loop import train
+from nflab.learning.worker import Worker
+from nflab.settings.config import Config
+from nflab.settings.serialization import from_json
 from tests.conftest import Script
 
 FLAGS = ["--epochs", "2", "--batch-size", "64", "--base-learning-rate", "0.2", "--seed", "4"]

@@ -11,9 +11,10 @@ import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Run as Recorded
 
-from nflab.config import Config, from_json
-from nflab.loop import train
-from nflab.worker import Worker
+from nflab.learning.loop import train
+from nflab.learning.worker import Worker
+from nflab.settings.config import Config
+from nflab.settings.serialization import from_json
 from tests.conftest import ROOT
 from tests.faults.stores import Stores
 

@@ -17,7 +17,7 @@ def run_broken(
     stores: Stores, address: str, script: str, flags: str, before: str, inserted: str
 ) -> "subprocess.CompletedProcess[str]":
     """Runs a script of a copy whose training loop has lines inserted before a line of it."""
-    edits = {"platform/nflab/loop.py": (before, inserted)}
+    edits = {"platform/nflab/learning/loop.py": (before, inserted)}
     copy = edited_copy(stores.folder / "copy", edits)
     env = {**stores.env, "RAY_ADDRESS": address}
     arguments = ["--name", stores.name, *flags.split()]

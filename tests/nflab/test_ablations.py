@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nflab.ablations import augmentation, clipping, layers
-from nflab.ablations.findings import groups, summarise, twin
-from nflab.config import Config, ConfigError, flat
-from nflab.tracking import as_text
+from nflab.analysis import augmentation, clipping, layers
+from nflab.analysis.findings import groups, summarise, twin
+from nflab.settings.config import Config
+from nflab.settings.errors import ConfigError
+from nflab.settings.leaves import as_text, flat
 
 PARTS = ("stem", "stage1", "stage2", "stage3", "head")
 

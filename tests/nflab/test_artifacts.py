@@ -8,15 +8,17 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 
-from nflab.checkpoints import Checkpoints
-from nflab.config import ConfigError, replace
 from nflab.data import example_image
-from nflab.loop import train
-from nflab.outbox import Outbox, Refused
-from nflab.recipes import RECIPES
-from nflab.serving import log_model
-from nflab.tracking import Tracker, is_away
-from nflab.worker import Worker
+from nflab.learning.loop import train
+from nflab.learning.worker import Worker
+from nflab.recording.client import is_away
+from nflab.recording.outbox import Outbox, Refused
+from nflab.recording.serving import log_model
+from nflab.recording.tracker import Tracker
+from nflab.settings.errors import ConfigError
+from nflab.settings.leaves import replace
+from nflab.settings.recipes import RECIPES
+from nflab.storage.checkpoints import Checkpoints
 from tests.buckets import Bucket, Failure
 from tests.servers import MlflowServer
 
@@ -72,7 +74,7 @@ def test_an_artifact_waits_for_the_bucket(
 def test_a_model_waits_for_the_bucket_and_is_one(
     bucket: Bucket, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nflab.outbox.PATIENCE_SECONDS", 0)
+    monkeypatch.setattr("nflab.recording.outbox.PATIENCE_SECONDS", 0)
     config = replace(RECIPES["digits"].config, dataset="digits:3-4", epochs=1)
     train(config, Worker(report=lambda metrics: None, checkpoints=Checkpoints(str(tmp_path))))
     tracker = Tracker(uri, f"s3://{bucket.name}/file", "model")

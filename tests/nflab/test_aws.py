@@ -12,8 +12,8 @@ from botocore.exceptions import ClientError
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.tags import TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
-from nflab import aws, waiting
-from nflab.aws import Provider, order
+from nflab.cluster import aws, waiting
+from nflab.cluster.aws import Provider, order
 from tests.clouds import emulated_aws
 from tests.conftest import ROOT
 
@@ -35,7 +35,7 @@ def test_types_with_the_same_resources_follow_each_other_by_priority() -> None:
 
 def test_the_launcher_file_goes_from_spot_to_on_demand() -> None:
     config = yaml.safe_load((ROOT / "cluster" / "gpu.yaml").read_text())
-    assert config["provider"]["module"] == "nflab.aws.Provider"
+    assert config["provider"]["module"] == "nflab.cluster.aws.Provider"
     assert order(config) == {"gpu-spot": "gpu-on-demand"}
 
 

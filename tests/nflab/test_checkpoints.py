@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from nflab.checkpoints import Checkpoints
-from nflab.files import read_text, write_text
+from nflab.storage.checkpoints import Checkpoints
+from nflab.storage.files import read_text, write_text
 
 
 @pytest.fixture(params=["path", "uri"])

@@ -3,9 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from nflab import cli
-from nflab.config import Config, ConfigError, SweepConfig, flat, replace, to_json
-from nflab.recipes import RECIPES
+from nflab.settings.config import Config
+from nflab.settings.errors import ConfigError
+from nflab.settings.leaves import flat, replace
+from nflab.settings.recipes import RECIPES
+from nflab.settings.serialization import to_json
+from nflab.settings.studies import SweepConfig
+from nflab.terminal import command_line
 
 
 def refuse(argv: list[str], kind: type[Config], monkeypatch: pytest.MonkeyPatch) -> int:
@@ -14,7 +18,7 @@ def refuse(argv: list[str], kind: type[Config], monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(sys, "argv", ["experiment.py", *argv])
     with pytest.raises(SystemExit) as caught:
-        cli.main(kind, run, "")
+        command_line.main(kind, run, "")
     assert isinstance(caught.value.code, int)
     return caught.value.code
 
@@ -88,9 +92,9 @@ def test_a_sweep_refuses_no_trials(
 
 
 def test_defaults_are_the_recipes() -> None:
-    assert cli.parse(Config, [])[0] == RECIPES["digits"].config
-    assert cli.parse(Config, ["--recipe", "nfnet_f3"])[0] == RECIPES["nfnet_f3"].config
-    assert cli.parse(SweepConfig, [])[0].base() == RECIPES["digits"].config
+    assert command_line.parse(Config, [])[0] == RECIPES["digits"].config
+    assert command_line.parse(Config, ["--recipe", "nfnet_f3"])[0] == RECIPES["nfnet_f3"].config
+    assert command_line.parse(SweepConfig, [])[0].base() == RECIPES["digits"].config
 
 
 def test_a_recipe_is_printed_whole_and_each_number_has_its_source(
@@ -98,7 +102,7 @@ def test_a_recipe_is_printed_whole_and_each_number_has_its_source(
 ) -> None:
     argv = "--recipe nfnet_f1 --print-config --batch-size 512".split()
     monkeypatch.setattr(sys, "argv", ["experiment.py", *argv])
-    cli.main(Config, lambda config, resume: pytest.fail("it ran"), "")
+    command_line.main(Config, lambda config, resume: pytest.fail("it ran"), "")
     lines = [line for line in capsys.readouterr().out.splitlines() if line[0] != "["]
     said = {line.split(" = ")[0]: line for line in lines}
     assert said.keys() == flat(Config()).keys()
@@ -171,29 +175,29 @@ def test_flags_change_what_they_name_and_nothing_else() -> None:
         ema_decay=0.9,
         name="x",
     )
-    assert cli.parse(Config, argv.split()) == (expected, False)
+    assert command_line.parse(Config, argv.split()) == (expected, False)
 
 
 def test_a_configuration_file_is_repeated_and_flags_win(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(to_json(replace(Config(), seed=7, clipping=0.02)))
-    config, _ = cli.parse(Config, ["--config", str(path), "--clipping", "0.04"])
+    config, _ = command_line.parse(Config, ["--config", str(path), "--clipping", "0.04"])
     assert config == replace(Config(), seed=7, clipping=0.04)
 
 
 def test_a_flag_for_a_searched_setting_fixes_it(tmp_path: Path) -> None:
-    config, _ = cli.parse(SweepConfig, ["--batch-size=64"])
+    config, _ = command_line.parse(SweepConfig, ["--batch-size=64"])
     assert config.search.searched == ("clipping", "augmentation_level")
     assert flat(config)["batch_size"] == 64
     path = tmp_path / "config.json"
     path.write_text(to_json(config))
-    again, _ = cli.parse(SweepConfig, ["--config", str(path), "--clipping", "none"])
+    again, _ = command_line.parse(SweepConfig, ["--config", str(path), "--clipping", "none"])
     assert again.search.searched == ("augmentation_level",)
     assert flat(again)["batch_size"] == 64
 
 
 def test_a_flags_value_is_no_flag() -> None:
-    config, _ = cli.parse(SweepConfig, ["--name", "clipping"])
+    config, _ = command_line.parse(SweepConfig, ["--name", "clipping"])
     assert "clipping" in config.search.searched
 
 
@@ -202,10 +206,10 @@ def test_a_resumed_run_has_its_own_configuration_and_no_other(tmp_path: Path) ->
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "config.json").write_text(to_json(started))
     flags = ["--resume", "x", "--storage", str(tmp_path)]
-    assert cli.parse(Config, flags) == (started, True)
-    assert cli.parse(Config, [*flags, "--seed", "9"]) == (started, True)
+    assert command_line.parse(Config, flags) == (started, True)
+    assert command_line.parse(Config, [*flags, "--seed", "9"]) == (started, True)
     with pytest.raises(ConfigError, match=r"seed 9 -> 1; .*|clipping 0.02 -> 0.1") as caught:
-        cli.parse(Config, [*flags, "--seed", "1", "--clipping", "0.1"])
+        command_line.parse(Config, [*flags, "--seed", "1", "--clipping", "0.1"])
     assert "seed 9 -> 1" in str(caught.value)
     assert "clipping 0.02 -> 0.1" in str(caught.value)
 
@@ -216,12 +220,12 @@ def test_a_sweep_is_no_training_to_resume(tmp_path: Path) -> None:
     for stored, asked in ((SweepConfig(), Config), (Config(), SweepConfig)):
         (tmp_path / "x" / "config.json").write_text(to_json(stored))
         with pytest.raises(ConfigError, match="with the script that started it"):
-            cli.parse(asked, flags)
+            command_line.parse(asked, flags)
 
 
 def test_help_shows_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        cli.parse(SweepConfig, ["--help"], "What it does.\n\nExample:\n  python x.py")
+        command_line.parse(SweepConfig, ["--help"], "What it does.\n\nExample:\n  python x.py")
     assert caught.value.code == 0
     text = capsys.readouterr().out
     for name in ["config", "resume", *flat(SweepConfig())]:

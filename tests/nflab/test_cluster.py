@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from nflab.cluster import Resources, most_resources, place
-from nflab.config import ConfigError, ScaleConfig
+from nflab.cluster.placement import Resources, most_resources, place
+from nflab.settings.config import ScaleConfig
+from nflab.settings.errors import ConfigError
 from tests.clouds import head
 from tests.conftest import free_port, stop_marked
 
@@ -85,8 +86,8 @@ def test_a_driver_on_a_cpu_head_sees_the_gpus_that_the_autoscaler_may_launch(
         "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "gpu": {"resources": {"CPU": 4, "GPU": 1}, "node_config": {}, "max_workers": 3},
     }
-    ask = "from nflab import cluster, config; "
-    ask += "print(cluster.connect(config.ScaleConfig(num_workers=2)))"
+    ask = "from nflab.cluster import connection; from nflab.settings import config; "
+    ask += "print(connection.connect(config.ScaleConfig(num_workers=2)))"
     with head(tmp_path, node_types) as driver:
         env = {**os.environ, **driver}
         done = subprocess.run(
@@ -118,8 +119,9 @@ def test_a_cluster_of_other_versions_is_refused_in_one_sentence(tmp_path: Path) 
     }
     start = f"start --head --port {port} --include-dashboard=false --disable-usage-stats"
     start += " --node-ip-address 127.0.0.1"
-    train = "from nflab import cli, cluster, config; "
-    train += "cli.main(config.Config, lambda c, _: print(cluster.connect(c.scale)), '')"
+    train = "from nflab.terminal import command_line; from nflab.cluster import connection; "
+    train += "from nflab.settings.config import Config; "
+    train += "command_line.main(Config, lambda c, _: print(connection.connect(c.scale)), '')"
     try:
         subprocess.run(["ray", "get-auth-token", "--generate"], env=env, check=True, timeout=60)
         head = [sys.executable, "-c", OTHER_VERSIONS, *start.split()]

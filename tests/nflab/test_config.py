@@ -7,7 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nflab.config import Config, ConfigError, SweepConfig, flat, from_json, load, replace, to_json
+from nflab.settings.config import Config
+from nflab.settings.errors import ConfigError
+from nflab.settings.leaves import flat, replace
+from nflab.settings.serialization import from_json, load, to_json
+from nflab.settings.studies import SweepConfig
 
 configs = st.builds(
     lambda seed, clipping, name, mixup: replace(

@@ -12,16 +12,22 @@ import pytest
 import yaml
 from mlflow.entities import Run
 
-from nflab import cli
-from nflab.checkpoints import Checkpoints
-from nflab.cluster import foresee
-from nflab.config import Config, ConfigError, ScaleConfig, SweepConfig, flat, replace, to_json
-from nflab.costs import Budget, duration, money, sentences, spent, totals
-from nflab.grid import CellLedger
-from nflab.loop import train
-from nflab.prices import TABLE, machine_price, worker_prices
-from nflab.validate import validate
-from nflab.worker import Worker
+from nflab.cluster.connection import foresee
+from nflab.cluster.prices import TABLE, machine_price, worker_prices
+from nflab.learning.loop import train
+from nflab.learning.validation import validate
+from nflab.learning.worker import Worker
+from nflab.running.budget import Budget
+from nflab.settings.config import Config, ScaleConfig
+from nflab.settings.errors import ConfigError
+from nflab.settings.leaves import flat, replace
+from nflab.settings.serialization import to_json
+from nflab.settings.studies import SweepConfig
+from nflab.storage.checkpoints import Checkpoints
+from nflab.studies.cell_ledger import CellLedger
+from nflab.studies.costs import cost_sentences, spent, totals
+from nflab.terminal import command_line
+from nflab.terminal.wording import duration, money
 from tests.clouds import head
 from tests.conftest import ROOT, run_script
 from tests.nflab.test_grid import SETTINGS, Store
@@ -114,9 +120,9 @@ def test_sums_and_what_pruning_saved() -> None:
         }
     )
     assert totals(RUNS) == pytest.approx({"seconds": 210.0, "cost_usd": 0.78})
-    assert sentences(totals(RUNS, epochs=10)) == [
+    assert cost_sentences(totals(RUNS, epochs=10)) == [
         "All runs together trained for 3.5 min and cost 0.78 USD at the prices of "
-        "nflab/prices.csv.",
+        "nflab/cluster/prices.csv.",
         "Pruning saved about 80 s and 0.12 USD: the epochs that pruned trials did not run, at "
         "their own pace.",
     ]
@@ -125,11 +131,11 @@ def test_sums_and_what_pruning_saved() -> None:
 def test_without_prices_only_time_is_told() -> None:
     told = totals(RUNS.drop(columns="cost_usd"), epochs=10)
     assert told == pytest.approx({"seconds": 210.0, "pruning_saved_seconds": 80.0})
-    assert not any("USD" in sentence for sentence in sentences(told))
+    assert not any("USD" in sentence for sentence in cost_sentences(told))
     assert totals(RUNS.assign(cost_usd=None), epochs=10) == pytest.approx(told)
     assert spent(RUNS.drop(columns="cost_usd")) == 0
     nothing = totals(pd.DataFrame({"outcome": []}), epochs=10)
-    assert nothing == {} and sentences(nothing) == []
+    assert nothing == {} and cost_sentences(nothing) == []
 
 
 def test_amounts_are_read_without_exponents() -> None:
@@ -219,10 +225,10 @@ def test_a_resumed_sweep_may_have_another_budget_and_nothing_else(tmp_path: Path
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "config.json").write_text(to_json(started))
     flags = ["--resume", "x", "--storage", str(tmp_path), "--max-cost"]
-    assert cli.parse(SweepConfig, [*flags, "5"]) == (replace(started, max_cost=5.0), True)
-    assert flat(cli.parse(SweepConfig, [*flags, "none"])[0])["max_cost"] is None
+    assert command_line.parse(SweepConfig, [*flags, "5"]) == (replace(started, max_cost=5.0), True)
+    assert flat(command_line.parse(SweepConfig, [*flags, "none"])[0])["max_cost"] is None
     with pytest.raises(ConfigError, match=r"trials 20 -> 21\)"):
-        cli.parse(SweepConfig, [*flags, "5", "--trials", "21"])
+        command_line.parse(SweepConfig, [*flags, "5", "--trials", "21"])
 
 
 def test_a_budget_that_cannot_be_kept_is_refused_before_anything_is_run(
@@ -230,7 +236,7 @@ def test_a_budget_that_cannot_be_kept_is_refused_before_anything_is_run(
 ) -> None:
     done = run_script(tmp_path, store, "agc_sweep.py", "--max-cost", "1")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "nflab/prices.csv has no price of these machines" in done.stderr
+    assert "nflab/cluster/prices.csv has no price of these machines" in done.stderr
     assert not list(tmp_path.glob("runs/*/config.json"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match="no price of these machines"):

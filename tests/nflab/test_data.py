@@ -8,11 +8,12 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 import nfnet
-from nflab.config import Config, replace
 from nflab.data import batches, load_dataset
 from nflab.data.batches import cut, eval_batches, train_batches
 from nflab.data.mix import draw_mixing, mix
 from nflab.data.randaugment import rand_augment
+from nflab.settings.config import Config
+from nflab.settings.leaves import replace
 
 
 def images_of(split: str) -> tuple[Tensor, Tensor]:

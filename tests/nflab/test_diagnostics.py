@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 
 import nfnet
-from nflab.config import replace
-from nflab.diagnostics import Diagnostics, verdict
-from nflab.figures import draw_agc
-from nflab.loop import train
-from nflab.recipes import RECIPES
-from nflab.worker import Worker
+from nflab.analysis.figures import draw_agc
+from nflab.learning.diagnostics import Diagnostics, verdict
+from nflab.learning.loop import train
+from nflab.learning.worker import Worker
+from nflab.settings.leaves import replace
+from nflab.settings.recipes import RECIPES
 from nfnet.model import ResNet
 
 CLIPPING = 0.1

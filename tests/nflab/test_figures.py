@@ -4,9 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nflab import figures, importances
-from nflab.figures.augmentation import draw_augmentation
-from nflab.recipes import RECIPES
+from nflab.analysis import figures
+from nflab.analysis.figures.augmentation import draw_augmentation
+from nflab.searching import importances
+from nflab.searching.distributions import distributions, draw
+from nflab.settings.recipes import RECIPES
 
 SPACE = RECIPES["digits"].space
 SEARCHED = ("clipping", "batch_size", "augmentation_level")
@@ -87,8 +89,8 @@ def test_figures_are_drawn_of_any_number_of_trials(kept: int, tmp_path: Path) ->
 @pytest.mark.parametrize("name", SEARCHED)
 def test_a_draw_stands_for_the_settings_it_is_made_of(name: str) -> None:
     for value in (None, 0.02) if name == "clipping" else (16, 64) if name == "batch_size" else (3,):
-        assert SPACE.settings(SPACE.draw({name: value})) == {name: value}
-        assert SPACE.distributions((name,))[name]._contains(SPACE.draw({name: value})[name])
+        assert SPACE.settings(draw(SPACE, {name: value})) == {name: value}
+        assert distributions(SPACE, (name,))[name]._contains(draw(SPACE, {name: value})[name])
 
 
 def test_the_search_spaces_are_the_papers_and_the_laptops() -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from nflab import files
-from nflab.checkpoints import Checkpoints
-from nflab.config import Config, ConfigError, replace
-from nflab.files import Away, exists, local_copy, read_text, write_text
-from nflab.logs import kept_log
-from nflab.session import open_session
+from nflab.settings.config import Config
+from nflab.settings.errors import ConfigError
+from nflab.settings.leaves import replace
+from nflab.storage import files
+from nflab.storage.checkpoints import Checkpoints
+from nflab.storage.files import Away, exists, local_copy, read_text, write_text
+from nflab.storage.logs import kept_log
+from nflab.studies.session import open_session
 from tests.buckets import Bucket, Failure
 
 FAILURES: list[Failure] = ["refuses", "answers 503", "resets"]

@@ -15,11 +15,13 @@ from PIL import Image
 from torchvision import datasets
 
 import nfnet
-from nflab.config import Config, ConfigError, replace
 from nflab.data import Dataset, DatasetError, load_dataset
 from nflab.data.batches import eval_batches, train_batches
 from nflab.data.folder import ImageFolder, random_crop
-from nflab.validate import validate
+from nflab.learning.validation import validate
+from nflab.settings.config import Config
+from nflab.settings.errors import ConfigError
+from nflab.settings.leaves import replace
 from tests.photos import write_photos
 
 SIZES = nfnet.Preprocessing(train_size=24, test_size=32, crop=32 / 40, squash=True)

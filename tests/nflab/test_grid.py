@@ -8,13 +8,15 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from nflab.checkpoints import Checkpoints
-from nflab.cluster import Placement
-from nflab.config import Config, replace
-from nflab.grid import Cell, CellLedger
-from nflab.outbox import Outbox
-from nflab.session import Session
-from nflab.tracking import Tracker
+from nflab.cluster.placement import Placement
+from nflab.recording.outbox import Outbox
+from nflab.recording.tracker import Tracker
+from nflab.settings.config import Config
+from nflab.settings.leaves import replace
+from nflab.storage.checkpoints import Checkpoints
+from nflab.studies.cell_ledger import CellLedger
+from nflab.studies.cells import Cell
+from nflab.studies.session import Session
 from tests.nflab.test_ledger import epoch
 
 SETTINGS: list[dict[str, Any]] = [{"clipping": c, "seed": s} for s in (0, 1) for c in (None, 0.08)]

@@ -9,10 +9,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
 
-from nflab.config import SweepConfig, replace
-from nflab.ledger import Proposal, TrialLedger
-from nflab.outbox import Outbox
-from nflab.tracking import Tracker
+from nflab.recording.outbox import Outbox
+from nflab.recording.tracker import Tracker
+from nflab.running.ledger import Proposal
+from nflab.searching.trial_ledger import TrialLedger
+from nflab.settings.leaves import replace
+from nflab.settings.studies import SweepConfig
 from tests.faults.stores import STATES
 
 CONFIG = replace(SweepConfig(), name="sweep", epochs=8, warmup_epochs=1.0, trials=6, seed=3)

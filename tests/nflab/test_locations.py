@@ -2,8 +2,9 @@
 
 import pytest
 
-from nflab import locations
-from nflab.config import ConfigError, RunConfig
+from nflab.settings import locations
+from nflab.settings.config import RunConfig
+from nflab.settings.errors import ConfigError
 
 SECRET = "hunter2hunter2"
 

@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 
 import nfnet
 import nfnet.model
-from nflab.checkpoints import Checkpoints
-from nflab.config import Config, from_json, replace, to_json
 from nflab.data import load_dataset
 from nflab.data.batches import Batch, cut
-from nflab.loop import train
-from nflab.network import part_of_batch
-from nflab.recipes import RECIPES
-from nflab.worker import Worker
+from nflab.learning.loop import train
+from nflab.learning.network import part_of_batch
+from nflab.learning.worker import Worker
+from nflab.settings.config import Config
+from nflab.settings.leaves import replace
+from nflab.settings.recipes import RECIPES
+from nflab.settings.serialization import from_json, to_json
+from nflab.storage.checkpoints import Checkpoints
 
 SMALL = replace(
     RECIPES["digits"].config, epochs=2, batch_size=96, seed=3, drop_rate=0.2, stochdepth_rate=0.2

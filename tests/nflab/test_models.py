@@ -7,15 +7,17 @@ import pytest
 import torch
 
 import nfnet
-from nflab.checkpoints import Checkpoints
-from nflab.config import Config, ConfigError, replace
 from nflab.data import load_dataset
-from nflab.evaluation import check_pretrained
-from nflab.loop import train
-from nflab.models import build_model
-from nflab.recipes import RECIPES
-from nflab.validate import validate
-from nflab.worker import Worker
+from nflab.learning.evaluation import check_pretrained
+from nflab.learning.loop import train
+from nflab.learning.models import build_model
+from nflab.learning.validation import validate
+from nflab.learning.worker import Worker
+from nflab.settings.config import Config
+from nflab.settings.errors import ConfigError
+from nflab.settings.leaves import replace
+from nflab.settings.recipes import RECIPES
+from nflab.storage.checkpoints import Checkpoints
 
 BASE = replace(RECIPES["digits"].config, dataset="digits:0-4", epochs=3)
 

@@ -18,9 +18,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
-from nflab.config import ConfigError
-from nflab.outbox import Outbox, Refused
-from nflab.tracking import Tracker
+from nflab.recording.outbox import Outbox, Refused
+from nflab.recording.tracker import Tracker
+from nflab.settings.errors import ConfigError
 from tests.conftest import ROOT
 from tests.servers import MlflowServer
 
@@ -195,7 +195,7 @@ def check_told(place: Place) -> None:
 def test_requests_whose_answer_is_lost_are_done_once(
     server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retries: str
 ) -> None:
-    monkeypatch.setattr("nflab.outbox.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("nflab.recording.outbox.RETRY_SECONDS", 0.01)
     with forgetful(server) as (uri, lost):
         direct = Place(server.uri, tmp_path)
         direct.tracker.uri = uri
@@ -310,7 +310,7 @@ def test_a_run_that_was_deleted_before_its_requests_were_sent_is_told_too(
 def test_a_server_that_stays_away_is_told_in_a_sentence(
     place: Place, server: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nflab.outbox.SHORT_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("nflab.recording.outbox.SHORT_PATIENCE_SECONDS", 0.2)
     run = place.tracker.start("a", {})
     server.stop()
     log(place.outbox, run, 1)

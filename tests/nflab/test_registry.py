@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from nflab.checkpoints import Checkpoints
-from nflab.config import Config, replace
 from nflab.data import example_image, load_dataset
-from nflab.loop import train
-from nflab.registry import BEST, register, registered_name
-from nflab.tracking import Tracker
-from nflab.worker import Worker
+from nflab.learning.loop import train
+from nflab.learning.worker import Worker
+from nflab.recording.registry import BEST, register, registered_name
+from nflab.recording.tracker import Tracker
+from nflab.settings.config import Config
+from nflab.settings.leaves import replace
+from nflab.storage.checkpoints import Checkpoints
 
 CONFIG = replace(Config(), epochs=1, warmup_epochs=0.5, batch_size=64)
 FINGERPRINT = load_dataset(CONFIG).fingerprint

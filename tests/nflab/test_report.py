@@ -12,11 +12,16 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
-from nflab.config import Config, ConfigError, FinalsConfig, flat, replace
-from nflab.finals import BASELINE, EARLIER, RECORD, judge, run_finals
-from nflab.grid import Cell
-from nflab.report import write_report
-from nflab.tracking import Outcome, Tracker, as_text
+from nflab.analysis.finals import BASELINE, EARLIER, RECORD, judge
+from nflab.recording.tracker import Tracker
+from nflab.reporting.report import write_report
+from nflab.settings.config import Config
+from nflab.settings.errors import ConfigError
+from nflab.settings.leaves import as_text, flat, replace
+from nflab.settings.outcomes import Outcome
+from nflab.settings.studies import FinalsConfig
+from nflab.studies.cells import Cell
+from nflab.studies.finals import run_finals
 
 Result = tuple[Mapping[str, Any], float, Outcome]
 

@@ -20,14 +20,15 @@ from mlflow import MlflowClient
 from PIL import Image
 
 import nfnet
-from nflab.checkpoints import Checkpoints
-from nflab.classifier import ImageClassifier
-from nflab.config import Config, replace
 from nflab.data import example_image, load_dataset
-from nflab.loop import train
-from nflab.recipes import RECIPES
-from nflab.tracking import Tracker
-from nflab.worker import Worker
+from nflab.learning.classifier import ImageClassifier
+from nflab.learning.loop import train
+from nflab.learning.worker import Worker
+from nflab.recording.tracker import Tracker
+from nflab.settings.config import Config
+from nflab.settings.leaves import replace
+from nflab.settings.recipes import RECIPES
+from nflab.storage.checkpoints import Checkpoints
 from tests.conftest import ROOT, free_port
 
 CONFIG = replace(RECIPES["digits"].config, dataset="digits:3-7", epochs=3, batch_size=16)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from nflab.statistics import estimate, verdict
+from nflab.analysis.statistics import estimate, verdict
 
 
 def test_the_interval_is_students() -> None:

@@ -14,8 +14,8 @@ from ray.autoscaler.v2.schema import (
     ResourceRequestByCount,
 )
 
-from nflab import waiting
-from nflab.waiting import Arrivals, Refusal, note_refusal, refusals, sentences
+from nflab.cluster import waiting
+from nflab.cluster.waiting import Arrivals, Refusal, note_refusal, reasons, refusals
 
 WORKER = {"CPU": 1.0, "GPU": 1.0, "bundle_group_0_ab12": 0.001, "node:10.0.0.1": 0.001}
 
@@ -33,7 +33,7 @@ def demand(count: int) -> ResourceDemandSummary:
 
 def test_nothing_is_said_where_nobody_waits() -> None:
     refused = [Refusal(0.0, "spot", "Short", None)]
-    assert sentences(ClusterStatus(), refused, {"spot": 1}) == []
+    assert reasons(ClusterStatus(), refused, {"spot": 1}) == []
 
 
 def test_who_waits_learns_what_is_asked_for_and_what_comes() -> None:
@@ -42,14 +42,14 @@ def test_who_waits_learns_what_is_asked_for_and_what_comes() -> None:
     status = ClusterStatus(
         resource_demands=demand(4), pending_launches=[launch, launch], pending_nodes=[node]
     )
-    assert sentences(status, [], {}) == [
+    assert reasons(status, [], {}) == [
         "the cluster waits for 4 x 1 GPU, 1 CPU and 3 x 2 CPU: 5 spot are being started"
     ]
 
 
 def test_who_waits_in_vain_learns_why() -> None:
     refused = [Refusal(0.0, "spot", "Short: none", "dear"), Refusal(1.0, "dear", "Quota", None)]
-    assert sentences(ClusterStatus(resource_demands=demand(1)), refused, {"spot": 2}) == [
+    assert reasons(ClusterStatus(resource_demands=demand(1)), refused, {"spot": 2}) == [
         "there is no spot (Short: none): dear is asked for instead",
         "there is no dear (Quota): no type follows it, and it is asked for again",
         "2 spot went away before joining: make logs says why",

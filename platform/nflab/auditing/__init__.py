@@ -1,5 +1,5 @@
-"""Whether MLflow, Optuna's study, Tune's state and the disk tell the same of every run.
+"""Whether MLflow, Optuna's study and the disk tell the same of every run.
 
-`run_folder` and `tune_state` read the disk, `scene` holds what all places say of one run,
+`run_folder` reads the disk, `scene` holds what all places say of one run,
 `disagreements` are the rules, `audit` goes through all runs and mends.
 """

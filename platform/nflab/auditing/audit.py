@@ -1,4 +1,4 @@
-"""Compares MLflow, Optuna's studies, Tune's state and the disk, and mends what is safe to mend."""
+"""Compares MLflow, Optuna's studies and the disk, and mends what is safe to mend."""
 
 import json
 from collections import defaultdict
@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from nflab.archive import Archive, Recorded
 from nflab.auditing.disagreements import Disagreement, judge
 from nflab.auditing.run_folder import run_names
 from nflab.auditing.scene import Scene
-from nflab.config import ConfigError
-from nflab.files import is_local, read_text
-from nflab.lock import is_being_run, lock_file, lock_run
-from nflab.tracking import DONE, Tracker
+from nflab.recording.archive import Archive, Recorded
+from nflab.recording.tracker import Tracker
+from nflab.settings.errors import ConfigError
+from nflab.settings.outcomes import DONE
+from nflab.storage.files import is_local, read_text
+from nflab.storage.lock import is_being_run, lock_file, lock_run
 
 MENDED, MENDABLE, LEFT = "mended", "can be mended", "to do"
 """What becomes of a disagreement."""

@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from nflab.archive import Recorded
 from nflab.auditing.run_folder import Saved
 from nflab.auditing.scene import Scene, closed, number_of, place_of_trial, top1
-from nflab.checkpoints import NO_RIVALS
-from nflab.config import ConfigError, SweepConfig, from_json, replace, to_json
-from nflab.tracking import DONE, STATUS
+from nflab.recording.archive import Recorded
+from nflab.recording.tables import STATUS
+from nflab.settings.errors import ConfigError
+from nflab.settings.leaves import replace
+from nflab.settings.serialization import from_json, to_json
+from nflab.settings.studies import SweepConfig
+from nflab.storage.checkpoints import NO_RIVALS
 
 OVER = ("finished", "pruned", "diverged", "failed")
 """Outcomes of runs that do not go on."""
@@ -41,11 +44,10 @@ def judge(scene: Scene) -> list[Disagreement]:
         unreadable,
         names,
         endings,
-        waiting,
+        under_way,
         missing_runs,
         missing_trials,
         epochs,
-        tune,
         strays,
         leftovers,
         lost_checkpoints,
@@ -120,7 +122,7 @@ def endings(scene: Scene) -> Iterator[Disagreement]:
         yield Disagreement(scene.label(run), what, cure, finish)
 
 
-def waiting(scene: Scene) -> Iterator[Disagreement]:
+def under_way(scene: Scene) -> Iterator[Disagreement]:
     """Trials that the study has running, or whose state contradicts their outcome."""
     told = {number_of(run) for run in scene.children if closed(run)}
     for trial in scene.trials.values():
@@ -184,26 +186,6 @@ def epochs(scene: Scene) -> Iterator[Disagreement]:
             what = f"its last validation top-1 is {run.metrics.get('val_top1')} in MLflow, and "
             what += f"{trial.top1s[-1]} in the study"
             cure = "train its configuration again to see which is right"
-            yield Disagreement(scene.label(run), what, cure)
-
-
-def tune(scene: Scene) -> Iterator[Disagreement]:
-    """Trials that only Tune has, or that only Tune has seen the end of."""
-    for tried in scene.folder.tried:
-        run, trial = scene.places.get(tried.place), scene.trials.get(tried.number)
-        of_sweep = tried.place.startswith("trials/")
-        where = f"{scene.name}, {'trial' if of_sweep else 'cell'} {tried.place.split('/')[1]}"
-        if run is None and (trial is None or not of_sweep) and tried.status != "PENDING":
-            what = f"Tune has it ({tried.status}), and neither MLflow nor the study has"
-            cure = f"nothing goes on from Tune's state: delete {scene.folder.address}/ray"
-            yield Disagreement(where, what, cure)
-        elif (
-            run is not None
-            and (tried.status, tried.outcome in DONE) == ("TERMINATED", True)
-            and scene.outcome(run) not in OVER
-        ):
-            what = f"Tune has it {tried.outcome}, and MLflow has not"
-            cure = "resumed, it ends again from its last checkpoint with the same result"
             yield Disagreement(scene.label(run), what, cure)
 
 

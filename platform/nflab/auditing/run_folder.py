@@ -7,10 +7,9 @@ from pathlib import Path, PurePosixPath
 
 from pyarrow import fs
 
-from nflab.auditing.tune_state import Tried, read_tune
-from nflab.checkpoints import COMPLETE
-from nflab.files import open_uri, read_text
-from nflab.lock import own_folder
+from nflab.storage.checkpoints import COMPLETE
+from nflab.storage.files import open_uri, read_text
+from nflab.storage.lock import own_folder
 
 _MARKS = {
     "experiment",
@@ -85,12 +84,6 @@ class RunFolder:
             one = Saved(epoch, COMPLETE in sizes, sum(sizes.values()))
             saved.setdefault(place, []).append(one)
         return saved
-
-    @cached_property
-    def tried(self) -> list[Tried]:
-        """The trials that Ray Tune has."""
-        files = sorted((self.own / "ray").glob("experiment_state-*.json"))
-        return read_tune(file.read_text(encoding="utf-8", errors="replace") for file in files)
 
     def config_of(self, place: str) -> str | None:
         """The configuration that the last checkpoint of a run was trained with, as JSON."""

@@ -1,22 +1,24 @@
-"""What MLflow, Optuna's study, Tune's state and the disk say of one run, sweep or grid."""
+"""What MLflow, Optuna's study and the disk say of one run, sweep or grid."""
 
 from collections.abc import Sequence
 from functools import cached_property
 from typing import cast
 
-from nflab.archive import Recorded
 from nflab.auditing.run_folder import RunFolder
-from nflab.checkpoints import Checkpoints
-from nflab.ledger import trial_folder
-from nflab.outbox import Outbox
-from nflab.study import StudyFile, Trial
-from nflab.tracking import STATUS, Outcome, Tracker
+from nflab.recording.archive import Recorded
+from nflab.recording.outbox import Outbox
+from nflab.recording.tables import STATUS
+from nflab.recording.tracker import Tracker
+from nflab.searching.study import StudyFile, Trial
+from nflab.searching.trial_ledger import trial_folder
+from nflab.settings.outcomes import Outcome
+from nflab.storage.checkpoints import Checkpoints
 
 _ENDS = ("finished", "pruned", "diverged", "failed")
 
 
 class Scene:
-    """The four places, read once, and the ways in which they are changed."""
+    """The three places, read once, and the ways in which they are changed."""
 
     def __init__(
         self,

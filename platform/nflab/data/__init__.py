@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 import nfnet
-from nflab.config import Config
 from nflab.data.arrays import cifar, digits, is_cifar
 from nflab.data.dataset import Dataset, DatasetError
 from nflab.data.folder import ImageFolder
+from nflab.settings.config import Config
 
 __all__ = ["Dataset", "DatasetError", "example_image", "load_dataset"]
 

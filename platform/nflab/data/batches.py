@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Items
 
-from nflab.config import Config
 from nflab.data.dataset import Dataset, Split
 from nflab.data.mix import draw_mixing, mix
 from nflab.data.randaugment import rand_augment
-from nflab.streams import Stream, keys
+from nflab.settings.config import Config
+from nflab.settings.streams import Stream, keys
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What recorded rows say: tables, sentences and figures, without any store."""

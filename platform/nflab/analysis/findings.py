@@ -1,0 +1,134 @@
+"""What every ablation has in common: rows of cells in, an answer out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nflab.analysis.statistics import Estimate, estimate
+from nflab.settings.config import Config, ScaleConfig
+from nflab.settings.errors import ConfigError
+from nflab.settings.leaves import flat
+from nflab.settings.outcomes import DONE
+
+_UNRELATED = ("name", "tracking_uri", "storage", "recipe", "diagnostics", "seed")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The answer to one question."""
+
+    text: list[str]
+    """In sentences."""
+    table: pd.DataFrame
+    """A row for each setting: how many seeds, how many diverged, means and their intervals."""
+    drawings: Mapping[str, Callable[[Path], None]]
+    """Name -> draws the figure, as a PNG file of this path."""
+
+
+def twin(model: str) -> str:
+    """The batch-normalised twin of a normalizer-free network.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if not model.startswith("dm_nf_resnet"):
+        raise ConfigError(f"{model} has no batch-normalised twin: choose a dm_nf_resnet... model")
+    return model.replace("dm_nf_", "preact_")
+
+
+def twins(config: Config) -> dict[str, dict[str, Any]]:
+    """What distinguishes the network of `config` from its batch-normalised twin.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    model = config.model.model
+    return {
+        "normalizer-free": {"model": model, "clipping": config.optimizer.clipping},
+        "batch norm": {"model": twin(model), "clipping": None},
+    }
+
+
+def is_baseline(model: str) -> bool:
+    """Whether a network is a batch-normalised one."""
+    return model.startswith("preact_")
+
+
+def groups(rows: pd.DataFrame, varied: Sequence[str]) -> list[tuple[dict[str, str], pd.DataFrame]]:
+    """Cells that differ in nothing but the `varied` settings and the seed: they alone compare.
+
+    Returns:
+        what each group has in common, and its rows; the largest first. A network's group has its
+        batch-normalised twin in it.
+    """
+    if not len(rows):
+        return []
+    scale = [field.name for field in fields(ScaleConfig)]
+    apart = {*_UNRELATED, *scale, *varied, "model"}
+    names = [*flat(Config()), "dataset_fingerprint"]
+    common = [name for name in names if name in rows and name not in apart]
+    keyed = rows.assign(family=rows.model.replace({"^preact_": "dm_nf_"}, regex=True))
+    keys = ["family", *common]
+    networks = keyed[~keyed.model.map(is_baseline)]
+    # No clipping is all the clipping that a twin can have: it belongs to every group.
+    twins = keyed[keyed.model.map(is_baseline)]
+    shared = [name for name in keys if name != "clipping"]
+    found = []
+    for key, group in networks.groupby(keys, sort=False, dropna=False):
+        values = dict(zip(keys, key, strict=True))
+        same = (twins[shared] == [values[name] for name in shared]).all(axis=1)
+        found.append((values, pd.concat([group, twins[same]])))
+    grouped = {row for _, group in found for row in group.index}
+    for key, group in twins[~twins.index.isin(grouped)].groupby(keys, sort=False, dropna=False):
+        found.append((dict(zip(keys, key, strict=True)), group))
+    return sorted(
+        (
+            ({"model": values.pop("family"), **values}, group.drop(columns="family"))
+            for values, group in found
+        ),
+        key=lambda one: -len(one[1]),
+    )
+
+
+def top1(rows: pd.DataFrame, split: str) -> pd.Series:
+    """Top-1 in percent of each row; 0 where the run diverged, for it classifies nothing."""
+    column = f"{split}_top1"
+    values = rows[column] if column in rows else pd.Series(np.nan, rows.index)
+    return values.astype(float).mask(rows.outcome == "diverged", 0.0)
+
+
+def summarise(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """One row for each combination of the columns `by`: `seeds` (with a result), `diverged`,
+    `unfinished`, and of top-1 in percent `val_mean`, `test_mean`, `test_std`, `test_low` and
+    `test_high` (the mean's 95 % interval)."""
+    rows = rows.assign(val=top1(rows, "val"), test=top1(rows, "test"))
+    found = []
+    for key, group in rows.groupby(list(by), sort=False, dropna=False):
+        done = group[group.outcome.isin(DONE)]
+        spread = estimate(done.test.tolist()) if len(done) else None
+        found.append(
+            {
+                **dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True)),
+                "seeds": len(done),
+                "diverged": int((done.outcome == "diverged").sum()),
+                "unfinished": len(group) - len(done),
+                "val_mean": done.val.mean() if len(done) else np.nan,
+                **_spread(spread),
+            }
+        )
+    return pd.DataFrame(found)
+
+
+def _spread(found: Estimate | None) -> dict[str, float]:
+    names = ("test_mean", "test_std", "test_low", "test_high")
+    if found is None:
+        return dict.fromkeys(names, np.nan)
+    # One seed has no spread.
+    known: tuple[float, ...] = (found.mean,)
+    if found.count > 1:  # accuracies end at 0 and 100, whatever Student's interval says
+        known = (found.mean, found.std, max(0.0, found.low), min(100.0, found.high))
+    return dict(zip(names, (*known, *[np.nan] * (4 - len(known))), strict=True))

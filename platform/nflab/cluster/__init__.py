@@ -1,0 +1,1 @@
+"""The Ray cluster: what it has, costs and waits for."""

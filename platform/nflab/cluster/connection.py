@@ -1,0 +1,174 @@
+"""The Ray cluster: connecting to it, and what of it a run takes."""
+
+import dataclasses
+import logging
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import yaml
+
+import nflab
+import nfnet
+from nflab.cluster.placement import Placement, Resources, most_resources, place
+from nflab.cluster.prices import machines, share_of, worker_prices
+from nflab.cluster.worker_setup import point_at_own_cluster
+from nflab.settings.config import ScaleConfig
+from nflab.settings.errors import ConfigError
+
+_NODE_TYPE = "ray.io/node-group"
+"""Ray's label of what a machine is called in the launcher file that made it."""
+
+
+def connect(scale: ScaleConfig, priced: bool = False) -> Placement:
+    """Connects to the cluster named by $RAY_ADDRESS (a job's is set), else starts a local Ray.
+
+    The code that runs here, of both packages, is what runs on every worker.
+
+    Args:
+        priced: whether the price of every machine must be known.
+
+    Raises:
+        ConfigError: the cluster cannot be reached, can never hold the workers of `scale`, or has
+            no price; of a local Ray that is known before it starts.
+    """
+    address = os.environ.get("RAY_ADDRESS", "local")
+    own = address == "local"
+    if own:
+        _place_here(scale, priced)
+    _start(address)
+    present = ray.cluster_resources()
+    launcher = None if own else ray.get(_launcher.remote())
+    launchable = {} if launcher is None else most_resources(launcher)
+    cpus, gpus = (max(present.get(key, 0), launchable.get(key, 0)) for key in ("CPU", "GPU"))
+    placement = place(scale, Resources(cpus=cpus, gpus=gpus, own=own))
+    prices = {} if launcher is None else worker_prices(launcher, placement.per_worker)
+    kinds = "" if launcher is None else machines(launcher, placement.per_worker)
+    for name in _present_types(placement):
+        prices.setdefault(name, None)
+    placement = dataclasses.replace(placement, prices=prices, machines=kinds)
+    if priced:
+        _require_prices(placement)
+    return placement
+
+
+def disconnect() -> None:
+    """Leaves the cluster; ends a local Ray."""
+    ray.shutdown()
+
+
+def foresee(scale: ScaleConfig, priced: bool = False) -> Placement:
+    """What `connect` would give; of a local Ray, without starting it.
+
+    Raises:
+        ConfigError: likewise.
+    """
+    if "RAY_ADDRESS" in os.environ:
+        placement = connect(scale, priced)
+        disconnect()
+        return placement
+    return _place_here(scale, priced)
+
+
+def _place_here(scale: ScaleConfig, priced: bool) -> Placement:
+    """Where workers run on a Ray that this process starts."""
+    here = Resources(os.cpu_count() or 1, torch.cuda.device_count(), own=True)
+    placement = place(scale, here)
+    if priced:
+        _require_prices(placement)
+    return placement
+
+
+def price_here(placement: Placement) -> float | None:
+    """What this process costs an hour if it is a worker, in USD; None if that is not known."""
+    labels = ray.get_runtime_context().get_node_labels()
+    return placement.prices.get(str(labels.get(_NODE_TYPE, "")))
+
+
+def _present_types(placement: Placement) -> Iterable[str]:
+    """The types of those machines of the cluster that hold a worker."""
+    for node in ray.nodes():
+        if node["Alive"] and share_of(node["Resources"], placement.per_worker) <= 1:
+            yield node["Labels"].get(_NODE_TYPE, "")
+
+
+def _require_prices(placement: Placement) -> None:
+    if placement.price_range is None:
+        names = [repr(name) for name, price in placement.prices.items() if name and price is None]
+        told = f"machines of the type {' and '.join(names)}" if names else "these machines"
+        raise ConfigError(
+            f"max_cost cannot be kept, for nflab/cluster/prices.csv has no price of {told}: add it "
+            "there, or leave --max-cost out"
+        )
+
+
+def _start(address: str) -> None:
+    # Ray reads these when it is first used: its polls and loggers are made for runs of hours.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is handled here
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={
+                "py_modules": [str(Path(m.__path__[0])) for m in (nflab, nfnet)],
+                "worker_process_setup_hook": point_at_own_cluster,
+            },
+        )
+    except (ConnectionError, ray.exceptions.RayError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"cannot reach the Ray cluster at {address}: {reason}") from None
+    except RuntimeError as error:
+        versions = re.findall(r"(?:Ray|Python): (\S+)", str(error))
+        if not str(error).startswith("Version mismatch") or len(versions) != 4:
+            raise
+        raise ConfigError(
+            "the Ray cluster at {} has Ray {} and Python {} and this machine Ray {} and Python {}: "
+            "install the cluster's here, or run the script there, with ray job submit".format(
+                address, *versions
+            )
+        ) from None
+
+
+@ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001})
+def _launcher() -> dict[str, Any] | None:
+    """The launcher file of the cluster, as far as it tells of machines; None if it has none.
+
+    Ray tells no driver what its autoscaler may launch, so this reads, on the head, the file that
+    the running autoscaler was given, or on Kubernetes what KubeRay's is given in place of one.
+    """
+    told = ("max_workers", "provider", "head_node_type", "available_node_types")
+    if "RAY_CLUSTER_NAMESPACE" in os.environ:  # KubeRay sets it in the containers of Ray
+        try:
+            launcher = _kuberay_launcher()
+        except OSError:  # only a cluster with an autoscaler may ask Kubernetes
+            return None
+        return {key: launcher[key] for key in told}
+    flag = "--autoscaling-config="
+    # Of this cluster: there may be another one on the machine.
+    own = f"--gcs-address={ray.get_runtime_context().gcs_address}"
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode(errors="replace").split("\0")
+        except OSError:  # that process has ended, or is another user's
+            continue
+        files = [Path(w.removeprefix(flag)).expanduser() for w in words if w.startswith(flag)]
+        if own in words and files and files[0].is_file():
+            launcher = yaml.safe_load(files[0].read_text(encoding="utf-8"))
+            return {key: launcher[key] for key in told if key in launcher}
+    return None
+
+
+def _kuberay_launcher() -> dict[str, Any]:
+    """The cluster on Kubernetes whose head this is, as a launcher file would describe it."""
+    from ray.autoscaler._private.kuberay.autoscaling_config import AutoscalingConfigProducer
+
+    name, namespace = os.environ["RAY_CLUSTER_NAME"], os.environ["RAY_CLUSTER_NAMESPACE"]
+    return dict(AutoscalingConfigProducer(name, namespace)())

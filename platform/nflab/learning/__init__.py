@@ -1,0 +1,1 @@
+"""Training and evaluating one network, with torch alone."""

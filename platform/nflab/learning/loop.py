@@ -1,0 +1,271 @@
+"""The training loop of every run, on every number of workers.
+
+It reads from top to bottom in the order in which things happen. What surrounds it (Ray Train, Ray
+Tune or nothing) reaches it only as a `Worker`.
+"""
+
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import nfnet
+from nflab.data import Dataset, load_dataset
+from nflab.data.batches import train_batches
+from nflab.learning.classifier import WEIGHTS, write_description
+from nflab.learning.diagnostics import Diagnostics
+from nflab.learning.evaluation import evaluate, loaders
+from nflab.learning.models import build_model, model_settings, set_training
+from nflab.learning.network import Network, memory_format, part_of_batch
+from nflab.learning.worker import Worker
+from nflab.settings.config import Config
+from nflab.settings.serialization import to_json
+from nflab.settings.streams import Stream, keys
+
+CHECK_EVERY = 16
+"""Steps between two looks at whether the loss is still finite, on all workers alike."""
+
+
+def train(config: Config, worker: Worker) -> None:
+    """Trains one configuration and reports after each epoch.
+
+    Metrics of an epoch: `epoch` (1-based), `train_loss`, `val_loss`, `val_top1` and `val_top5`
+    (percent), `learning_rate` (of the last step), `images_per_second`, `seconds`, `samples_seen`
+    and, where the machines have a price, `cost_usd` (since the start, with what earlier processes
+    took), `clipped_fraction/<layer group>`, and `outcome`: "running", then "finished"
+    with `test_loss`, `test_top1` and `test_top5`, or "diverged" as soon as a loss is not finite
+    (its val_top1 is 0: a diverged network classifies nothing).
+
+    With `diagnostics` each has `agc` too, what AGC did to each layer (see `Diagnostics.pop`).
+
+    A run that starts from pre-trained weights, with a new classifier on them, first reports what
+    they are worth as epoch 0.
+
+    A run that continues from a checkpoint first repeats the reports that led to it, since whoever
+    was listening may have been lost before it wrote the last ones down.
+    """
+    dataset = load_dataset(config)
+    model = build_model(config, dataset, new_head=True).to(worker.device)
+    model = model.to(memory_format=memory_format(config))
+    optimizer = nfnet.SGD_AGC(
+        nfnet.param_groups(
+            model,
+            config.optimizer.weight_decay,
+            config.optimizer.clipping,
+            config.optimizer.unclipped,
+        ),
+        lr=0.0,
+        momentum=config.optimizer.momentum,
+    )
+    rho, decay = config.optimizer.sam_rho, config.optimizer.ema_decay
+    sam = None if rho is None else nfnet.SAM(optimizer, rho)
+    ema = None if decay is None else nfnet.EMA(model, decay)
+    history: list[dict[str, Any]] = []
+    if worker.checkpoints is not None:
+        with worker.checkpoints.last() as folder:
+            if folder is not None:
+                history = _load(folder, model, optimizer, ema, worker.device)
+    evaluated = model if ema is None else ema.model
+    if history:
+        print(f"continues after epoch {history[-1]['epoch']}")
+    elif config.model.pretrained is not None:
+        before = [evaluate(config, evaluated, dataset, split, worker) for split in ("val", "test")]
+        history = [{"epoch": 0, **before[0], **before[1], "samples_seen": 0, "outcome": "running"}]
+    for past in history:
+        worker.report(past)
+    network = Network(config, model, worker.device, worker.world_size)
+
+    batch_size = config.optimizer.batch_size
+    steps_per_epoch = dataset.sizes["train"] // batch_size
+    peak = config.optimizer.base_learning_rate * batch_size / 256
+    clipped = ClippedFraction(model, optimizer)
+    diagnostics = None
+    if config.run.diagnostics:
+        diagnostics = Diagnostics(model, optimizer, config.schedule.epochs * steps_per_epoch)
+    ahead = loaders(config, dataset, worker)
+    usd_per_hour = _price_of_all(worker)
+
+    for epoch in range(history[-1]["epoch"] if history else 0, config.schedule.epochs):
+        started = time.monotonic()
+        set_training(model, config.model.frozen)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=worker.device)
+        finite = True
+        batches = train_batches(dataset, config, epoch, worker.rank, worker.world_size, ahead)
+        for step, batch in enumerate(batches, start=epoch * steps_per_epoch):
+            learning_rate = nfnet.warmup_cosine(
+                step,
+                config.schedule.epochs * steps_per_epoch,
+                round(config.schedule.warmup_epochs * steps_per_epoch),
+                peak,
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            keys_N = keys(config.run.seed, Stream.MODEL, step, batch.places_N)
+            optimizer.zero_grad()
+            if sam is not None:
+                fraction = config.optimizer.sam_fraction
+                part, kept_N, size = part_of_batch(batch, batch_size, fraction)
+                network.add_gradient(part, keys_N[kept_N], size)
+                sam.ascend()
+            loss_sum += network.add_gradient(batch, keys_N, batch_size)
+            if diagnostics is not None:
+                diagnostics.before(step)
+            (sam or optimizer).step()
+            if ema is not None:
+                ema.update(model, step)
+            clipped.update()
+            last = step == (epoch + 1) * steps_per_epoch - 1
+            if last or step % CHECK_EVERY == 0:
+                train_loss = _sum_over_workers(loss_sum, worker)
+                finite = math.isfinite(train_loss)
+                if not finite:
+                    break
+        seconds = time.monotonic() - started
+
+        metrics: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "train_loss": train_loss / steps_per_epoch,
+            "learning_rate": learning_rate,
+            "images_per_second": (step + 1 - epoch * steps_per_epoch) * batch_size / seconds,
+            "samples_seen": (step + 1) * batch_size,
+            **clipped.pop(),
+        }
+        if diagnostics is not None:
+            metrics["agc"] = diagnostics.pop()
+        if finite:
+            metrics |= evaluate(config, evaluated, dataset, "val", worker)
+        earlier = history[-1].get("seconds", 0.0) if history else 0.0
+        seconds = time.monotonic() - started
+        metrics["seconds"] = earlier + seconds
+        metrics |= _cost(history, seconds, usd_per_hour)
+        # The last step of an epoch may be what broke the network.
+        if not finite or not math.isfinite(metrics["val_loss"]):
+            worker.report({**metrics, "outcome": "diverged", "val_top1": 0.0})
+            return
+        if epoch + 1 == config.schedule.epochs:
+            metrics |= evaluate(config, evaluated, dataset, "test", worker)
+            metrics["outcome"] = "finished"
+        else:
+            metrics["outcome"] = "running"
+        history.append(metrics)
+        if worker.rank == 0 and worker.checkpoints is not None:
+            with tempfile.TemporaryDirectory() as temporary:
+                _save(Path(temporary), config, dataset, history, model, optimizer, ema)
+                best = max(history, key=lambda past: past["val_top1"])["epoch"]
+                worker.checkpoints.save(Path(temporary), epoch + 1, best)
+        worker.report(metrics)
+
+
+class ClippedFraction:
+    """Share of the units of each layer group that AGC clipped, averaged over steps."""
+
+    def __init__(self, model: nn.Module, optimizer: nfnet.SGD_AGC) -> None:
+        self._optimizer = optimizer
+        self._groups: dict[Tensor, str] = {
+            p: nfnet.layer_group(name) for name, p in model.named_parameters()
+        }
+        self._steps = 0
+        self._sums: list[Tensor] = []
+
+    def update(self) -> None:
+        """Adds the optimizer's last step."""
+        fractions = list(self._optimizer.clipped_fraction.values())
+        if not self._sums:
+            self._sums = [torch.zeros_like(f) for f in fractions]
+        if fractions:
+            torch._foreach_add_(self._sums, fractions)
+        self._steps += 1
+
+    def pop(self) -> dict[str, float]:
+        """`clipped_fraction/<layer group>` since the last call; empty without clipping."""
+        units: dict[str, float] = {}
+        clipped: dict[str, float] = {}
+        for p, total in zip(self._optimizer.clipped_fraction, self._sums, strict=True):
+            group, count = self._groups[p], nfnet.num_units(p)
+            units[group] = units.get(group, 0) + count
+            clipped[group] = clipped.get(group, 0) + count * float(total) / self._steps
+        self._steps, self._sums = 0, []
+        return {f"clipped_fraction/{group}": clipped[group] / units[group] for group in units}
+
+
+def _sum_over_workers(value: Tensor, worker: Worker) -> float:
+    total = value.clone()
+    if worker.world_size > 1:
+        dist.all_reduce(total)
+    return float(total)
+
+
+def _price_of_all(worker: Worker) -> float | None:
+    """What all workers together cost an hour, in USD; None if that of one is not known."""
+    own = math.nan if worker.usd_per_hour is None else worker.usd_per_hour
+    price = _sum_over_workers(torch.tensor(own, dtype=torch.float64, device=worker.device), worker)
+    return None if math.isnan(price) else price
+
+
+def _cost(
+    history: list[dict[str, Any]], seconds: float, usd_per_hour: float | None
+) -> dict[str, float]:
+    """`cost_usd` after another epoch; nothing if it is not known and never was."""
+    earlier = history[-1].get("cost_usd") if history else None
+    if usd_per_hour is not None:
+        return {"cost_usd": (earlier or 0.0) + seconds * usd_per_hour / 3600}
+    return {} if earlier is None else {"cost_usd": earlier}
+
+
+def _save(
+    folder: Path,
+    config: Config,
+    dataset: Dataset,
+    history: list[dict[str, Any]],
+    model: nn.Module,
+    optimizer: nfnet.SGD_AGC,
+    ema: nfnet.EMA | None,
+) -> None:
+    """`state.pt` to resume from, `weights.pt` as evaluated, with `model.json` on how to use them,
+    and their configuration."""
+    state = {
+        "history": history,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "ema": None if ema is None else ema.state_dict(),
+    }
+    torch.save(state, folder / "state.pt")
+    torch.save((model if ema is None else ema.model).state_dict(), folder / WEIGHTS)
+    write_description(
+        folder,
+        config.model.model,
+        model_settings(dataset),
+        dataset.class_names,
+        dataset.preprocessing,
+        dataset.mean,
+        dataset.std,
+    )
+    (folder / "config.json").write_text(to_json(config), encoding="utf-8")
+
+
+def _load(
+    folder: Path,
+    model: nn.Module,
+    optimizer: nfnet.SGD_AGC,
+    ema: nfnet.EMA | None,
+    device: torch.device,
+) -> list[dict[str, Any]]:
+    """Restores what `_save` wrote; returns the metrics of each epoch so far."""
+    try:
+        state = torch.load(folder / "state.pt", map_location=device, weights_only=True)
+    except Exception:  # torch advises to trust the file
+        raise ValueError(
+            "state.pt of the last checkpoint is damaged or holds more than tensors and numbers, of "
+            "which nothing was executed: delete that checkpoint to go on from the one before it"
+        ) from None
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    if ema is not None:
+        ema.load_state_dict(state["ema"])
+    history: list[dict[str, Any]] = state["history"]
+    return history

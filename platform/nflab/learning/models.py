@@ -1,0 +1,86 @@
+"""The network of a configuration, as its dataset needs it."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+import nfnet
+from nflab.data import Dataset, load_dataset
+from nflab.settings.config import Config
+from nflab.settings.errors import ConfigError, require
+from nflab.storage.files import local_copy
+from nfnet.model import ResNet
+
+SMALL_IMAGE = 64
+"""Pixels up to which images are small: every model begins with the stem for these."""
+
+
+def build_model(config: Config, dataset: Dataset, new_head: bool) -> ResNet:
+    """The model for a dataset's images and classes, with its pre-trained weights if it has any.
+
+    Args:
+        new_head: put a new classifier on pre-trained features, since the classes are others.
+
+    Raises:
+        ValueError: the pre-trained weights cannot be had, or are those of another model.
+    """
+    settings = model_settings(dataset)
+    fine_tunes = config.model.pretrained is not None and new_head
+    given = config.model.pretrained
+    torch.manual_seed(config.run.seed)
+    with nullcontext() if given is None else local_copy(given) as weights:
+        model = nfnet.create_model(
+            config.model.model,
+            pretrained=weights,
+            drop_rate=config.model.drop_rate,
+            stochdepth_rate=config.model.stochdepth_rate,
+            **(settings | ({"num_classes": None} if fine_tunes else {})),
+        )
+    if fine_tunes:
+        torch.manual_seed(config.run.seed)
+        model.reset_classifier(settings["num_classes"])
+    for name, p in model.named_parameters():
+        p.requires_grad_(nfnet.layer_group(name) not in config.model.frozen)
+    return model
+
+
+def model_settings(dataset: Dataset) -> dict[str, Any]:
+    """What `nfnet.create_model` is told of a dataset's images and classes."""
+    small = max(dataset.image_shape[1:]) <= SMALL_IMAGE
+    return {
+        "num_classes": len(dataset.class_names),
+        "in_channels": dataset.image_shape[0],
+        # A large stem would leave nothing of a small image.
+        **({"stem": "3x3"} if small else {}),
+    }
+
+
+def check_model(config: Config, new_head: bool) -> None:
+    """Refuses a network that cannot be built, without building it; see `build_model`.
+
+    Raises:
+        ConfigError: likewise.
+    """
+    try:
+        with torch.device("meta"):
+            model = build_model(config, load_dataset(config), new_head)
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from None
+    parts = list(dict.fromkeys(nfnet.layer_group(name) for name, _ in model.named_parameters()))
+    for part in config.model.frozen:
+        require(
+            part in parts[:-1],
+            f"{part!r} cannot be frozen: choose from {', '.join(parts[:-1])}",
+        )
+    for part in config.optimizer.unclipped:
+        require(part in parts, f"{part!r} cannot be unclipped: choose from {', '.join(parts)}")
+
+
+def set_training(model: nn.Module, frozen: tuple[str, ...]) -> None:
+    """Training mode for all that is trained: batch norm of frozen groups keeps its statistics."""
+    model.train()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d) and nfnet.layer_group(name) in frozen:
+            module.eval()

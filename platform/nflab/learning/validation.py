@@ -1,0 +1,136 @@
+"""Refuses a configuration that cannot be run, before anything is started."""
+
+import difflib
+import math
+import re
+
+import nfnet
+from nflab.data import DatasetError, load_dataset
+from nflab.learning.models import check_model
+from nflab.settings.config import Config
+from nflab.settings.errors import ConfigError, require
+from nflab.settings.leaves import flat
+from nflab.settings.recipes import RECIPES, space_of
+from nflab.settings.studies import GridOfConfigs, SweepConfig
+
+
+def validate(config: Config, trains: bool = True) -> None:
+    """Checks every value of `config` that can be checked without a cluster.
+
+    Args:
+        trains: whether the dataset's training split is needed.
+
+    Raises:
+        ConfigError: one sentence that names the value, what was expected and what to do.
+    """
+    c = flat(config)
+    known("model", c["model"], nfnet.list_models())
+    known("recipe", c["recipe"], list(RECIPES))
+    known("precision", c["precision"], ["float32", "bfloat16"])
+    for name in ("drop_rate", "stochdepth_rate", "momentum", "label_smoothing"):
+        require(0 <= c[name] < 1, f"{name} {c[name]:g} must be at least 0 and below 1")
+    require(
+        c["ema_decay"] is None or 0 <= c["ema_decay"] < 1,
+        f"ema_decay {c['ema_decay']} must be at least 0 and below 1, or none",
+    )
+    require(
+        c["clipping"] is None or (c["clipping"] > 0 and math.isfinite(c["clipping"])),
+        f"clipping {c['clipping']} must be a finite number above 0; to train without, say none",
+    )
+    require(
+        c["augmentation_level"] >= 0,
+        f"augmentation_level {c['augmentation_level']} must be at least 0, which is off",
+    )
+    require(
+        c["augmentation_layers"] >= 1,
+        f"augmentation_layers {c['augmentation_layers']} must be at least 1",
+    )
+    require(
+        c["sam_rho"] is None or (c["sam_rho"] > 0 and math.isfinite(c["sam_rho"])),
+        f"sam_rho {c['sam_rho']} must be a finite number above 0; to train without, say none",
+    )
+    require(
+        0 < c["sam_fraction"] <= 1, f"sam_fraction {c['sam_fraction']:g} must be above 0, at most 1"
+    )
+    for name in ("image_size", "micro_batch_size"):
+        require(c[name] is None or c[name] >= 1, f"{name} {c[name]} must be at least 1")
+    require(c["loaders"] is None or c["loaders"] >= 0, f"loaders {c['loaders']} must be at least 0")
+    require(
+        c["micro_batch_size"] is None or not c["model"].startswith("preact_"),
+        f"micro_batch_size {c['micro_batch_size']} would cut batch norm's batch: leave it out",
+    )
+    for name in ("base_learning_rate", "weight_decay", "warmup_epochs"):
+        require(
+            c[name] >= 0 and math.isfinite(c[name]),
+            f"{name} {c[name]:g} must be a finite number of at least 0",
+        )
+    require(c["epochs"] >= 1, f"epochs {c['epochs']} must be at least 1")
+    require(
+        c["warmup_epochs"] <= c["epochs"],
+        f"warmup_epochs {c['warmup_epochs']:g} must not exceed epochs {c['epochs']}",
+    )
+    require(0 <= c["seed"] < 2**31, f"seed {c['seed']} must be from 0 to {2**31 - 1}")
+    require(
+        c["name"] is None or re.fullmatch(r"[A-Za-z0-9][\w .+-]{0,99}", c["name"]) is not None,
+        f"name {c['name']!r} must name a folder: up to 100 letters, digits, spaces and . _ + -",
+    )
+    require(c["num_workers"] >= 1, f"num_workers {c['num_workers']} must be at least 1")
+    require(
+        c["gpus_per_worker"] is None or c["gpus_per_worker"] >= 0,
+        f"gpus_per_worker {c['gpus_per_worker']} must be at least 0, or auto",
+    )
+    limit = c.get("max_cost")
+    require(
+        limit is None or (limit > 0 and math.isfinite(limit)),
+        f"max_cost {limit} must be a finite number of USD above 0, or none",
+    )
+    if isinstance(config, GridOfConfigs):
+        require(config.grid.seeds >= 1, f"seeds {config.grid.seeds} must be at least 1")
+    finals = getattr(config, "finals", None)
+    if finals is not None:
+        require(finals.finalists >= 0, f"finalists {finals.finalists} must be at least 0")
+        require(finals.final_seeds >= 2, f"final_seeds {finals.final_seeds} must be at least 2")
+    searched = config.search.searched if isinstance(config, SweepConfig) else ()
+    if isinstance(config, SweepConfig):
+        require(config.search.trials >= 1, f"trials {config.search.trials} must be at least 1")
+        space = space_of(config)
+        batch_sizes = space.batch_sizes() if "batch_size" in searched else [c["batch_size"]]
+        for name in searched:
+            known("searched setting", name, space.names())
+    else:
+        batch_sizes = [c["batch_size"]]
+    try:
+        dataset = load_dataset(config)
+    except DatasetError as error:
+        raise ConfigError(str(error)) from None
+    require(
+        c["image_size"] is None or not dataset.in_memory,
+        f"image_size {c['image_size']} is for folders of images: {c['dataset']} has its own",
+    )
+    if not trains:
+        return
+    check_model(config, new_head=True)
+    train_size = dataset.sizes["train"]
+    require(train_size > 0, f"{c['dataset']} has no training images: add its folder train")
+    require(
+        len(dataset.class_names) > 1,
+        f"{c['dataset']} has one class, so there is nothing to learn: give it two or more",
+    )
+    for batch_size in batch_sizes:
+        require(batch_size >= 1, f"batch_size {batch_size} must be at least 1")
+        require(
+            batch_size <= train_size,
+            f"batch_size {batch_size} exceeds the {train_size} training images of {c['dataset']}",
+        )
+        require(
+            batch_size >= c["num_workers"],
+            f"batch_size {batch_size} is below num_workers {c['num_workers']}: "
+            "every worker needs at least one image of each batch",
+        )
+
+
+def known(what: str, name: str, names: list[str]) -> None:
+    """Refuses a name that is not among `names`, and says which are near."""
+    near = difflib.get_close_matches(name, names, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(names)}"
+    require(name in names, f"unknown {what} {name!r}: {hint}")

@@ -1,0 +1,26 @@
+"""One process among those that train or evaluate together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from nflab.storage.checkpoints import Checkpoints
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process's place among those that train a run together, and its line to the outside."""
+
+    report: Callable[[dict[str, Any]], None]
+    """Called by every worker after each epoch with the metrics."""
+    rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    """Processes of the run on this machine."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    usd_per_hour: float | None = None
+    """What this process costs, where that is known."""
+    checkpoints: Checkpoints | None = None
+    """Where rank 0 saves after each epoch, and what all continue from; None saves nothing."""

@@ -1,0 +1,1 @@
+"""MLflow: what is recorded of every run, and read back."""

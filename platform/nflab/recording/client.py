@@ -1,0 +1,87 @@
+"""The connection to an MLflow store or server, and what its errors mean."""
+
+from pathlib import Path
+from urllib.request import urlopen
+
+import requests
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from nflab.settings.errors import ConfigError
+
+_AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
+"""What MLflow's client says of a server that cannot be reached, or cannot answer now."""
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of an MLflow store or server.
+
+    Raises:
+        ConfigError: the store cannot be opened, or no server answers within 2 seconds.
+    """
+    try:
+        if uri.startswith("http"):
+            urlopen(f"{uri.rstrip('/')}/health", timeout=2).close()
+        elif uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    except Exception as error:  # drivers of stores raise their own kinds
+        raise unusable(uri, error) from None
+    return client
+
+
+def unusable(uri: str, error: Exception) -> ConfigError:
+    if isinstance(error, MlflowException) and error.error_code == "UNAUTHENTICATED":
+        return ConfigError(
+            f"the tracking store {uri} refuses the user and password: set MLFLOW_TRACKING_USERNAME "
+            "and MLFLOW_TRACKING_PASSWORD, or write them into ~/.mlflow/credentials"
+        )
+    return ConfigError(f"cannot open the tracking store {uri}: {str(error).splitlines()[0]}")
+
+
+def search(client: MlflowClient, experiment_id: str, filter_string: str = "") -> list[Run]:
+    """All runs of an experiment that a filter lets pass, in the order of their start."""
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment_id],
+            filter_string=filter_string,
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def history(client: MlflowClient, run_id: str, metric: str) -> list[tuple[int, float]]:
+    """(step, value) of every point of a metric, by step."""
+    points = client.get_metric_history(run_id, metric)
+    return sorted((point.step, point.value) for point in points)
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether an error says that MLflow cannot be reached or cannot answer now."""
+    if isinstance(error, MlflowException):
+        return error.error_code in _AWAY
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return error.response.status_code >= 500
+    return isinstance(error, requests.RequestException) or _bucket_is_away(error)
+
+
+def _bucket_is_away(error: BaseException) -> bool:
+    """Whether the bucket that a local store's artifacts go to cannot be reached or answer now."""
+    # Of an upload boto3 raises an error of its own, whose context is the answer.
+    if type(error).__module__ == "boto3.exceptions" and error.__context__ is not None:
+        error = error.__context__
+    if type(error).__module__ != "botocore.exceptions":
+        return False
+    from botocore.exceptions import ClientError, ConnectionError, HTTPClientError  # an extra
+
+    if isinstance(error, ClientError):
+        return bool(error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500)
+    return isinstance(error, ConnectionError | HTTPClientError)

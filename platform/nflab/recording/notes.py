@@ -1,0 +1,202 @@
+"""What a person reads in MLflow: descriptions of experiments and runs, as Markdown."""
+
+import json
+import zlib
+from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
+
+from nflab.analysis.statistics import Importance
+from nflab.data import load_dataset
+from nflab.settings.config import Config, ScaleConfig
+from nflab.settings.leaves import flat
+from nflab.settings.search_space import SearchSpace
+from nflab.settings.studies import SweepConfig
+
+QUESTIONS = {
+    "train": "How well does one configuration train?",
+    "finetune": "How well do pre-trained weights do on another dataset?",
+    "evaluate": "How accurate are pre-trained weights on a dataset's test split?",
+    "replay": "Does a recorded run come out the same again?",
+    "agc_sweep": "Which clipping, batch size and strength of augmentation train best?",
+    "clipping_vs_batch_size": "How does clipping carry networks without normalisation to large "
+    "batches?",
+    "agc_layers": "Which layers does adaptive gradient clipping have to clip?",
+    "augmentation": "What does augmentation give networks without normalisation, and how much of "
+    "it do they stand?",
+    "transfer": "What does pre-training give a network without normalisation, and its "
+    "batch-normalised twin?",
+}
+"""What each MLflow experiment asks."""
+
+COLUMNS = {
+    "tags": {"outcome": 80},
+    "metrics": {"epoch": 60, "val_top1": 90, "test_top1": 90},
+    "params": {
+        "kind": 70,
+        "parent": 110,
+        "trial": 60,
+        "cell": 150,
+        "seed": 60,
+        "clipping": 90,
+        "batch_size": 90,
+        "augmentation_level": 140,
+        "unclipped": 150,
+        "model": 170,
+    },
+    "attributes": {"Dataset": 200, "Models": 100},
+}
+"""Kind -> column -> its pixels, of the view in which MLflow lists the runs of an experiment."""
+
+_NAME = {"attributes.`Run Name`": 470}
+
+VIEW = "nflab"
+"""Key of that view."""
+
+LISTED = 8
+"""Values of a setting that are listed; of more their number is told."""
+
+_ELSEWHERE = ("seed", "name", "tracking_uri", "storage", "recipe", "diagnostics")
+
+
+def experiment_tags(experiment: str, experiment_id: str) -> dict[str, str]:
+    """What describes an experiment in MLflow: its question, and a view of its runs in columns."""
+    view = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+    said = QUESTIONS.get(experiment, "")
+    note = f"{said} [All runs with their settings and results]({view}&viewStateShareKey={VIEW})"
+    columns = {
+        f"{kind}.`{name}`": width
+        for kind, names in COLUMNS.items()
+        for name, width in names.items()
+    }
+    widths = _NAME | columns
+    state = {
+        "selectedColumns": list(columns),
+        "columnOrder": list(widths),
+        "columnWidths": widths,
+    }
+    # As MLflow's page itself saves a view.
+    packed = b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    saved = {"name": "All runs", "createdAt": 0, "updatedAt": 0, "state": f"deflate;{packed}"}
+    return {
+        "mlflow.note.content": note.strip(),
+        "mlflow.experimentKind": "custom_model_development",
+        f"mlflow.sharedViewState.{VIEW}": json.dumps(saved),
+    }
+
+
+def sweep_note(
+    run_id: str,
+    config: SweepConfig,
+    space: SearchSpace,
+    trials: pd.DataFrame,
+    shares: Mapping[str, Importance],
+    judged: pd.DataFrame,
+    more: Sequence[str],
+    figures: Iterable[str],
+) -> str:
+    """What a sweep asked and found.
+
+    Args:
+        run_id: of the sweep.
+        trials: a row each, the best first (see `Tracker.trials`).
+        shares: how much each searched setting mattered.
+        judged: the trials that these rest on.
+        more: what repeating the best over fresh seeds says, and what all cost, in sentences.
+        figures: names of its figures among its artifacts.
+    """
+    searched = [f"{_words(key)} ({space.describe(key)})" for key in config.search.searched]
+    asked = (
+        f"{config.search.trials} trials {_of(config)}, which end early where others do better; "
+        f"searched: {'; '.join(searched) or 'nothing but the seed'}."
+    )
+    best = trials.iloc[0]
+    found = [
+        f"Best on validation, of those that finished: **{best['name']}** with validation top-1 "
+        f"**{best.val_top1:.2f} %** and test top-1 **{best.test_top1:.2f} %**."
+        if best.outcome == "finished"
+        else "No trial finished.",
+        _counts("Trials", trials),
+    ]
+    if shares:
+        told = ", ".join(
+            f"{_words(name)} {i.share:.0%} ({i.low:.0%} to {i.high:.0%})"
+            for name, i in shares.items()
+        )
+        kinds = _counts(f"It rests on {len(judged)} trials", judged)
+        found.append(
+            f"What mattered, as share of the variance in validation top-1 with its 80 % interval: "
+            f"{told}. {kinds}"
+        )
+    else:
+        found.append("Too few different results to say which setting mattered.")
+    return _note("agc_sweep", asked, [*found, *more], run_id, figures)
+
+
+def grid_note(
+    experiment: str,
+    run_id: str,
+    config: Config,
+    cells: pd.DataFrame,
+    found: Sequence[str],
+    figures: Iterable[str],
+) -> str:
+    """What a grid asked and found.
+
+    Args:
+        cells: a row each (see `Grid.run`).
+        found: the answer, in sentences.
+    """
+    unvaried = {*_ELSEWHERE, *(field.name for field in fields(ScaleConfig))}
+    varied = {
+        name: cells[name].dropna().unique()
+        for name in flat(Config())
+        if name in cells and name not in unvaried and cells[name].nunique() > 1
+    }
+    compared = [f"{_words(name)} ({_listed(values)})" for name, values in varied.items()]
+    seeds = cells.seed.nunique() if "seed" in cells else 0
+    asked = (
+        f"{len(cells)} cells {_of(config)}, {seeds} seed{'s' * (seeds != 1)}; "
+        f"compared: {'; '.join(compared) or 'nothing but seeds'}."
+    )
+    return _note(experiment, asked, [*found, _counts("Cells", cells)], run_id, figures)
+
+
+def _note(
+    experiment: str, asked: str, found: Iterable[str], run_id: str, figures: Iterable[str]
+) -> str:
+    lines = [f"**Asked:** {QUESTIONS.get(experiment, '')} {asked}", "**Found:**"]
+    lines.append("\n".join(f"- {sentence}" for sentence in found))
+    lines += [
+        # Of the server that shows the page.
+        f"![{name}](get-artifact?path={quote(name)}&run_uuid={run_id})"
+        for name in figures
+    ]
+    return "\n\n".join(lines)
+
+
+def _of(config: Config) -> str:
+    size = load_dataset(config).sizes["train"]
+    return (
+        f"of {config.model.model} on {config.data.dataset} ({size} training images), "
+        f"{config.schedule.epochs} epoch{'s' * (config.schedule.epochs != 1)}"
+    )
+
+
+def _counts(word: str, rows: pd.DataFrame) -> str:
+    counts = rows.outcome.value_counts()
+    return f"{word}: {', '.join(f'{n} {outcome}' for outcome, n in counts.items()) or 'none'}."
+
+
+def _listed(values: Sequence[Any]) -> str:
+    if len(values) > LISTED:
+        return f"{len(values)} values"
+    return ", ".join(str(value).rsplit("/", 1)[-1] or "none" for value in values)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

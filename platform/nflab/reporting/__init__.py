@@ -1,0 +1,1 @@
+"""What all recorded runs say together."""

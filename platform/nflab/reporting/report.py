@@ -1,0 +1,188 @@
+"""What all recorded runs say, from MLflow alone: tables, sentences and figures."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nflab.analysis import augmentation, clipping, layers
+from nflab.analysis.figures import draw_top1
+from nflab.analysis.finals import RECORD, judge
+from nflab.analysis.findings import Findings, groups
+from nflab.recording.archive import Archive
+from nflab.recording.tables import one_each
+from nflab.reporting.document import Section, to_html, to_markdown
+from nflab.settings.config import Config
+from nflab.settings.errors import ConfigError
+from nflab.settings.leaves import as_text, flat
+
+TITLE = "nflab: what the recorded runs say"
+
+SHOWN = ("clipping", "batch_size", "augmentation_level", "seed", "val_top1", "test_top1", "outcome")
+"""Columns of a sweep's trials."""
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """An experiment whose cells answer a question."""
+
+    question: str
+    varied: Sequence[str]
+    paper: str
+    analyse: Callable[[pd.DataFrame, str], Findings]
+
+
+KINDS = {
+    "clipping_vs_batch_size": _Kind(
+        "How does clipping carry networks to large batches?",
+        clipping.VARIED,
+        clipping.PAPER,
+        clipping.analyse,
+    ),
+    "agc_layers": _Kind("Which layers to clip?", layers.VARIED, layers.PAPER, layers.analyse),
+    "augmentation": _Kind(
+        "What does augmentation give?",
+        augmentation.VARIED,
+        augmentation.PAPER,
+        augmentation.analyse,
+    ),
+}
+
+
+def write_report(uri: str, folder: Path) -> list[Path]:
+    """Writes `report.md`, `report.html`, `figures/` and `tables/` (Parquet) into `folder`.
+
+    Args:
+        uri: MLflow store or server.
+
+    Returns:
+        the two documents.
+
+    Raises:
+        ConfigError: the store cannot be opened, or has nothing of nflab in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write the report to {folder}: {error.strerror}") from None
+    archive = Archive(uri)
+    runs = {name: archive.rows(name) for name in archive.experiments()}
+    runs = {name: rows for name, rows in runs.items() if len(rows)}
+    if not runs:
+        raise ConfigError(f"there are no runs of nflab in {uri}: train something first")
+    overview = pd.DataFrame(_counts(name, rows) for name, rows in runs.items()).fillna(0)
+    counts = overview.columns.drop("experiment")
+    overview[counts] = overview[counts].astype(int)
+    sections = [
+        Section(TITLE, level=1, text=[f"MLflow: {uri}"]),
+        Section("What was run", tables={"Runs by outcome": _saved(overview, "runs", folder)}),
+    ]
+    for experiment, rows in runs.items():
+        cells = one_each(rows[rows.cell.notna()])
+        parents = rows[rows.parent.isna() & rows.run_id.isin(rows.parent)]
+        records = {run_id: _finals(archive, run_id) for run_id in parents.run_id}
+        finals = {id for entrants in records.values() for ids in entrants.values() for id in ids}
+        # What repeats a winner is no cell of the ablation, nor is what has only begun.
+        asked = cells[~cells.cell.isin(finals)]
+        asked = asked[asked.model.notna()] if "model" in asked else asked[:0]
+        if experiment in KINDS and len(asked):
+            sections += _ablation(experiment, KINDS[experiment], asked, folder)
+        for parent in parents.itertuples():
+            trials = rows[(rows.parent == parent.run_id) & rows.trial.notna()]
+            if len(trials):
+                sections.append(_sweep(f"{experiment}-{parent.name}", parent.name, trials, folder))
+            entrants = records[parent.run_id]
+            if entrants and len(cells):
+                name = f"{experiment}-{parent.name}-finals"
+                text = ["Over fresh seeds, none of which had a part in choosing the finalists."]
+                found = judge(entrants, cells)
+                title = f"Finals of {parent.name}"
+                sections.append(_section(title, found, name, folder, text, level=3))
+    written = {"report.md": to_markdown(sections, folder), "report.html": to_html(sections, TITLE)}
+    for name, document in written.items():
+        (folder / name).write_text(document, encoding="utf-8")
+    return [folder / name for name in written]
+
+
+def _finals(archive: Archive, run_id: str) -> dict[str, list[str]]:
+    """The cells of each entrant of a parent run's finals; empty if it has none."""
+    with archive.artifact(run_id, RECORD) as record:
+        return {} if record is None else json.loads(record.read_text(encoding="utf-8"))
+
+
+def _counts(experiment: str, rows: pd.DataFrame) -> dict[str, Any]:
+    counted = rows[~rows.run_id.isin(rows.parent)]
+    return {"experiment": experiment, **counted.outcome.value_counts().to_dict()}
+
+
+def _ablation(experiment: str, kind: _Kind, cells: pd.DataFrame, folder: Path) -> list[Section]:
+    sections = [Section(kind.question, paper=kind.paper)]
+    for number, (common, rows) in enumerate(groups(cells, kind.varied), 1):
+        model, dataset, epochs = (common[key] for key in ("model", "dataset", "epochs"))
+        told = [f"{model} on {Path(dataset).name}, {epochs} epochs"]
+        told += [
+            f"{name.replace('_', ' ')} {common[name]}"
+            for name in ("batch_size", "clipping")
+            if name in common
+        ]
+        title = ", ".join(told)
+        name = experiment if number == 1 else f"{experiment}-{number}"
+        found = kind.analyse(rows, title)
+        text = [f"{len(rows)} runs; not nflab's defaults: {_settings(common)}"]
+        if rows.code_fingerprint.nunique() > 1:
+            text.append(
+                f"recorded by {rows.code_fingerprint.nunique()} different states of the code"
+            )
+        sections.append(_section(title, found, name, folder, text, level=3))
+    return sections
+
+
+def _section(
+    title: str, found: Findings, name: str, folder: Path, text: Sequence[str], level: int
+) -> Section:
+    """What was found, under a heading, with its figures and its table as files called `name`."""
+    figures = []
+    for drawn, draw in found.drawings.items():
+        figures.append(folder / "figures" / f"{name}-{drawn}.png")
+        draw(figures[-1])
+    caption = "Mean over seeds (95 % interval); a diverged run counts as 0 %"
+    tables = {caption: _saved(found.table, name, folder)} if len(found.table) else {}
+    return Section(title, level, [*found.text, *text], figures=figures, tables=tables)
+
+
+def _settings(common: dict[str, str]) -> str:
+    """What a group of cells has in common, where that is not the default."""
+    defaults = {key: as_text(value) for key, value in flat(Config()).items()}
+    said = [f"{key} {value}" for key, value in common.items() if value != defaults.get(key, value)]
+    return ", ".join(said) or "none"
+
+
+def _sweep(file: str, name: str, trials: pd.DataFrame, folder: Path) -> Section:
+    for metric in ("val_top1", "test_top1"):
+        if metric not in trials:
+            trials = trials.assign(**{metric: float("nan")})
+    done = (trials.outcome == "finished").rename("done")
+    trials = trials.assign(done=done).sort_values(["done", "val_top1"], ascending=False)
+    figure = folder / "figures" / f"{file}.png"
+    draw_top1(trials, figure, f"Validation top-1: {name}")
+    best = trials.iloc[0]
+    text = []
+    if best.outcome == "finished":
+        c = best.clipping if best.clipping == "none" else f"{float(best.clipping):.3g}"
+        text.append(
+            f"best on validation: clipping {c}, batch {best.batch_size}, augmentation "
+            f"level {best.augmentation_level}: {best.val_top1:.2f} %, test {best.test_top1:.2f} % "
+            "(one seed; finals tell whether that was luck)"
+        )
+    shown = trials[[column for column in SHOWN if column in trials]].reset_index(drop=True)
+    tables = {f"{len(trials)} trials, the best first": _saved(shown, file, folder)}
+    return Section(f"Sweep {name}", text=text, figures=[figure], tables=tables)
+
+
+def _saved(table: pd.DataFrame, name: str, folder: Path) -> pd.DataFrame:
+    (folder / "tables").mkdir(parents=True, exist_ok=True)
+    table.to_parquet(folder / "tables" / f"{name}.parquet")
+    return table

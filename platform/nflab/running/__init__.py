@@ -1,0 +1,1 @@
+"""Runs on Ray: a training by Ray Train, many by Ray Tune."""

@@ -1,0 +1,56 @@
+"""What is to be trained and what became of it, as those who train see it."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from nflab.running.budget import Budget
+from nflab.settings.outcomes import Outcome
+
+METRIC = "val_top1"
+"""What the search maximises: validation top-1 in percent, of a trial's last epoch."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One trial to run."""
+
+    number: int
+    """From 1, in the order proposed."""
+    settings: dict[str, Any]
+    """What distinguishes it from the others, and the seed."""
+    folder: str
+    """Path or address of its checkpoints and logs."""
+
+
+class Ledger(Protocol):
+    """What is to be trained, and what has become of it."""
+
+    budget: Budget
+    """What all of it may cost; each report adds what it cost."""
+
+    @property
+    def missing(self) -> int:
+        """How many trials have not come to their end."""
+        ...
+
+    def propose(self) -> Proposal:
+        """The next trial to run."""
+        ...
+
+    def started(self, proposal: Proposal) -> None:
+        """A trial begins, or begins again."""
+        ...
+
+    def reported(self, number: int, metrics: dict[str, Any]) -> bool:
+        """Writes down an epoch's metrics, once; returns whether the trial is to be cut."""
+        ...
+
+    def ended(
+        self, number: int, outcome: Outcome, value: float | None, error: str | None = None
+    ) -> None:
+        """Writes down how a trial ended, with the last METRIC, and why if it failed."""
+        ...
+
+    def release(self) -> None:
+        """Lets what is under way be proposed again, by a later ledger too."""
+        ...

@@ -1,0 +1,158 @@
+"""Running a sweep's trials with Ray Tune; what they are and became stands in the ledger."""
+
+import dataclasses
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from nflab.cluster.placement import Placement
+from nflab.cluster.waiting import told_of_waiting
+from nflab.running.ledger import METRIC, Ledger, Proposal
+from nflab.running.trial_process import trainable
+from nflab.running.worker_group import LOST_PROCESSES
+from nflab.settings.config import Config
+from nflab.terminal.progress import SweepProgress
+
+# Tune would show keys in the arguments of processes, and in logs; every node has its own.
+ENV_VARS_TO_PROPAGATE.difference_update({n for n in ENV_VARS_TO_PROPAGATE if n.startswith("AWS_")})
+
+
+def run_trials(
+    config: Config, placement: Placement, ledger: Ledger, progress: SweepProgress
+) -> None:
+    """Runs the trials that the ledger misses, as many at once as the cluster holds.
+
+    When the ledger's budget is reached, none begins any more, and each that runs is stopped at its
+    next report; the ledger is not told of their end, so that they can go on.
+
+    Args:
+        config: what every trial starts from.
+    """
+    stopped: set[int] = set()
+    # Nothing is read again of Tune's own state: it is gone with the end.
+    with TemporaryDirectory(prefix="nflab-tune-") as scratch:
+        tuner = Tuner(
+            trainable(config, placement),
+            tune_config=TuneConfig(
+                num_samples=ledger.missing,
+                max_concurrent_trials=placement.max_concurrent,
+                search_alg=_Searcher(ledger),
+                scheduler=_Scheduler(ledger, progress, stopped),
+                # A process imports for seconds: the next run of one worker takes over the last's.
+                reuse_actors=placement.num_workers == 1,
+            ),
+            run_config=RunConfig(
+                name="ray",
+                storage_path=scratch,
+                callbacks=[_Observer(ledger, progress, stopped)],
+                failure_config=FailureConfig(max_failures=LOST_PROCESSES),
+                verbose=0,
+            ),
+        )
+        with progress, told_of_waiting(progress.say):
+            tuner.fit()
+
+
+class _Unsaved:
+    """Tune stores its parts with its own state; what ours must keep stands in the ledger."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Searcher(_Unsaved, Searcher):
+    """Hands Tune what the ledger proposes."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self._ledger = ledger
+
+    def suggest(self, trial_id: str) -> Any:
+        if self._ledger.budget.reached:
+            return Searcher.FINISHED
+        return dataclasses.asdict(self._ledger.propose())
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """The observer writes it down."""
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).touch()  # Tune expects a file
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
+class _Scheduler(_Unsaved, FIFOScheduler):
+    """Writes each report down, and cuts the trial where the study's pruner says so; stops all when
+    the budget is reached."""
+
+    def __init__(self, ledger: Ledger, progress: SweepProgress, stopped: set[int]) -> None:
+        """Those that the budget stopped are put into `stopped`."""
+        super().__init__()
+        self._ledger, self._progress, self._stopped = ledger, progress, stopped
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        if result["outcome"] == "failed":
+            return self.CONTINUE
+        number = trial.config["number"]
+        cut = self._ledger.reported(number, result)
+        self._progress.reported(number, result["epoch"], result[METRIC])
+        if self._ledger.budget.reached:
+            self._stop_waiting(tune_controller)
+            if result["outcome"] == "running" and not cut:
+                self._stopped.add(number)
+                return self.STOP
+        return self.STOP if cut else self.CONTINUE
+
+    def _stop_waiting(self, tune_controller: Any) -> None:
+        """Trials that have not begun do not begin any more."""
+        for trial in tune_controller.get_trials():
+            if trial.status == Trial.PENDING:
+                self._stopped.add(trial.config["number"])
+                tune_controller.stop_trial(trial)
+
+
+class _Observer(_Unsaved, Callback):
+    """Writes down that a trial begins and how it ends."""
+
+    def __init__(self, ledger: Ledger, progress: SweepProgress, stopped: set[int]) -> None:
+        """What is in `stopped` has not come to its end."""
+        self._ledger, self._progress, self._stopped = ledger, progress, stopped
+
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        proposal = Proposal(**trial.config)
+        self._ledger.started(proposal)
+        self._progress.started(proposal.number, proposal.settings)
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        if trial.config["number"] in self._stopped:
+            if trial.last_result:
+                self._progress.ended(trial.config["number"], "interrupted", None)
+            return
+        outcome = trial.last_result["outcome"]
+        # One that was cut says it is still running.
+        self._end(trial, "pruned" if outcome == "running" else outcome)
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        self._end(trial, "failed", str(trial.get_error() or "its process was lost"))
+
+    def _end(self, trial: Trial, outcome: Any, error: str | None = None) -> None:
+        number = trial.config["number"]
+        error = error or trial.last_result.get("error")
+        self._ledger.ended(number, outcome, trial.last_result.get(METRIC), error)
+        logs = f"{trial.config['folder']}/logs"
+        self._progress.ended(number, outcome, f"{error}\nlogs: {logs}" if error else None)

@@ -1,0 +1,137 @@
+"""Optuna's study of a sweep: how the end of a trial is told to it, and what it says of each."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+
+from nflab.settings.outcomes import Outcome
+
+_ENDS: dict[str, tuple[str, ...]] = {
+    # One that ran out of memory is told as a bad result, so that the place is avoided.
+    "COMPLETE": ("finished", "diverged", "failed"),
+    "PRUNED": ("pruned",),
+    "FAIL": ("failed",),
+}
+"""State in the study -> outcomes that it stands for."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a study says of one trial."""
+
+    number: int
+    """From 1."""
+    state: str
+    """Optuna's: RUNNING, WAITING, COMPLETE, PRUNED or FAIL."""
+    outcome: str | None
+    """What it is marked with; holds only when it has ended."""
+    value: float | None
+    settings: dict[str, Any] | None
+    """None if it was never proposed whole."""
+    top1s: tuple[float, ...]
+    """Validation top-1 of each epoch trained, in order."""
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in _ENDS
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether its state fits its outcome."""
+        return not self.has_ended or self.outcome in _ENDS[self.state]
+
+
+def tell(
+    study: optuna.Study,
+    trial: optuna.Trial,
+    outcome: Outcome,
+    value: float | None,
+    error: str | None,
+) -> None:
+    """Closes a running trial.
+
+    A diverged trial, or one that ran out of memory, tells the sampler to avoid the place; one
+    that failed for another reason tells it nothing.
+
+    Args:
+        value: the last result of a finished trial.
+        error: why it failed.
+    """
+    trial.set_user_attr("outcome", outcome)
+    too_large = outcome == "failed" and "out of memory" in (error or "").lower()
+    if outcome == "pruned":
+        study.tell(trial, state=TrialState.PRUNED)
+    elif outcome == "diverged" or too_large:
+        trial.set_constraint("infeasible", 1.0)
+        study.tell(trial, 0.0)
+    elif outcome == "failed":
+        study.tell(trial, state=TrialState.FAIL)
+    else:
+        trial.set_constraint("infeasible", 0.0)
+        study.tell(trial, value)
+
+
+class StudyFile:
+    """The study of a sweep that no process runs."""
+
+    def __init__(self, file: Path, name: str) -> None:
+        self._file, self._name = file, name
+
+    @property
+    def exists(self) -> bool:
+        return self._file.is_file()
+
+    def trials(self) -> list[Trial]:
+        """All of them, by number.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        with self._opened() as study:
+            found = study.get_trials(deepcopy=False)
+        return [
+            Trial(
+                trial.number + 1,
+                trial.state.name,
+                trial.user_attrs.get("outcome"),
+                trial.values[0] if trial.values else None,
+                trial.user_attrs.get("settings"),
+                # At 0 samples stands what pre-trained weights give.
+                tuple(v for step, v in sorted(trial.intermediate_values.items()) if step > 0),
+            )
+            for trial in found
+        ]
+
+    def let_wait(self, number: int) -> None:
+        """A trial that no process runs is to be proposed again."""
+        with self._opened() as study:
+            trial = study.get_trials(deepcopy=False)[number - 1]
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+
+    def tell(self, number: int, outcome: Outcome, value: float | None, error: str | None) -> None:
+        """Closes a trial that has not ended, see `tell`."""
+        with self._opened() as study:
+            found = study.get_trials(deepcopy=False)[number - 1]
+            if found.state == TrialState.WAITING:
+                study._storage.set_trial_state_values(found._trial_id, TrialState.RUNNING)
+            tell(study, optuna.Trial(study, found._trial_id), outcome, value, error)
+
+    @contextmanager
+    def _opened(self) -> Iterator[optuna.Study]:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        try:
+            storage = RDBStorage(f"sqlite:///{self._file}")
+            study = optuna.load_study(study_name=self._name, storage=storage)
+        except Exception as error:  # drivers of databases raise their own kinds
+            raise OSError(f"cannot read {self._file}: {str(error).splitlines()[0]}") from None
+        try:
+            yield study
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()

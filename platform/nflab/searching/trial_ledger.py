@@ -1,0 +1,199 @@
+"""The trials of a sweep as they are written down: Optuna's study and MLflow's runs, in agreement.
+
+Everything that must outlive the processes of a sweep stands in these two and in the trials' own
+checkpoints, so a sweep that was killed at any moment goes on from them: a trial that was under
+way waits in the study to be proposed again, with its settings and the results it has reported.
+"""
+
+from typing import Any
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+
+from nflab.recording.outbox import Outbox
+from nflab.recording.run_record import RunRecord
+from nflab.recording.tables import has_ended, last_epoch
+from nflab.recording.tracker import Tracker
+from nflab.running.budget import Budget
+from nflab.running.ledger import METRIC, Proposal
+from nflab.searching.distributions import distributions
+from nflab.searching.study import tell
+from nflab.settings.leaves import replace
+from nflab.settings.outcomes import Outcome
+from nflab.settings.recipes import space_of
+from nflab.settings.streams import Stream, keys
+from nflab.settings.studies import SweepConfig
+from nflab.storage.checkpoints import Checkpoints, Winner
+from nflab.terminal.wording import describe
+
+STARTUP_TRIALS = 4
+"""Random trials before TPE models the results, so that 12 trials are a search."""
+
+REDUCTION_FACTOR = 3
+"""ASHA lets the best of this many trials pass each rung; rungs lie this factor apart."""
+
+
+def trial_folder(sweep_folder: str, number: int) -> str:
+    """Where a trial's checkpoints and logs are, in the folder of its sweep."""
+    return f"{sweep_folder}/trials/{number:04d}"
+
+
+def first_rung(config: SweepConfig) -> int:
+    """Epochs that every trial trains before it may be cut: never before the warm-up is over."""
+    epochs = config.schedule.epochs
+    return min(epochs, max(epochs // 4, int(config.schedule.warmup_epochs) + 1))
+
+
+class TrialLedger:
+    """Proposes trials and writes down what becomes of them."""
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        folder: str,
+        study_url: str,
+        tracker: Tracker,
+        outbox: Outbox,
+        parent: str,
+        tags: dict[str, str],
+        samples_per_epoch: int,
+        budget: Budget | None = None,
+    ) -> None:
+        """Opens the study at `study_url`, or makes it; trials that were under way wait again.
+
+        Args:
+            folder: path or address of the sweep.
+            parent: MLflow's run of the sweep.
+            tags: what every trial's run is tagged with.
+            samples_per_epoch: the fewest images that any batch size trains on in an epoch.
+            budget: what the sweep may cost, with what it has cost before.
+        """
+        self.budget = budget or Budget()
+        self._config, self._folder = config, folder
+        self._tracker, self._outbox = tracker, outbox
+        self._parent, self._tags = parent, tags
+        self._space = space_of(config)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        # Rungs in samples seen, the same for every batch size.
+        grace = first_rung(config)
+        self._storage = RDBStorage(study_url)
+        self._study = optuna.create_study(
+            study_name=config.run.name,
+            storage=self._storage,
+            direction="maximize",
+            load_if_exists=True,
+            pruner=optuna.pruners.SuccessiveHalvingPruner(
+                min_resource=grace * samples_per_epoch, reduction_factor=REDUCTION_FACTOR
+            ),
+        )
+        self._open: dict[int, optuna.Trial] = {}
+        self._runs: dict[int, tuple[str, int | None]] = {}
+        self._records: dict[int, RunRecord] = {}
+        self.release()
+
+    @property
+    def missing(self) -> int:
+        """How many of the planned trials have not come to their end."""
+        ended = sum(t.state.is_finished() for t in self._study.get_trials(deepcopy=False))
+        return max(0, self._config.search.trials - ended)
+
+    def propose(self) -> Proposal:
+        """The next trial: one that was interrupted, else a new one."""
+        trials = self._study.get_trials(deepcopy=False)
+        waiting = [t.number for t in trials if t.state == TrialState.WAITING]
+        # A sampler of its own for each trial: what is proposed does not depend on how often the
+        # sweep was interrupted.
+        number = waiting[0] if waiting else len(trials)
+        key = keys(self._config.run.seed, Stream.SEARCH, number)
+        self._study.sampler = optuna.samplers.TPESampler(
+            seed=int(key) % 2**32, n_startup_trials=STARTUP_TRIALS
+        )
+        trial = self._study.ask(distributions(self._space, self._config.search.searched))
+        settings = trial.user_attrs.get("settings")
+        if settings is None:
+            settings = self._space.settings(trial.params)
+            repeats = sum(
+                {**t.user_attrs["settings"], "seed": None} == {**settings, "seed": None}
+                for t in trials
+                if "settings" in t.user_attrs
+            )
+            settings["seed"] = self._config.run.seed + repeats
+            trial.set_user_attr("settings", settings)
+        self._open[trial.number + 1] = trial
+        number = trial.number + 1
+        return Proposal(number, settings, trial_folder(self._folder, number))
+
+    def started(self, proposal: Proposal) -> None:
+        """Opens the trial's run in MLflow, or opens it again."""
+        if proposal.number in self._records:
+            return
+        run, epoch = self._runs.get(proposal.number, (None, None))
+        config = replace(self._config.base(), name=None, **proposal.settings)
+        if run is None:
+            name = f"{proposal.number:03d} {describe(proposal.settings)}"
+            # In three digits, so that a list sorted by it is in order.
+            tags = {
+                **self._tags,
+                "kind": "trial",
+                "trial": f"{proposal.number:03d}",
+                "parent": str(self._config.run.name),
+            }
+            run = self._outbox.start(name, tags, self._parent)
+        self._records[proposal.number] = RunRecord(self._outbox, run, config, epoch)
+
+    def reported(self, number: int, metrics: dict[str, Any]) -> bool:
+        """Writes down an epoch's metrics, once; returns whether the trial is to be cut."""
+        trial = self._open[number]
+        self.budget.add(self._records[number].report(metrics))
+        if metrics["outcome"] != "running" and metrics["outcome"] != "finished":
+            return False
+        step = metrics["samples_seen"]
+        known = self._storage.get_trial(trial._trial_id)
+        if step not in known.intermediate_values:
+            trial.report(metrics[METRIC], step)
+        elif step != known.last_step:
+            return False  # repeated by a trial that goes on, and judged before
+        if metrics["outcome"] == "finished":
+            return False
+        # Written down, for the pruner does not judge the same rung again.
+        cut = known.user_attrs.get("cut", False) or trial.should_prune()
+        if cut:
+            trial.set_user_attr("cut", True)
+        return cut
+
+    def ended(
+        self, number: int, outcome: Outcome, value: float | None, error: str | None = None
+    ) -> None:
+        """Closes a trial in the study, see `study.tell`, and in MLflow."""
+        tell(self._study, self._open.pop(number), outcome, value, error)
+        self._records[number].finish(outcome, error)
+        if outcome != "failed":
+            self._purge_losers(number, value if outcome == "finished" else None)
+
+    def _purge_losers(self, number: int, value: float | None) -> None:
+        checkpoints = Checkpoints.of_run(trial_folder(self._folder, number))
+        self._winner.ended(value, number, checkpoints)
+
+    def release(self) -> None:
+        """Lets every trial that is under way wait for a later `propose`, and MLflow say what the
+        study does; nothing is left running in either."""
+        self._open.clear()
+        for trial in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+            self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        self._outbox.drain()
+        runs = self._tracker.trials(self._parent)
+        ended: dict[int, Outcome] = {
+            trial.number + 1: trial.user_attrs.get("outcome", "failed")
+            for trial in self._study.get_trials(deepcopy=False)
+            if trial.state.is_finished()
+        }
+        for run in runs.itertuples():
+            outcome = ended.get(run.number, "interrupted")
+            if not has_ended(run, outcome):
+                self._tracker.finish(run.run_id, outcome)
+        self._winner = Winner()
+        for trial in self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+            if trial.user_attrs.get("outcome") == "finished":
+                self._purge_losers(trial.number + 1, trial.value)
+        self._runs = {run.number: (run.run_id, last_epoch(run)) for run in runs.itertuples()}

@@ -1,0 +1,167 @@
+"""Recipes: what an experiment starts from, where each number comes from, and what is searched."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import nfnet
+from nflab.settings.config import Config
+from nflab.settings.leaves import replace
+from nflab.settings.search_space import SearchSpace
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Defaults of a configuration, each with its source, and what a sweep searches around them."""
+
+    settings: Mapping[str, tuple[Any, str]]
+    """Leaf name -> (value, where it comes from)."""
+    space: SearchSpace
+
+    @property
+    def config(self) -> Config:
+        """The configuration; settings that the recipe does not name keep their defaults."""
+        return replace(Config(), **{name: value for name, (value, _) in self.settings.items()})
+
+    def source(self, name: str) -> str:
+        """Where the value of a setting comes from."""
+        return self.settings[name][1] if name in self.settings else "nflab's default"
+
+
+_PAPER = "arXiv 2102.06171"
+
+_CODE = "the authors' released code"
+
+_PAPER_SPACE = SearchSpace(
+    clipping=(0.01, 0.16),
+    batch_size=(256, 4096),
+    augmentation_level=(0, 20),
+    clippings=(0.01, 0.02, 0.04, 0.08, 0.16),
+)
+
+# ImageNet, as both the paper's models and its ablations are trained.
+_COMMON: dict[str, tuple[Any, str]] = {
+    "dataset": ("imagenet", "give its folder with --dataset"),
+    "base_learning_rate": (0.1, f"{_PAPER}, section 4.1: 0.1 for a batch of 256, scaled linearly"),
+    "momentum": (0.9, f"{_PAPER}, section 4.1: Nesterov"),
+    "label_smoothing": (0.1, f"{_PAPER}, section 5"),
+    "warmup_epochs": (5.0, f"{_PAPER}, section 4.1"),
+}
+
+_F_LEVELS = (5, 10, 10, 15, 15, 15, 15)
+
+_F_DROP_RATES = (0.2, 0.3, 0.4, 0.4, 0.5, 0.5, 0.5)
+
+
+def _nfnet(size: int) -> Recipe:
+    """The paper's training of an F model on ImageNet."""
+    pixels = nfnet.preprocessing(f"dm_nfnet_f{size}")
+    trains, tests = pixels.train_size, pixels.test_size
+    settings = {
+        **_COMMON,
+        "recipe": (f"nfnet_f{size}", "its name"),
+        "image_size": (None, f"{_PAPER}, table 1: trains at {trains} px, evaluates at {tests} px"),
+        "model": (f"dm_nfnet_f{size}", f"{_PAPER}, table 1, with its pixels and depths"),
+        "drop_rate": (_F_DROP_RATES[size], f"{_PAPER}, table 1"),
+        "stochdepth_rate": (0.25, f"{_PAPER}, appendix A, and {_CODE}"),
+        "augmentation_level": (_F_LEVELS[size], f"{_PAPER}, table 1 and {_CODE}"),
+        "augmentation_layers": (4, f"{_PAPER}, section 5"),
+        "mixup": (True, f"{_PAPER}, section 5; on half of each batch in {_CODE}"),
+        "cutmix": (True, f"{_PAPER}, section 5; on the other half in {_CODE}"),
+        "batch_size": (4096, f"{_PAPER}, section 5"),
+        "clipping": (0.01, f"{_PAPER}, section 5"),
+        "weight_decay": (2e-5, f"{_PAPER}, section 5"),
+        "ema_decay": (0.99999, f"{_PAPER}, section 5; its warm-up is of {_CODE}"),
+        "epochs": (360, f"{_PAPER}, section 5"),
+        "precision": ("bfloat16", f"{_PAPER}, section 5, over float32 parameters"),
+    }
+    if size >= 5:
+        settings["sam_rho"] = (0.05, f"{_PAPER}, section 5, after arXiv 2010.01412")
+        settings["sam_fraction"] = (0.2, f"{_PAPER}, section 5: a part of the batch, to save time")
+    return Recipe(settings, _PAPER_SPACE)
+
+
+def _ablation(name: str, model: str) -> Recipe:
+    """The paper's ablations of clipping, and their batch-normalised baseline."""
+    baseline = model.startswith("preact")
+    clipping = (None, "the baseline has none") if baseline else (0.01, f"{_PAPER}, figure 2")
+    settings = {
+        **_COMMON,
+        "recipe": (name, "its name"),
+        "image_size": (None, f"{_CODE}: 224 px, in training and evaluation"),
+        "model": (model, f"{_PAPER}, section 4.1"),
+        "batch_size": (1024, f"{_PAPER}, figure 2: one of 256 to 4096"),
+        "clipping": clipping,
+        "weight_decay": (1e-4, f"{_CODE}, the ResNets' configuration"),
+        "ema_decay": (None, f"{_CODE}, the ResNets' configuration"),
+        "epochs": (90, f"{_PAPER}, section 4.1"),
+    }
+    return Recipe(settings, _PAPER_SPACE)
+
+
+_ABLATIONS = {
+    f"{family}{depth}_ablation": f"{model}{depth}"
+    for family, model in (("nf_resnet", "dm_nf_resnet"), ("preact_resnet", "preact_resnet"))
+    for depth in (50, 200)
+}
+
+_DIGITS_SPACE = SearchSpace(
+    clipping=(0.01, 0.64),
+    batch_size=(16, 128),
+    augmentation_level=(0, 10),
+    clippings=(0.04, 0.08, 0.16, 0.32),
+)
+
+_DIGITS: dict[str, tuple[Any, str]] = {
+    "base_learning_rate": (1.6, "gives the smallest batch, 16, the paper's 0.1"),
+    "augmentation_layers": (2, "4 would leave little of 8x8 pixels"),
+}
+
+_FINETUNE: dict[str, tuple[Any, str]] = {
+    "epochs": (20, "nflab's choice"),
+    "warmup_epochs": (1.0, "nflab's choice"),
+    "ema_decay": (None, "nflab's choice: few steps to average over"),
+}
+
+RECIPES = {
+    "digits": Recipe(_DIGITS, _DIGITS_SPACE),
+    "digits_large_batch": Recipe(
+        {
+            **_DIGITS,
+            "recipe": ("digits_large_batch", "its name"),
+            "batch_size": (128, "where training fails without clipping, as in the paper at 4096"),
+            "clipping": (0.08, "works at this batch size in clipping_vs_batch_size.py"),
+        },
+        _DIGITS_SPACE,
+    ),
+    "digits_finetune": Recipe(
+        {
+            **_FINETUNE,
+            "recipe": ("digits_finetune", "its name"),
+            "dataset": ("digits:5-9", "classes that are not in digits:0-4"),
+            "base_learning_rate": (0.4, "a quarter of what training from scratch takes"),
+            "augmentation_layers": (2, "4 would leave little of 8x8 pixels"),
+        },
+        _DIGITS_SPACE,
+    ),
+    "finetune": Recipe(
+        {
+            **_FINETUNE,
+            "recipe": ("finetune", "its name"),
+            "model": ("dm_nfnet_f0", "give yours with --model"),
+            "dataset": ("imagenet", "give yours with --dataset"),
+            "batch_size": (256, "nflab's choice"),
+            "clipping": (0.01, f"{_PAPER}, section 5"),
+            "base_learning_rate": (0.01, "a tenth of what training from scratch takes"),
+        },
+        _PAPER_SPACE,
+    ),
+    **{f"nfnet_f{size}": _nfnet(size) for size in range(7)},
+    **{name: _ablation(name, model) for name, model in _ABLATIONS.items()},
+}
+"""Every number that an experiment starts from, by the recipe's name."""
+
+
+def space_of(config: Config) -> SearchSpace:
+    """What a sweep around this configuration searches."""
+    return RECIPES[config.run.recipe].space

@@ -1,0 +1,155 @@
+"""Configurations of studies: a search or a grid around one training."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from nflab.settings.config import Config
+from nflab.settings.flags import float_or
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How far to search."""
+
+    trials: int = 20
+    """Configurations to try."""
+    dry_run: bool = False
+    """Say what the search would take in time, and in money where machines have a price; run
+    nothing."""
+    max_cost: Annotated[float | None, float_or("none")] = None
+    """USD at which to stop, by the prices of nflab/cluster/prices.csv: running trials end with
+    their next epoch, and --resume NAME --max-cost MORE goes on. Training alone is counted."""
+    searched: Annotated[tuple[str, ...], tyro.conf.Suppress] = (
+        "clipping",
+        "batch_size",
+        "augmentation_level",
+    )
+    """Leaf names of what is searched; the rest is fixed."""
+
+
+@dataclass(frozen=True)
+class FinalsConfig:
+    """How the winners are told from the lucky."""
+
+    finalists: int = 0
+    """How many of the best settings to repeat over fresh seeds, with the configuration itself as
+    their baseline; 0 for none."""
+    final_seeds: int = 5
+    """How many seeds to repeat them with, at least 2."""
+
+    @property
+    def trainings(self) -> int:
+        """How many finals train, at most."""
+        return (self.finalists + 1) * self.final_seeds if self.finalists else 0
+
+
+@dataclass(frozen=True)
+class SweepConfig(Config):
+    """A search around one configuration."""
+
+    search: SearchConfig = field(default_factory=SearchConfig)
+    finals: FinalsConfig = field(default_factory=FinalsConfig)
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """How often, and whether again."""
+
+    seeds: int = 2
+    """How many seeds to repeat everything with, from --seed on."""
+    dry_run: bool = False
+    """List what would run and what it would take in time, and in money where machines have a price;
+    run nothing."""
+    max_cost: Annotated[float | None, float_or("none")] = None
+    """USD at which to stop, by the prices of nflab/cluster/prices.csv: running cells end with
+    their next epoch, and --resume NAME --max-cost MORE goes on. Training alone is counted."""
+    force: bool = False
+    """Run again what has a result; the new one takes the old one's place."""
+
+
+@dataclass(frozen=True)
+class GridOfConfigs(Config):
+    """A grid around one configuration."""
+
+    grid: GridConfig = field(default_factory=GridConfig)
+
+    def seeds(self) -> range:
+        """What everything is repeated with."""
+        return range(self.run.seed, self.run.seed + self.grid.seeds)
+
+
+@dataclass(frozen=True)
+class ClippingCells:
+    """Which batch sizes and clippings are compared, and whether to insist."""
+
+    batch_sizes: tuple[int, ...] = ()
+    """Batch sizes; none given takes the recipe's."""
+    clippings: tuple[float, ...] = ()
+    """AGC thresholds beside no clipping; none given takes the recipe's."""
+    check: bool = False
+    """End with exit code 1 unless the paper's three findings hold."""
+
+
+@dataclass(frozen=True)
+class ClippingConfig(GridOfConfigs):
+    """Clipping against batch size."""
+
+    cells: ClippingCells = field(default_factory=ClippingCells)
+    finals: FinalsConfig = field(default_factory=FinalsConfig)
+
+
+@dataclass(frozen=True)
+class LayersCells:
+    """Which layers are clipped."""
+
+    subsets: tuple[str, ...] = ()
+    """Sets of clipped parts to compare, as `stem+stage1+stage2` or `none`; none given takes every
+    subset of the stem, the stages and the head."""
+
+
+@dataclass(frozen=True)
+class LayersConfig(GridOfConfigs):
+    """Which layers to clip."""
+
+    cells: LayersCells = field(default_factory=LayersCells)
+    finals: FinalsConfig = field(default_factory=FinalsConfig)
+
+
+@dataclass(frozen=True)
+class AugmentationCells:
+    """Which augmentations are compared."""
+
+    levels: tuple[int, ...] = (0, 2, 4, 6, 8, 10)
+    """Levels of RandAugment on the curve of strength."""
+    ladder_level: int = 4
+    """RandAugment's level on the ladder, at least 1."""
+
+
+@dataclass(frozen=True)
+class AugmentationConfigs(GridOfConfigs):
+    """Augmentation, step by step and by strength."""
+
+    cells: AugmentationCells = field(default_factory=AugmentationCells)
+    finals: FinalsConfig = field(default_factory=FinalsConfig)
+
+
+@dataclass(frozen=True)
+class PretrainingConfig:
+    """What networks are pre-trained on before they are fine-tuned on the dataset."""
+
+    source: str = "digits:0-4"
+    """Dataset to pre-train on, given as --dataset is."""
+    source_epochs: int = 40
+    """Passes over it."""
+    source_learning_rate: float = 1.6
+    """Peak learning rate for 256 images in pre-training, and in training from scratch."""
+
+
+@dataclass(frozen=True)
+class TransferConfig(GridOfConfigs):
+    """A comparison of networks that are pre-trained and fine-tuned alike."""
+
+    grid: GridConfig = field(default_factory=lambda: GridConfig(seeds=5))
+    pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)

@@ -1,0 +1,80 @@
+"""The full log of each process of a run, kept beside its checkpoints."""
+
+import contextlib
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nflab.storage.files import PATIENCE_SECONDS, Away, is_local, read_text, write_text
+
+
+class Log:
+    """The log of one process: a file on its disk, and the copy of that in object storage."""
+
+    def __init__(self, path: Path, uri: str | None) -> None:
+        self.path, self._uri = path, uri
+
+    def report(self, metrics: dict[str, Any]) -> None:
+        """Prints a report, without what is recorded of every layer and step."""
+        print({key: value for key, value in metrics.items() if key != "agc"})
+        with contextlib.suppress(Away):  # the next copy has it too
+            self.copy(patience=0)
+
+    def copy(self, patience: float = PATIENCE_SECONDS) -> None:
+        """Brings the copy up to date.
+
+        Raises:
+            OSError: object storage does not take it.
+        """
+        if self._uri is not None:
+            write_text(self._uri, self.path.read_text(encoding="utf-8"), patience)
+
+
+@contextlib.contextmanager
+def kept_log(folder: str, rank: int) -> Iterator[Log]:
+    """While in use, all that this process prints is added to `folder`/rank-R.log, and an error's
+    traceback too. In object storage the file is brought up to date at each report and at the end.
+
+    Raises:
+        OSError: object storage does not take it.
+    """
+    uri = f"{folder}/rank-{rank}.log"
+    with contextlib.ExitStack() as stack:
+        if is_local(folder):
+            log = Log(Path(uri), None)
+            log.path.parent.mkdir(parents=True, exist_ok=True)
+        else:
+            temporary = stack.enter_context(tempfile.TemporaryDirectory())
+            log = Log(Path(temporary) / "log", uri)
+            log.path.write_text(read_text(uri) or "", encoding="utf-8")
+        try:
+            with _printed_to(log.path):
+                print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} rank {rank} begins")
+                yield log
+        except Away:  # it has waited long enough
+            raise
+        except BaseException:
+            with contextlib.suppress(OSError):  # the error itself is what is to be told
+                log.copy()
+            raise
+        with contextlib.suppress(Away):  # what was computed is safe: it is no failure of the run
+            log.copy()
+
+
+@contextlib.contextmanager
+def _printed_to(path: Path) -> Iterator[None]:
+    """All that is printed goes to a file; an error's traceback too."""
+    with (
+        path.open("a", buffering=1, encoding="utf-8") as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
+        try:
+            yield
+        except BaseException:
+            traceback.print_exc(file=sys.stderr)
+            raise

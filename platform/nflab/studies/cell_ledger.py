@@ -1,0 +1,176 @@
+"""The cells of a grid as they are written down in MLflow."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from nflab.recording.outbox import Outbox
+from nflab.recording.run_record import RunRecord
+from nflab.recording.tables import has_ended, last_epoch
+from nflab.running.budget import Budget
+from nflab.running.ledger import Proposal
+from nflab.settings.config import Config
+from nflab.settings.leaves import replace
+from nflab.settings.outcomes import DONE, Outcome
+from nflab.storage.checkpoints import NO_RIVALS, Checkpoints, Winner
+from nflab.studies.cells import Cell, cell_name, rows_of
+from nflab.studies.session import Session
+
+
+class CellLedger:
+    """Proposes the cells that have no result, and writes down what becomes of them, in MLflow."""
+
+    def __init__(
+        self,
+        session: Session[Any],
+        outbox: Outbox,
+        parent: str,
+        base: Config,
+        settings: Sequence[dict[str, Any]],
+        force: bool = False,
+        keep_weights: bool = False,
+        budget: Budget | None = None,
+    ) -> None:
+        """Closes what an earlier process left running.
+
+        Args:
+            force: run what has a result again, and let the new one supersede it.
+            keep_weights: keep every cell's checkpoint, not the best one's alone; a result whose
+                checkpoint is gone is as good as none.
+            budget: what the grid may cost, with what it has cost before.
+        """
+        self.budget = budget or Budget()
+        self._session, self._tracker, self._parent = session, session.tracker, parent
+        self._outbox, self._keep_weights = outbox, keep_weights
+        self._settings = list(settings)
+        self.cells = [Cell(replace(base, **one)) for one in settings]
+        ids = " ".join(sorted(cell.id for cell in self.cells))
+        self._rivals = NO_RIVALS if keep_weights else hashlib.sha256(ids.encode()).hexdigest()[:16]
+        self._without_weights: set[str] = set()
+        self.release()
+        self.repeats = len(self._old) > 0
+        """Whether an earlier command began to repeat results, and did not come to its end."""
+        if force or keep_weights:
+            self._find_old(force)
+            self.release()
+
+    def _find_old(self, force: bool) -> None:
+        """Notes which results are to be superseded: all, but for those that came of an earlier
+        command that began to repeat; else those whose weights are needed and gone."""
+        done = self._known[self._known.outcome.isin(DONE) & ~self._known.to_supersede]
+        if force and not self.repeats:
+            for run in done.itertuples():
+                self._outbox.put("tag", run.run_id, key="to_supersede", value="true")
+        elif self._keep_weights:
+            finished = done[done.outcome == "finished"]
+            without = [_has_no_checkpoint(folder) for folder in finished.folder]
+            self._without_weights = set(finished.run_id[without])
+
+    def release(self) -> None:
+        """Reads what MLflow says of every cell; none of this grid is left running."""
+        runs = self._outbox.read(self._tracker.cells)
+        for run in runs[runs.parent == self._parent].itertuples():
+            ended: Outcome = "interrupted" if run.outcome == "running" else run.outcome
+            if not has_ended(run, ended):
+                self._outbox.put("finish", run.run_id, outcome=ended)
+        runs = self._outbox.read(self._tracker.cells)
+        self._known = runs = runs[runs.cell.isin({cell.id for cell in self.cells})]
+        old = runs.to_supersede | runs.run_id.isin(self._without_weights)
+        old &= runs.outcome.isin(DONE)
+        self._old = runs[old]
+        self.rows = found = self._rows(runs[~old])
+        self._attempts = self._outbox.read(self._tracker.attempts)
+        done = found.outcome.isin(DONE)
+        # A cell that is asked for twice is run once.
+        asked = ~done & ~found.cell.duplicated()
+        self._waiting = [n for n, missing in enumerate(asked, 1) if missing]
+        # One of another grid is theirs to go on with.
+        mine = found[~done & (found.parent == self._parent)]
+        self._runs = {run.cell: run for run in mine.itertuples()}
+        self._records: dict[int, RunRecord] = {}
+        self._folders: dict[int, str] = {}
+        self._winner = Winner()
+        if not self._keep_weights:
+            for run in found.drop_duplicates("cell").itertuples():
+                if run.outcome == "finished" and run.parent == self._parent:
+                    checkpoints = Checkpoints.of_run(run.folder)
+                    self._winner.ended(run.val_top1, run.Index + 1, checkpoints)
+
+    def results(self) -> pd.DataFrame:
+        """A row for each cell, as `release` found them; what was to be superseded and has not been
+        still is a result."""
+        return self._rows(self._known)
+
+    def _rows(self, runs: pd.DataFrame) -> pd.DataFrame:
+        return rows_of(self.cells, runs.drop(columns="to_supersede"))
+
+    @property
+    def missing(self) -> int:
+        """How many cells have no result."""
+        return len(self._waiting)
+
+    def propose(self) -> Proposal:
+        """The next cell."""
+        number = self._waiting.pop(0)
+        cell = self.cells[number - 1]
+        known = self._runs.get(cell.id)
+        folder = known.folder if known is not None else self._new_folder(cell)
+        self._folders[number] = folder
+        return Proposal(number, self._settings[number - 1], folder)
+
+    def started(self, proposal: Proposal) -> None:
+        """Opens the cell's run in MLflow, or opens it again."""
+        if proposal.number in self._records:
+            return
+        cell = self.cells[proposal.number - 1]
+        known = self._runs.get(cell.id)
+        if known is not None:
+            run, epoch = known.run_id, last_epoch(known)
+        else:
+            tags = {
+                **self._session.tags,
+                "kind": "cell",
+                "cell": cell.id,
+                "parent": self._session.name,
+                "folder": proposal.folder,
+                "rivals": self._rivals,
+            }
+            run, epoch = self._outbox.start(cell_name(proposal.settings), tags, self._parent), None
+        self._records[proposal.number] = RunRecord(self._outbox, run, cell.config, epoch)
+
+    def reported(self, number: int, metrics: dict[str, Any]) -> bool:
+        """Writes down an epoch's metrics, once; no cell is ever cut."""
+        self.budget.add(self._records[number].report(metrics))
+        return False
+
+    def ended(
+        self, number: int, outcome: Outcome, value: float | None, error: str | None = None
+    ) -> None:
+        """Closes the cell's run, lets it supersede the result that there was, and forgets all
+        checkpoints that are not needed."""
+        self._records[number].finish(outcome, error)
+        if outcome not in DONE:
+            return
+        old = self._old[self._old.cell == self.cells[number - 1].id]
+        for run in old.drop_duplicates("run_id").itertuples():
+            self._outbox.put("tag", run.run_id, key="superseded", value="true")
+            Checkpoints.of_run(run.folder).purge()
+        if not self._keep_weights:
+            value = value if outcome == "finished" else None
+            self._winner.ended(value, number, Checkpoints.of_run(self._folders[number]))
+
+    def _new_folder(self, cell: Cell) -> str:
+        """One that no run of the cell has used, whether MLflow still knows of it or not."""
+        attempts = self._attempts[cell.id]
+        while True:
+            suffix = f"-{attempts + 1}" if attempts else ""
+            folder = f"{self._session.folder}/cells/{cell.id}{suffix}"
+            if _has_no_checkpoint(folder):
+                return folder
+            attempts += 1
+
+
+def _has_no_checkpoint(folder: str) -> bool:
+    return Checkpoints.of_run(folder).last_epoch() is None

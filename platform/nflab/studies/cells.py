@@ -1,0 +1,83 @@
+"""Cells of a grid, and what they compute."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from nflab.data import load_dataset
+from nflab.recording.tables import one_each
+from nflab.settings import locations
+from nflab.settings.config import Config
+from nflab.settings.leaves import as_text, flat, replace
+from nflab.storage.files import read_bytes
+from nflab.terminal.wording import describe
+
+_ELSEWHERE = ("name", "tracking_uri", "storage", "recipe", "diagnostics")
+"""Settings that say where results go, where settings come from and what is watched, not what is
+computed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a grid."""
+
+    config: Config
+
+    @functools.cached_property
+    def id(self) -> str:
+        """Changes whenever something does that the result depends on: a setting, an image of the
+        dataset, a pre-trained weight; not with the hardware."""
+        computed = flat(self.config)
+        for name in (*_ELSEWHERE, *(f.name for f in dataclasses.fields(self.config.scale))):
+            del computed[name]
+        computed["dataset"] = load_dataset(self.config).fingerprint
+        given = self.config.model.pretrained
+        weights = None if given is None else read_bytes(given)
+        if weights is not None:
+            computed["pretrained"] = hashlib.sha256(weights).hexdigest()
+        text = json.dumps(computed, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def cell_name(settings: dict[str, Any]) -> str:
+    """A cell's settings in a line; where it is cut, what tells cells apart stands first."""
+    last = ("model", "seed")
+    return describe({key: settings[key] for key in sorted(settings, key=last.__contains__)})
+
+
+def common_part(base: Config) -> Config:
+    """What cells have in common, without the name and places of one run."""
+    # Workers run in folders of their own.
+    dataset = locations.absolute(base.data.dataset)
+    return replace(base, name=None, tracking_uri=None, storage=None, dataset=dataset)
+
+
+def with_settings(rows: pd.DataFrame, cells: Sequence[Cell]) -> pd.DataFrame:
+    """`rows`, with the settings of cells that were never begun, which no run tells."""
+    if not (rows.outcome == "missing").any():
+        return rows
+    told = [
+        {**row, **{key: as_text(value) for key, value in flat(cell.config).items()}}
+        if row["outcome"] == "missing"
+        else row
+        for row, cell in zip(rows.to_dict("records"), cells, strict=True)
+    ]
+    return pd.DataFrame(told)
+
+
+def rows_of(cells: Sequence[Cell], runs: pd.DataFrame) -> pd.DataFrame:
+    """A row for each cell, in order: its result if it has one, else its latest run, else nothing
+    but its `cell` and the `outcome` "missing".
+
+    Args:
+        runs: rows of cells' runs (see `Tracker.cells`).
+    """
+    latest = one_each(runs).set_index("cell")
+    found = latest.reindex([cell.id for cell in cells])
+    found["outcome"] = found.outcome.fillna("missing")
+    return found.reset_index(names="cell")

@@ -1,0 +1,300 @@
+"""A grid of runs in which a cell is its configuration.
+
+Cells are known by what they compute, wherever and whenever they were run: a grid that is asked for
+again runs only what MLflow does not have the result of.
+"""
+
+import functools
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nflab.cluster import connection
+from nflab.cluster.placement import Placement
+from nflab.data import example_image, load_dataset
+from nflab.learning.classifier import WEIGHTS
+from nflab.recording.archive import Archive
+from nflab.recording.notes import grid_note
+from nflab.recording.outbox import Outbox
+from nflab.recording.run_record import dataset_entry
+from nflab.running.budget import Budget
+from nflab.running.tuner import run_trials
+from nflab.settings import locations
+from nflab.settings.config import Config
+from nflab.settings.errors import ConfigError
+from nflab.settings.leaves import replace
+from nflab.settings.outcomes import DONE, Outcome
+from nflab.settings.serialization import from_json, to_json
+from nflab.settings.studies import FinalsConfig, GridOfConfigs
+from nflab.storage.checkpoints import Checkpoints
+from nflab.storage.files import is_local
+from nflab.studies.cell_ledger import CellLedger
+from nflab.studies.cells import Cell, common_part, rows_of, with_settings
+from nflab.studies.costs import cost_sentences, spent, totals
+from nflab.studies.plan import show_plan
+from nflab.studies.session import Session, open_session
+from nflab.terminal.interrupts import BudgetReached, Interrupted, ignore_interrupts
+from nflab.terminal.progress import SweepProgress
+from nflab.terminal.wording import console
+
+
+class Grid:
+    """Cells that are run and read back, as children of one run in MLflow."""
+
+    def __init__(
+        self,
+        session: Session[Any],
+        outbox: Outbox,
+        parent: str,
+        budget: Budget,
+        force: bool = False,
+    ) -> None:
+        self._session, self._outbox, self._force = session, outbox, force
+        self._budget = budget
+        self.parent, self.tracker = parent, session.tracker
+        self.has_results = False
+        self.stopped = False
+        """Whether cells were not run, or not to their end, because the budget was reached."""
+
+    def run(
+        self, base: Config, cells: Sequence[dict[str, Any]], keep_weights: bool = False
+    ) -> pd.DataFrame:
+        """Runs those cells that have no result yet, as many at once as the cluster holds.
+
+        Args:
+            base: what all cells have in common.
+            cells: for each, the settings in which it differs, in the order in which they are run.
+            keep_weights: whether every cell's weights are needed, not the best one's alone.
+
+        Returns:
+            a row for each cell, in order (see `Tracker.cells`); one that failed, or was stopped or
+            not begun because of the budget, has no `test_top1`.
+
+        Raises:
+            BudgetReached: no cell has a result, for that reason.
+            ConfigError: no cell has a result, for all failed.
+        """
+        session = self._session
+        run_uri, storage = session.config.run.tracking_uri, session.config.run.storage
+        base = replace(common_part(base), tracking_uri=run_uri, storage=storage)
+        ledger = CellLedger(
+            session,
+            self._outbox,
+            self.parent,
+            base,
+            cells,
+            self._force,
+            keep_weights,
+            self._budget,
+        )
+        done = len(cells) - ledger.missing
+        console().print(
+            f"{session.name}: {len(cells)} cells ({done} done) of {base.schedule.epochs} epochs on "
+            f"{base.data.dataset}, {session.placement}"
+        )
+        if ledger.repeats:
+            console().print("what an earlier --force began goes on: give it again to repeat more")
+        if base.run.diagnostics and done:
+            console().print(f"{done} cells keep what they recorded: --force records diagnostics")
+        try:
+            if ledger.missing and not self._budget.reached:
+                progress = SweepProgress(len(cells), done, base.schedule.epochs, "cell")
+                run_trials(base, session.placement, ledger, progress)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                ignore_interrupts()
+            if self._outbox.empties():
+                ledger.release()
+            raise
+        ledger.release()
+        unfinished = ledger.rows.outcome.isin(["missing", "interrupted"]).any()
+        found = ledger.results()
+        self.has_results |= bool(found.outcome.isin(DONE).any())
+        if unfinished and self._budget.reached:
+            self.stopped = True
+            if not self.has_results:
+                raise self.budget_reached()
+        if not self.has_results:
+            raise ConfigError("every cell failed: what follows `logs:` above says where to look")
+        return with_settings(found, ledger.cells)
+
+    def budget_reached(self) -> BudgetReached:
+        """What tells a person that the grid was stopped, and how to go on."""
+        return BudgetReached(self._session.name, str(self._budget))
+
+    def ids(self, base: Config, cells: Sequence[dict[str, Any]]) -> list[str]:
+        """The identity of each cell that `run` would be asked for."""
+        return [Cell(replace(common_part(base), **settings)).id for settings in cells]
+
+    def attach(self, name: str, text: str) -> None:
+        """Stores text with the grid's run, as a file called `name`."""
+        self._outbox.put("add_text", self.parent, text=text, file=name)
+
+    def attached(self, name: str) -> str | None:
+        """What was stored so; None if nothing was."""
+        return self._outbox.read(lambda: self.tracker.text(self.parent, name))
+
+    def weights(self, config: Config) -> str:
+        """Path or address of the trained weights of a finished cell."""
+        (row,) = rows_of([Cell(config)], self._outbox.read(self.tracker.cells)).itertuples()
+        return f"{row.folder}/checkpoints/epoch-{config.schedule.epochs:06d}/{WEIGHTS}"
+
+    def record(
+        self,
+        table: pd.DataFrame,
+        found: Sequence[str],
+        drawings: Mapping[str, Callable[[Path], None]],
+    ) -> list[Path]:
+        """Stores what was found with the grid's run; returns where its figures are.
+
+        Args:
+            table: the results, a row for each cell.
+            found: the answer in sentences, shown in the run's description.
+            drawings: name -> draws the figure, as a PNG file of this path.
+        """
+        session = self._session
+        folder = Path(session.folder if is_local(session.folder) else tempfile.mkdtemp("-nflab"))
+        figures = [folder / f"{name}.png" for name in drawings]
+        for figure, draw in zip(figures, drawings.values(), strict=True):
+            draw(figure)
+        table.to_csv(folder / "cells.csv", index=False)
+        for path in (*figures, folder / "cells.csv"):
+            self._outbox.put_file(self.parent, path.name, functools.partial(shutil.copy, path))
+        names = [path.name for path in figures]
+        total = totals(self._outbox.read(lambda: self.tracker.children(self.parent)))
+        when = int(time.time() * 1000)
+        self._outbox.put("log", self.parent, metrics=total, step=0, when=when)
+        costs = [*cost_sentences(total), *([f"Stopped: {self._budget}."] if self.stopped else [])]
+        for sentence in costs:
+            console().print(sentence, markup=False)
+        config, experiment = session.config.base(), self.tracker.experiment
+        note = grid_note(experiment, self.parent, config, table, [*found, *costs], names)
+        self._outbox.put("describe", self.parent, text=note)
+        if self.stopped:  # a better one may yet come
+            self._outbox.drain()
+        else:
+            self._outbox.read(lambda: self._keep_best(table))
+        return figures
+
+    def _keep_best(self, table: pd.DataFrame) -> None:
+        """Stores and registers the network of the cell that does best on validation, whichever grid
+        trained it; another grid may have forgotten its checkpoint."""
+        finished = table[table.outcome == "finished"]
+        if not len(finished):
+            return
+        best = finished.loc[finished.val_top1.idxmax()]
+        with Checkpoints.of_run(best.folder).last() as checkpoint:
+            if checkpoint is None:
+                said = f"the weights of the best cell, {best['name']}, are not stored any more"
+                if best.parent != self.parent:
+                    said += ": another grid trained it, and keeps those of its own best cell only"
+                console().print(said, markup=False)
+                return
+            config = from_json(Config, (checkpoint / "config.json").read_text(encoding="utf-8"))
+            top1 = {key: float(best[key]) for key in ("val_top1", "test_top1")}
+            self.tracker.log(self.parent, top1, 0)
+            self.tracker.add_model(
+                self.parent, checkpoint, example_image(config), "best_cell", best.run_id
+            )
+            self.tracker.register_model(
+                self.parent,
+                config.data.dataset,
+                load_dataset(config).fingerprint,
+                f"{config.model.model}, best cell of the grid {self._session.name}: {best['name']}",
+            )
+
+
+@contextmanager
+def open_grid(config: GridOfConfigs, experiment: str) -> Iterator[Grid]:
+    """A grid called `config.run.name`, else as the experiment is; it is opened again by asking for
+    it again. Of a dry run, the block ends where it would begin to train.
+
+    Raises:
+        ConfigError: a store or the cluster cannot be used.
+        Interrupted: Ctrl-C or SIGTERM, or its budget is reached.
+    """
+    if config.grid.dry_run:
+        with suppress(_Listed):
+            yield _DryRun(config, experiment)
+        return
+    named = replace(config, name=config.run.name or experiment, dry_run=False, force=False)
+    session = open_session(named, experiment, resume=True)
+    tracker = session.tracker
+    outbox = Outbox(tracker, session.outbox_folder)
+    outcome: Outcome = "failed"
+    parent = None
+    tags = {**session.tags, "kind": "grid"}
+    try:
+        parent = outbox.read(lambda: tracker.begin(session.name, tags))
+        outbox.put("reopen", parent)
+        outbox.put("add_text", parent, text=to_json(session.config), file="config.json")
+        outbox.put("log_dataset", parent, **dataset_entry(session.config))
+        run_id = parent
+        spent_before = outbox.read(lambda: spent(tracker.children(run_id)))
+        budget = Budget(config.grid.max_cost, spent_before)
+        grid = Grid(session, outbox, parent, budget, config.grid.force)
+        yield grid
+        if grid.stopped:
+            raise grid.budget_reached()
+        outcome = "finished"
+    except BudgetReached as reached:
+        outcome = "interrupted"
+        if parent is not None and not grid.has_results:
+            outbox.put("describe", parent, text=f"Stopped: {reached.told}.")
+        raise
+    except KeyboardInterrupt:
+        ignore_interrupts()
+        outcome = "interrupted"
+        raise Interrupted(session.name) from None
+    finally:
+        try:
+            if parent is not None:
+                outbox.put("finish", parent, outcome=outcome, when=int(time.time() * 1000))
+            if outcome == "finished":
+                outbox.drain()
+            else:
+                outbox.empties()
+        finally:
+            outbox.close()
+            connection.disconnect()
+
+
+class _Listed(Exception):
+    """A dry run has come to its end."""
+
+
+class _DryRun(Grid):
+    """Lists cells instead of running them."""
+
+    def __init__(self, config: GridOfConfigs, experiment: str) -> None:
+        archive = Archive(locations.tracking_uri(config.run))
+        self._known = pd.DataFrame(columns=["cell", "outcome"])
+        if experiment in archive.experiments():
+            self._known = archive.rows(experiment).dropna(subset="cell")
+            self._known = self._known[self._known.to_supersede.isna()]
+        self._config = config
+        self._budget = Budget(config.grid.max_cost)
+        name = config.run.name or experiment
+        before = archive.recorded(experiment) if experiment in archive.experiments() else []
+        for run in before:
+            if run.name == name and run.parent is None:
+                children = archive.family(run)[1:]
+                self._budget.add(sum(child.metrics.get("cost_usd", 0.0) for child in children))
+
+    def run(
+        self, base: Config, cells: Sequence[dict[str, Any]], keep_weights: bool = False
+    ) -> pd.DataFrame:
+        configs = [replace(common_part(base), **settings) for settings in cells]
+        found = rows_of([Cell(config) for config in configs], self._known)
+        outcomes = ["again" if self._config.grid.force else o for o in found.outcome]
+        priced = self._budget.limit is not None
+        placement: Placement = connection.foresee(self._config.scale, priced)
+        finals: FinalsConfig = getattr(self._config, "finals", FinalsConfig())
+        show_plan(cells, configs, outcomes, self._known, placement, self._budget, finals.trainings)
+        raise _Listed

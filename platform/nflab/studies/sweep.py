@@ -1,0 +1,234 @@
+"""A sweep from its configuration to its answer: search, record, read back, draw."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from nflab.analysis import figures
+from nflab.analysis.findings import Findings
+from nflab.analysis.statistics import Importance
+from nflab.cluster import connection
+from nflab.data import example_image, load_dataset
+from nflab.recording.notes import sweep_note
+from nflab.recording.outbox import Outbox
+from nflab.recording.run_record import dataset_entry
+from nflab.recording.tracker import Tracker
+from nflab.running.budget import Budget
+from nflab.running.ledger import METRIC
+from nflab.running.tuner import run_trials
+from nflab.searching.importances import importances, judged
+from nflab.searching.trial_ledger import TrialLedger, trial_folder
+from nflab.settings.leaves import as_text, flat
+from nflab.settings.outcomes import Outcome
+from nflab.settings.recipes import space_of
+from nflab.settings.search_space import setting
+from nflab.settings.serialization import to_json
+from nflab.settings.studies import SweepConfig
+from nflab.storage.checkpoints import Checkpoints
+from nflab.storage.files import is_local
+from nflab.studies.costs import cost_sentences, spent, totals
+from nflab.studies.finals import run_finals
+from nflab.studies.grid import Grid
+from nflab.studies.session import Session, open_session
+from nflab.terminal.interrupts import Interrupted, ignore_interrupts
+from nflab.terminal.progress import SweepProgress
+from nflab.terminal.wording import console
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep found, as MLflow recorded it."""
+
+    name: str
+    trials: pd.DataFrame
+    """One row a trial, best first (see `Tracker.trials`); `val_top1` and `test_top1` in percent."""
+    importances: dict[str, Importance]
+    """How much each searched setting mattered, the most important first."""
+    judged: int
+    """Trials that the importances rest on."""
+    finals: list[str]
+    """What repeating the best settings over fresh seeds says, in sentences; empty without."""
+    costs: list[str]
+    """What it cost and what pruning saved, in sentences."""
+    stopped: str | None
+    """What was spent, in words, if the sweep was stopped at its budget."""
+    folder: Path
+    """Where the figures and the table are."""
+    run_id: str
+    """The parent run."""
+
+
+def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> SweepResult:
+    """Runs a validated sweep on the cluster, as runs of the MLflow experiment `experiment`.
+
+    Args:
+        resume: continue the sweep called `config.run.name`: run what it misses.
+
+    Raises:
+        ConfigError: the name, a store or the cluster cannot be used.
+        Interrupted: Ctrl-C or SIGTERM; the sweep can be resumed.
+    """
+    session = open_session(config, experiment, resume)
+    config, tracker = session.config, session.tracker
+    space, planned = space_of(config), config.search.trials
+    parent = ledger = None
+    outbox = Outbox(tracker, session.outbox_folder)
+    try:
+        tags = {**session.tags, "kind": "sweep"}
+        run_id = parent = outbox.read(lambda: tracker.begin(session.name, tags))
+        outbox.put("reopen", parent)
+        params = {key: as_text(value) for key, value in flat(config).items()}
+        params |= {key: f"searched: {space.describe(key)}" for key in config.search.searched}
+        outbox.put("log_params", parent, params=params)
+        outbox.put("add_text", parent, text=to_json(config), file="config.json")
+        outbox.put("add_text", parent, text=json.dumps(session.class_names), file="classes.json")
+        outbox.put("log_dataset", parent, **dataset_entry(config))
+        spent_before = outbox.read(lambda: spent(tracker.children(run_id)))
+        budget = Budget(config.search.max_cost, spent_before)
+        ledger = TrialLedger(
+            config,
+            session.folder,
+            f"sqlite:///{session.local_folder}/study.db",
+            tracker,
+            outbox,
+            parent,
+            session.tags,
+            _samples_per_epoch(config),
+            budget,
+        )
+        missing = ledger.missing
+        done = f" ({planned - missing} done)" if missing < planned else ""
+        console().print(
+            f"sweep {session.name}: {planned} trials{done} of {config.schedule.epochs} epochs, "
+            f"{session.placement}"
+        )
+        if missing and not budget.reached:
+            progress = SweepProgress(planned, planned - missing, config.schedule.epochs)
+            run_trials(config.base(), session.placement, ledger, progress)
+        stopped = budget.reached and ledger.missing > 0
+        if stopped:
+            ledger.release()
+        return outbox.read(lambda: _conclude(session, run_id, outbox, budget, stopped))
+    except KeyboardInterrupt:
+        _stop(tracker, parent, ledger, outbox, "interrupted")
+        raise Interrupted(session.name) from None
+    except BaseException:
+        _stop(tracker, parent, ledger, outbox, "failed")
+        raise
+    finally:
+        outbox.close()
+        connection.disconnect()
+
+
+def _stop(
+    tracker: Tracker,
+    parent: str | None,
+    ledger: TrialLedger | None,
+    outbox: Outbox,
+    outcome: Outcome,
+) -> None:
+    """Leaves nothing marked as running, if MLflow answers."""
+    ignore_interrupts()
+    if not outbox.empties():
+        return  # whoever continues the sweep, or audits it, sets it right
+    if ledger is not None:
+        ledger.release()
+    if parent is not None:
+        tracker.finish(parent, outcome)
+
+
+def _samples_per_epoch(config: SweepConfig) -> int:
+    """The fewest training images that an epoch of whole batches has, over the batch sizes."""
+    size = load_dataset(config).sizes["train"]
+    batch_sizes = [config.optimizer.batch_size]
+    if "batch_size" in config.search.searched:
+        batch_sizes = space_of(config).batch_sizes()
+    return min(size // batch_size * batch_size for batch_size in batch_sizes)
+
+
+def _conclude(
+    session: Session[SweepConfig], parent: str, outbox: Outbox, budget: Budget, stopped: bool
+) -> SweepResult:
+    """Reads back what was recorded, draws it, and stores the answer with the parent run.
+
+    Args:
+        stopped: whether the budget was reached before all trials had come to their end.
+    """
+    config, tracker = session.config, session.tracker
+    trials = tracker.trials(parent)
+    for metric in (METRIC, "test_top1"):  # no trial may have come to one
+        if metric not in trials:
+            trials[metric] = float("nan")
+    # Only a trial that went to its end can win; the rest follow in the order of their last result.
+    trials["done"] = trials.outcome == "finished"
+    trials = trials.sort_values(["done", METRIC], ascending=False, kind="stable")
+    trials = trials.drop(columns="done")
+    space, searched = space_of(config), config.search.searched
+    told = judged(trials)
+    shares = importances(trials, space, searched)
+    folder = Path(session.folder if is_local(session.folder) else tempfile.mkdtemp("-nflab"))
+    curves = [
+        (row["name"], row.outcome, tracker.history(row.run_id, METRIC))
+        for _, row in trials.iterrows()
+    ]
+    size = f"{config.model.model} on {config.data.dataset}, {config.schedule.epochs} epochs"
+    figures.draw_top1(trials, folder / "top1.png", f"Validation top-1: {size}")
+    figures.draw_importances(
+        shares, folder / "importances.png", f"What mattered in {len(told)} trials: {size}"
+    )
+    figures.draw_learning_curves(curves, folder / "learning_curves.png", f"Learning curves: {size}")
+    trials.to_csv(folder / "trials.csv", index=False)
+    settled = None
+    if config.finals.finalists and not stopped:
+        grid = Grid(session, outbox, parent, budget)
+        grid.has_results = True  # the trials', whatever becomes of finals
+        settled = _finals(grid, session, trials)
+        stopped = grid.stopped
+    if settled is not None:
+        for name, draw in settled.drawings.items():
+            draw(folder / f"{name}.png")
+    said = [] if settled is None else settled.text
+    drawn = sorted(folder.glob("*.png"), reverse=True)
+    for path in [*drawn, folder / "trials.csv"]:
+        tracker.add_file(parent, path)
+    best = trials.iloc[0]
+    if best.outcome == "finished":
+        tracker.log(parent, {key: float(best[key]) for key in ("val_top1", "test_top1")}, 0)
+    if best.outcome == "finished" and not stopped:  # a better one may yet come
+        checkpoints = Checkpoints.of_run(trial_folder(session.folder, best.number))
+        with checkpoints.last() as checkpoint:
+            if checkpoint is not None:
+                tracker.add_model(parent, checkpoint, example_image(config), "best_trial")
+                tracker.register_model(
+                    parent,
+                    config.data.dataset,
+                    session.tags["dataset_fingerprint"],
+                    f"{config.model.model}, best trial of the sweep {session.name}: {best['name']}",
+                )
+    names = [path.name for path in drawn]
+    total = totals(tracker.children(parent), config.schedule.epochs)
+    tracker.log(parent, total, 0)
+    costs = [*cost_sentences(total), *([f"Stopped: {budget}."] if stopped else [])]
+    note = sweep_note(parent, config, space, trials, shares, told, [*said, *costs], names)
+    tracker.describe(parent, note)
+    failed = bool((trials.outcome == "failed").all())
+    outcome: Outcome = "interrupted" if stopped else "failed" if failed else "finished"
+    tracker.finish(parent, outcome)
+    halt = str(budget) if stopped else None
+    return SweepResult(session.name, trials, shares, len(told), said, costs, halt, folder, parent)
+
+
+def _finals(grid: Grid, session: Session[SweepConfig], trials: pd.DataFrame) -> Findings:
+    """The best settings repeated over fresh seeds.
+
+    Args:
+        trials: the best first.
+    """
+    finals, searched = session.config.finals, session.config.search.searched
+    finished = trials[trials.outcome == "finished"]
+    best = finished.drop_duplicates(list(searched)).head(finals.finalists)
+    settings = [{name: setting(name, row[name]) for name in searched} for _, row in best.iterrows()]
+    return run_finals(grid, session.config.base(), settings, finals)

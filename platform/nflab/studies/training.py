@@ -1,0 +1,137 @@
+"""One training from its configuration to its recorded result."""
+
+import json
+import traceback
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+from nflab.cluster import connection
+from nflab.cluster.waiting import told_of_waiting
+from nflab.data import example_image
+from nflab.learning.loop import train
+from nflab.recording.outbox import Outbox
+from nflab.recording.run_record import RunRecord
+from nflab.running.mailbox import Listener, mailbox
+from nflab.running.worker_group import Task, TrainingFailedError, first_error, fit
+from nflab.settings.config import Config
+from nflab.settings.outcomes import Outcome
+from nflab.storage.checkpoints import Checkpoints
+from nflab.studies.session import Session, open_session
+from nflab.terminal.interrupts import Interrupted, ignore_interrupts
+from nflab.terminal.progress import TrainingProgress
+from nflab.terminal.wording import console
+
+POLL_SECONDS = 2.0
+"""How often the reports of a training are fetched."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a training ended."""
+
+    outcome: Outcome
+    metrics: dict[str, float]
+    """Last value of each metric, as MLflow recorded it."""
+    history: dict[str, list[float]]
+    """`val_top1` and `test_top1` in the order in which they were recorded."""
+    run_id: str
+    error: str | None
+    """Why it failed, with the traceback of the first worker that did."""
+    logs: str
+    """Where the log of each worker is."""
+
+
+def run_training(
+    config: Config, experiment: str, resume: bool = False, task: Task = train
+) -> TrainingResult:
+    """Trains a validated configuration on the cluster, as a run of the MLflow experiment.
+
+    Args:
+        resume: continue the run called `config.run.name` from its last checkpoint.
+        task: what every worker does, instead of training.
+
+    Raises:
+        ConfigError: the name, a store or the cluster cannot be used.
+        Interrupted: Ctrl-C or SIGTERM; the run can be resumed.
+    """
+    session = open_session(config, experiment, resume)
+    config, tracker = session.config, session.tracker
+    console().print(
+        f"{experiment} {session.name}: {config.model.model} on {config.data.dataset}, "
+        f"{session.placement}"
+    )
+    outcome: Outcome = "failed"
+    error = None
+    record: RunRecord | None = None
+    outbox = Outbox(tracker, session.outbox_folder)
+    try:
+        tags = {**session.tags, "kind": "training"}
+        run_id = outbox.read(lambda: tracker.begin(session.name, tags))
+        record = RunRecord(outbox, run_id, config, outbox.read(lambda: tracker.last_epoch(run_id)))
+        outbox.put("add_text", run_id, text=json.dumps(session.class_names), file="classes.json")
+        progress = TrainingProgress(config.schedule.epochs)
+        mail = mailbox()
+        # In a thread: Ctrl-C is for this one, which knows what to write down.
+        pool = ThreadPoolExecutor(max_workers=1)
+        training = pool.submit(fit, config, session.placement, session.folder, Listener(mail), task)
+        reached: Outcome = "failed"
+        with told_of_waiting(progress.say):
+            ended: set[Future[None]] = set()
+            while not ended:
+                try:
+                    ended = wait([training], timeout=POLL_SECONDS).done
+                finally:
+                    # After an end all that was reported is there.
+                    for metrics in mail.get_nowait_batch(mail.qsize()):
+                        record.report(metrics)
+                        progress.reported(metrics)
+                        reached = metrics["outcome"]
+        training.result()
+        outcome = reached
+        if outcome == "finished":
+            outbox.read(lambda: _keep_model(session, run_id, registered=task is train))
+    except TrainingFailedError as failure:
+        first = first_error(failure)
+        error = first.text if first else str(failure)
+    except KeyboardInterrupt:
+        ignore_interrupts()
+        outcome = "interrupted"
+        raise Interrupted(session.name) from None
+    except BaseException:
+        error = traceback.format_exc()
+        raise
+    finally:
+        try:
+            if record is not None:
+                record.finish(outcome, error)
+            if outcome in ("failed", "interrupted"):
+                outbox.empties()
+            else:
+                outbox.drain()
+        finally:
+            outbox.close()
+            connection.disconnect()
+    return TrainingResult(
+        outcome,
+        tracker.metrics(run_id),
+        {name: [v for _, v in tracker.history(run_id, name)] for name in ("val_top1", "test_top1")},
+        run_id,
+        error,
+        f"{session.folder}/logs",
+    )
+
+
+def _keep_model(session: Session[Config], run_id: str, registered: bool) -> None:
+    """Stores the network of the last checkpoint, if there is one, as a model."""
+    config, tracker = session.config, session.tracker
+    with Checkpoints.of_run(session.folder).last() as folder:
+        if folder is None:
+            return
+        tracker.add_model(run_id, folder, example_image(config))
+        if registered:
+            tracker.register_model(
+                run_id,
+                config.data.dataset,
+                session.tags["dataset_fingerprint"],
+                f"{config.model.model}, run {session.name}",
+            )
