@@ -326,6 +326,7 @@ def test_pretrained_weights_are_known_by_their_contents_wherever_they_are(
     for name, epoch in (("a.pt", "1"), ("b.pt", "2")):
         shutil.copy(trained / epoch / f"epoch-00000{epoch}" / "weights.pt", tmp_path / name)
     config = replace(SMALL, pretrained=str(tmp_path / "a.pt"))
+    (tmp_path / "run").mkdir()  # for a copy of what there is before the first epoch
     run(config, tmp_path / "run", copies=tmp_path / "copies")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OtherComputation, match=r"\(the pre-trained weights' contents\)"):
