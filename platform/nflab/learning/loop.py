@@ -4,6 +4,7 @@ It reads from top to bottom in the order in which things happen. What surrounds 
 Tune or nothing) reaches it only as a `Worker`.
 """
 
+import json
 import math
 import tempfile
 import time
@@ -18,6 +19,7 @@ import nfnet
 from nflab.data import Dataset, load_dataset
 from nflab.data.batches import train_batches
 from nflab.learning.classifier import WEIGHTS, write_description
+from nflab.learning.computation import CONFIG, MADE_BY, made_by, require_same
 from nflab.learning.diagnostics import Diagnostics
 from nflab.learning.evaluation import evaluate, loaders
 from nflab.learning.models import build_model, model_settings, set_training
@@ -47,7 +49,12 @@ def train(config: Config, worker: Worker) -> None:
     they are worth as epoch 0.
 
     A run that continues from a checkpoint first repeats the reports that led to it, since whoever
-    was listening may have been lost before it wrote the last ones down.
+    was listening may have been lost before it wrote the last ones down. The checkpoint must be of
+    the same computation (see `require_same`). If other code or another version of torch made it,
+    the first of these reports has a `remark`, a sentence that says so.
+
+    Raises:
+        OtherComputation: the last checkpoint is of another computation; nothing was trained.
     """
     dataset = load_dataset(config)
     model = build_model(config, dataset, new_head=True).to(worker.device)
@@ -66,18 +73,25 @@ def train(config: Config, worker: Worker) -> None:
     sam = None if rho is None else nfnet.SAM(optimizer, rho)
     ema = None if decay is None else nfnet.EMA(model, decay)
     history: list[dict[str, Any]] = []
+    remark: str | None = None
+    maker: dict[str, Any] = {}
     if worker.checkpoints is not None:
+        maker = made_by(config)
         with worker.checkpoints.last() as folder:
             if folder is not None:
-                history = _load(folder, model, optimizer, ema, worker.device)
+                history, remark = _load(folder, maker, model, optimizer, ema, worker.device)
     evaluated = model if ema is None else ema.model
     if history:
-        print(f"continues after epoch {history[-1]['epoch']}")
+        if history[-1]["epoch"] == config.schedule.epochs:
+            remark = None  # nothing is left to be computed by another
+        print(remark or f"continues after epoch {history[-1]['epoch']}")
     elif config.model.pretrained is not None:
         before = [evaluate(config, evaluated, dataset, split, worker) for split in ("val", "test")]
         history = [{"epoch": 0, **before[0], **before[1], "samples_seen": 0, "outcome": "running"}]
     for past in history:
-        worker.report(past)
+        # Not in the history itself: told by the process that goes on, and by none after it.
+        worker.report(past if remark is None else {**past, "remark": remark})
+        remark = None
     network = Network(config, model, worker.device, worker.world_size)
 
     batch_size = config.optimizer.batch_size
@@ -155,7 +169,7 @@ def train(config: Config, worker: Worker) -> None:
         history.append(metrics)
         if worker.rank == 0 and worker.checkpoints is not None:
             with tempfile.TemporaryDirectory() as temporary:
-                _save(Path(temporary), config, dataset, history, model, optimizer, ema)
+                _save(Path(temporary), config, maker, dataset, history, model, optimizer, ema)
                 best = max(history, key=lambda past: past["val_top1"])["epoch"]
                 worker.checkpoints.save(Path(temporary), epoch + 1, best)
         worker.report(metrics)
@@ -220,6 +234,7 @@ def _cost(
 def _save(
     folder: Path,
     config: Config,
+    maker: dict[str, Any],
     dataset: Dataset,
     history: list[dict[str, Any]],
     model: nn.Module,
@@ -227,7 +242,7 @@ def _save(
     ema: nfnet.EMA | None,
 ) -> None:
     """`state.pt` to resume from, `weights.pt` as evaluated, with `model.json` on how to use them,
-    and their configuration."""
+    their configuration, and what they are of (`maker`)."""
     state = {
         "history": history,
         "model": model.state_dict(),
@@ -245,17 +260,23 @@ def _save(
         dataset.mean,
         dataset.std,
     )
-    (folder / "config.json").write_text(to_json(config), encoding="utf-8")
+    (folder / CONFIG).write_text(to_json(config), encoding="utf-8")
+    (folder / MADE_BY).write_text(json.dumps(maker, indent=2) + "\n", encoding="utf-8")
 
 
 def _load(
     folder: Path,
+    maker: dict[str, Any],
     model: nn.Module,
     optimizer: nfnet.SGD_AGC,
     ema: nfnet.EMA | None,
     device: torch.device,
-) -> list[dict[str, Any]]:
-    """Restores what `_save` wrote; returns the metrics of each epoch so far."""
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Restores what `_save` wrote, if that is of the same computation.
+
+    Returns:
+        the metrics of each epoch so far; and the remark of `require_same`.
+    """
     try:
         state = torch.load(folder / "state.pt", map_location=device, weights_only=True)
     except Exception:  # torch advises to trust the file
@@ -263,9 +284,10 @@ def _load(
             "state.pt of the last checkpoint is damaged or holds more than tensors and numbers, of "
             "which nothing was executed: delete that checkpoint to go on from the one before it"
         ) from None
+    history: list[dict[str, Any]] = state["history"]
+    remark = require_same(folder, history[-1]["epoch"], maker)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     if ema is not None:
         ema.load_state_dict(state["ema"])
-    history: list[dict[str, Any]] = state["history"]
-    return history
+    return history, remark

@@ -1,24 +1,19 @@
 """Which code runs."""
 
-import hashlib
 import subprocess
 from pathlib import Path
 
 import nflab
-import nfnet
+from nflab.learning.provenance import code_fingerprint
 
 
 def code_tags() -> dict[str, str]:
     """What code runs: its git commit where it is a checkout, and a fingerprint of both packages
     where it is not (a submitted copy), or was edited."""
-    folders = [Path(package.__path__[0]) for package in (nflab, nfnet)]
-    digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    folder = Path(nflab.__path__[0])
 
     def git(*words: str) -> str | None:
-        command = ["git", "-C", str(folders[0]), *words]
+        command = ["git", "-C", str(folder), *words]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError):
@@ -27,4 +22,4 @@ def code_tags() -> dict[str, str]:
 
     commit = git("rev-parse", "HEAD") or "unknown"
     edited = "-edited" if git("status", "--porcelain", "--untracked-files=no") else ""
-    return {"git_commit": commit + edited, "code_fingerprint": digest.hexdigest()[:16]}
+    return {"git_commit": commit + edited, "code_fingerprint": code_fingerprint()}

@@ -53,7 +53,7 @@ class RunRecord:
 
     def report(self, metrics: dict[str, Any]) -> float:
         """Writes down what a run reports of an epoch, unless it stands there already, and how far
-        the run has come.
+        the run has come; a report's `remark` as the tag `continued_with`.
 
         Returns:
             USD that the epoch cost, as far as it is known; 0 if it stood there already.
@@ -63,6 +63,8 @@ class RunRecord:
         spent = self._cost - before if epoch > self._epoch else 0.0
         if "agc" in metrics:
             self._trace[epoch] = metrics["agc"]
+        if "remark" in metrics:
+            self._outbox.put("tag", self._run, key="continued_with", value=metrics["remark"])
         self._outbox.put(
             "log",
             self._run,

@@ -104,7 +104,8 @@ class _Scheduler(_Unsaved, FIFOScheduler):
             return self.CONTINUE
         number = trial.config["number"]
         cut = self._ledger.reported(number, result)
-        self._progress.reported(number, result["epoch"], result[METRIC])
+        remark = result.get("remark")
+        self._progress.reported(number, result["epoch"], result[METRIC], remark)
         if self._ledger.budget.reached:
             self._stop_waiting(tune_controller)
             if result["outcome"] == "running" and not cut:

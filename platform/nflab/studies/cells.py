@@ -2,24 +2,17 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from nflab.data import load_dataset
+from nflab.learning.computation import digest
 from nflab.recording.tables import one_each
 from nflab.settings import locations
 from nflab.settings.config import Config
 from nflab.settings.leaves import as_text, flat, replace
-from nflab.storage.files import read_bytes
 from nflab.terminal.wording import describe
-
-_ELSEWHERE = ("name", "tracking_uri", "storage", "recipe", "diagnostics")
-"""Settings that say where results go, where settings come from and what is watched, not what is
-computed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,16 +25,7 @@ class Cell:
     def id(self) -> str:
         """Changes whenever something does that the result depends on: a setting, an image of the
         dataset, a pre-trained weight; not with the hardware."""
-        computed = flat(self.config)
-        for name in (*_ELSEWHERE, *(f.name for f in dataclasses.fields(self.config.scale))):
-            del computed[name]
-        computed["dataset"] = load_dataset(self.config).fingerprint
-        given = self.config.model.pretrained
-        weights = None if given is None else read_bytes(given)
-        if weights is not None:
-            computed["pretrained"] = hashlib.sha256(weights).hexdigest()
-        text = json.dumps(computed, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest(self.config)
 
 
 def cell_name(settings: dict[str, Any]) -> str:

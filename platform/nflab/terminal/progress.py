@@ -33,13 +33,19 @@ class TrainingProgress:
 
     def __init__(self, epochs: int) -> None:
         self._epochs, self._told = epochs, 0
+        self._remarks: set[str] = set()
 
     def say(self, sentence: str) -> None:
         """Prints a sentence."""
         console().print(sentence, markup=False)
 
     def reported(self, metrics: dict[str, Any]) -> None:
-        """Prints what a run reports of an epoch of training, unless it was printed before."""
+        """Prints what a run reports of an epoch of training, and its remark, unless it was printed
+        before."""
+        remark = metrics.get("remark")
+        if remark is not None and remark not in self._remarks:
+            self._remarks.add(remark)
+            self.say(remark)
         if "train_loss" in metrics and metrics["epoch"] > self._told:
             self._told = metrics["epoch"]
             console().print(
@@ -58,6 +64,7 @@ class SweepProgress:
         self._word = word
         self._num_trials, self._before, self._epochs = num_trials, before, epochs
         self._rows: dict[int, _Row] = {}
+        self._remarks: set[tuple[int, str]] = set()
         self._console = console()
         self._live: Live | None = None
         self._began = time.monotonic()
@@ -87,8 +94,11 @@ class SweepProgress:
         """A trial begins."""
         self._rows.setdefault(number, _Row(settings))
 
-    def reported(self, number: int, epoch: int, val_top1: float) -> None:
-        """A trial has finished an epoch."""
+    def reported(self, number: int, epoch: int, val_top1: float, remark: str | None = None) -> None:
+        """A trial has finished an epoch; its `remark` is printed once."""
+        if remark is not None and (number, remark) not in self._remarks:
+            self._remarks.add((number, remark))
+            self.say(f"{self._word} {number} {remark}")
         row = self._rows[number]
         row.epoch, row.val_top1 = epoch, val_top1
 
