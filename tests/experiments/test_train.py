@@ -1,4 +1,4 @@
-import fcntl
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from nflab.learning.loop import train
 from nflab.learning.worker import Worker
 from nflab.settings.config import Config
 from nflab.settings.serialization import from_json
+from nflab.storage.ownership import FolderBoard, Ownership
 from tests.conftest import Script
 
 FLAGS = ["--epochs", "2", "--batch-size", "64", "--base-learning-rate", "0.2", "--seed", "4"]
@@ -97,14 +98,13 @@ def test_a_storage_that_cannot_be_written_is_refused(script: Script, tmp_path: P
 
 
 def test_a_run_that_another_process_runs_is_refused(script: Script, tmp_path: Path) -> None:
-    folder = tmp_path / "runs" / "x"
-    folder.mkdir(parents=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        done = script("train.py", "--name", "x")
+    owner = Ownership()
+    owner.take(FolderBoard(str(tmp_path / "runs" / "x")), "x")
+    done = script("train.py", "--name", "x")
+    owner.release()
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "another process" in done.stderr
+    assert f"another process is running {tmp_path}/runs/x, process {os.getpid()}" in done.stderr
 
 
 def test_a_tracking_server_that_does_not_answer_is_refused(script: Script) -> None:

@@ -34,12 +34,26 @@ MARK = f"faults-{os.getpid()}"
 class Run:
     """A script started in a session of its own, with a Ray of its own."""
 
-    def __init__(self, stores: Stores, script: str, *arguments: str, root: Path = ROOT) -> None:
+    def __init__(
+        self,
+        stores: Stores,
+        script: str,
+        *arguments: str,
+        root: Path = ROOT,
+        elsewhere: bool = False,
+    ) -> None:
+        """`elsewhere`: as on another machine, whose processes cannot be seen from here."""
+        apart = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"]
         env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         self.log = (stores.folder / "output.log").open("a+")
         self.begun = self.output().count(" a run, on CPU")
         self.process = subprocess.Popen(
-            [sys.executable, str(root / "experiments" / script), *arguments],
+            [
+                *(apart if elsewhere else []),
+                sys.executable,
+                str(root / "experiments" / script),
+                *arguments,
+            ],
             # A Ray without its GCS is given up sooner than after a minute.
             env={
                 **env,

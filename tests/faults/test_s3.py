@@ -78,7 +78,7 @@ def test_a_sweep_whose_bucket_fails_for_a_while_has_all_in_it(
     epoch = f"trials/{best:04d}/checkpoints/epoch-000008"
     logs = {f"trials/{number:04d}/logs/rank-0.log" for number in (1, 2, 3)}
     files = stores.files()
-    assert {"config.json", "experiment", f"{epoch}/complete", f"{epoch}/weights.pt"} <= files
+    assert {"config.json", "run.json", f"{epoch}/complete", f"{epoch}/weights.pt"} <= files
     assert {name for name in files if "/logs/" in name} == logs
     assert {Path(name).parts[1] for name in files if "/checkpoints/" in name} == {f"{best:04d}"}
     assert json.loads(stores.text("config.json"))["search"]["trials"] == 3
@@ -125,7 +125,7 @@ def test_a_training_goes_on_to_the_same_result_whatever_its_bucket_does(
         recorded = stores.parent()
         assert stores.steps(recorded) == list(range(1, 25))
         assert sum(name.endswith("/complete") for name in stores.files()) in (1, 2)
-        assert {"config.json", "experiment", "checkpoints/epoch-000024/complete"} <= stores.files()
+        assert {"config.json", "run.json", "checkpoints/epoch-000024/complete"} <= stores.files()
         log = stores.text("logs/rank-0.log")
         assert len({line for line in log.splitlines() if line.endswith("rank 0 begins")}) == 3
         assert "waiting for s3://" in log

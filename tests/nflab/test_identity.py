@@ -65,6 +65,9 @@ def test_a_copied_folder_is_refused(place: Place) -> None:
     shutil.copytree(place.folder("a"), place.folder("b"))
     with pytest.raises(ConfigError, match=r"b holds the run 'a', as its run.json says, not 'b'"):
         identify(place.folder("b"), "b", "train")
+    # So it is where the command line looks first, for the configuration to go on with.
+    with pytest.raises(ConfigError, match=r"b holds the run 'a', as its config.json says"):
+        stored_config(Config, "b", str(place.storage))
     # So is one from before folders had run.json, by the name in its configuration.
     Path(place.folder("b"), "run.json").unlink()
     with pytest.raises(ConfigError, match=r"b holds the run 'a', as its config.json says"):

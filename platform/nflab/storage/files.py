@@ -107,7 +107,7 @@ def exists(uri: str) -> bool:
     return patiently(uri, look)
 
 
-def list_files(uri: str) -> list[str]:
+def list_files(uri: str, patience: float = PATIENCE_SECONDS) -> list[str]:
     """Addresses of the files in a folder; none if there is no such folder."""
 
     def look() -> list[str]:
@@ -115,10 +115,10 @@ def list_files(uri: str) -> list[str]:
         found = files.get_file_info(fs.FileSelector(path, allow_not_found=True))
         return [f"{uri}/{f.base_name}" for f in found if f.type == fs.FileType.File]
 
-    return patiently(uri, look)
+    return patiently(uri, look, patience)
 
 
-def delete(uri: str) -> None:
+def delete(uri: str, patience: float = PATIENCE_SECONDS) -> None:
     """Deletes a file, if there is one."""
 
     def remove() -> None:
@@ -126,7 +126,7 @@ def delete(uri: str) -> None:
         if files.get_file_info(path).type == fs.FileType.File:
             files.delete_file(path)
 
-    patiently(uri, remove)
+    patiently(uri, remove, patience)
 
 
 def read_bytes(uri: str, patience: float = PATIENCE_SECONDS) -> bytes | None:

@@ -87,7 +87,10 @@ class Board(Protocol):
 
 
 class FolderBoard:
-    """A board in the folder of a run: a file for each claim."""
+    """A board in the folder of a run: a file for each claim.
+
+    Object storage that is away is not waited for: the next beat asks it again.
+    """
 
     def __init__(self, folder: str) -> None:
         """`folder`: path or address of all that the run keeps."""
@@ -96,20 +99,22 @@ class FolderBoard:
     def claims(self) -> dict[str, Claim]:
         """All of them."""
         found = {}
-        for uri in list_files(self._uri):
+        for uri in list_files(self._uri, patience=0):
             with suppress(FileNotFoundError):  # taken away by now
-                claim = claim_of(read_text(uri) or "") if uri.endswith(".json") else None
+                claim = (
+                    claim_of(read_text(uri, patience=0) or "") if uri.endswith(".json") else None
+                )
                 if claim is not None:
                     found[claim.token] = claim
         return found
 
     def put(self, claim: Claim) -> None:
         """Writes one, or writes it again."""
-        write_text(f"{self._uri}/{claim.token}.json", text_of(claim))
+        write_text(f"{self._uri}/{claim.token}.json", text_of(claim), patience=0)
 
     def remove(self, token: str) -> None:
         """Takes one away, if it is there."""
-        delete(f"{self._uri}/{token}.json")
+        delete(f"{self._uri}/{token}.json", patience=0)
 
 
 def text_of(claim: Claim) -> str:

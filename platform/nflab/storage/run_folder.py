@@ -64,13 +64,8 @@ def identify(folder: str, name: str, experiment: str) -> Identity | None:
             f"{name!r} was started by experiments/{script}.py: continue it with that, "
             "or choose another --name"
         )
-    for said, file in ((found.name if found else None, IDENTITY), (known, CONFIG)):
-        if said is not None and said != name:
-            raise ConfigError(
-                f"{folder} holds the run {said!r}, as its {file} says, not {name!r}: a folder that "
-                f"was copied or renamed cannot be continued; continue {said!r}, or start anew "
-                "under another --name"
-            )
+    _require_own(folder, name, found.name if found else None, IDENTITY)
+    _require_own(folder, name, known, CONFIG)
     return found
 
 
@@ -116,7 +111,9 @@ def stored_config(kind: type[C], name: str, storage: str | None) -> C:
             raise ConfigError(
                 f"{name!r} is of another kind: resume it with the script that started it"
             )
-    return replace(from_json(kind, text), storage=where)
+    config = replace(from_json(kind, text), storage=where)
+    _require_own(f"{where}/{name}", name, config.run.name, CONFIG)
+    return config
 
 
 def own_folder(folder: str) -> Path:
@@ -144,6 +141,16 @@ def check_writable(storage: str) -> None:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"cannot write to the storage {storage}: {reason}") from None
+
+
+def _require_own(folder: str, name: str, said: str | None, file: str) -> None:
+    """Refuses a folder whose `file` says that it holds another run than `name`."""
+    if said is not None and said != name:
+        raise ConfigError(
+            f"{folder} holds the run {said!r}, as its {file} says, not {name!r}: a folder that was "
+            f"copied or renamed cannot be continued; continue {said!r}, or start anew under "
+            "another --name"
+        )
 
 
 def _config_name(folder: str) -> str | None:

@@ -19,6 +19,7 @@ from nflab.cluster import connection
 from nflab.cluster.placement import Placement
 from nflab.data import example_image, load_dataset
 from nflab.learning.classifier import WEIGHTS
+from nflab.learning.validation import validate
 from nflab.recording.archive import Archive
 from nflab.recording.notes import grid_note
 from nflab.recording.run_record import dataset_entry
@@ -70,10 +71,12 @@ class Grid:
 
         Raises:
             BudgetReached: no cell has a result, for that reason.
-            ConfigError: no cell has a result, for all failed.
+            ConfigError: a cell cannot be run, or no cell has a result, for all failed.
         """
         session = self._session
         run_uri, storage = session.config.run.tracking_uri, session.config.run.storage
+        for one in cells:
+            validate(replace(base, **one))
         base = replace(common_part(base), tracking_uri=run_uri, storage=storage)
         ledger = CellLedger(self._run, base, cells, self._force, keep_weights)
         done = len(cells) - ledger.missing
@@ -188,9 +191,10 @@ def open_grid(config: GridOfConfigs, experiment: str) -> Iterator[Grid]:
     it again. Of a dry run, the block ends where it would begin to train.
 
     Raises:
-        ConfigError: a store or the cluster cannot be used.
+        ConfigError: the configuration, a store or the cluster cannot be used.
         Interrupted: Ctrl-C or SIGTERM, or its budget is reached.
     """
+    validate(config)
     if config.grid.dry_run:
         with suppress(_Listed):
             yield _DryRun(config, experiment)

@@ -113,7 +113,8 @@ def _begin(session: Session[C], outbox: Outbox, kind: str) -> LiveRun[C]:
     tags = {**session.tags, "kind": kind}
     run_id, new = outbox.read(lambda: begin_root(tracker, session.identity, session.folder, tags))
     try:
-        session.ownership.take(tracker.board(session.name, run_id), session.name, say)
+        board = tracker.board(session.name, run_id)
+        outbox.read(lambda: session.ownership.take(board, session.name, say))
     except Owned:
         if new:
             tracker.tag(run_id, WITHDRAWN, "true")

@@ -12,6 +12,7 @@ from nflab.analysis.findings import Findings
 from nflab.analysis.ranking import ranked
 from nflab.analysis.statistics import Importance
 from nflab.data import example_image, load_dataset
+from nflab.learning.validation import validate
 from nflab.recording.notes import sweep_note
 from nflab.recording.run_record import dataset_entry
 from nflab.running.ledger import METRIC
@@ -57,15 +58,16 @@ class SweepResult:
 
 
 def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> SweepResult:
-    """Runs a validated sweep on the cluster, as runs of the MLflow experiment `experiment`.
+    """Runs a sweep on the cluster, as runs of the MLflow experiment `experiment`.
 
     Args:
         resume: continue the sweep called `config.run.name`: run what it misses.
 
     Raises:
-        ConfigError: the name, a store or the cluster cannot be used.
+        ConfigError: the configuration, the name, a store or the cluster cannot be used.
         Interrupted: Ctrl-C or SIGTERM; the sweep can be resumed.
     """
+    validate(config)
     with live_run(config, experiment, "sweep", resume) as run:
         session, outbox, parent = run.session, run.outbox, run.run_id
         config = run.config

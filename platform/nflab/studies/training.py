@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from nflab.cluster.waiting import told_of_waiting
 from nflab.data import example_image
 from nflab.learning.loop import train
+from nflab.learning.validation import validate
 from nflab.recording.run_record import RunRecord
 from nflab.running.mailbox import Listener, mailbox
 from nflab.running.worker_group import Task, TrainingFailedError, first_error, fit
@@ -41,16 +42,17 @@ class TrainingResult:
 def run_training(
     config: Config, experiment: str, resume: bool = False, task: Task = train
 ) -> TrainingResult:
-    """Trains a validated configuration on the cluster, as a run of the MLflow experiment.
+    """Trains a configuration on the cluster, as a run of the MLflow experiment.
 
     Args:
         resume: continue the run called `config.run.name` from its last checkpoint.
         task: what every worker does, instead of training.
 
     Raises:
-        ConfigError: the name, a store or the cluster cannot be used.
+        ConfigError: the configuration, the name, a store or the cluster cannot be used.
         Interrupted: Ctrl-C or SIGTERM; the run can be resumed.
     """
+    validate(config, trains=task is train)
     with live_run(config, experiment, "training", resume) as run:
         session, outbox, tracker, run_id = run.session, run.outbox, run.tracker, run.run_id
         config = run.config
