@@ -7,9 +7,11 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from dataclasses import replace as replace_in
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nflab.auditing.audit import LEFT, MENDABLE, MENDED, Audit, run_audit
 from nflab.cluster.placement import Placement
+from nflab.recording.board import RunBoard
 from nflab.recording.outbox import Outbox
 from nflab.recording.roots import begin_root
 from nflab.recording.run_record import RunRecord
@@ -33,8 +36,9 @@ from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import replace
 from nflab.settings.serialization import to_json
 from nflab.settings.studies import SweepConfig
+from nflab.storage import ownership
 from nflab.storage.checkpoints import Checkpoints
-from nflab.storage.ownership import Ownership
+from nflab.storage.ownership import Claim, Ownership
 from nflab.storage.run_folder import new_identity, write_config, write_identity
 from nflab.studies.cell_ledger import CellLedger
 from nflab.studies.life_cycle import LiveRun
@@ -615,6 +619,48 @@ def test_what_a_living_process_runs_is_left_alone(store: Store) -> None:
     assert [one.fate for one in audit.told] == [MENDED] * 3
     assert store.ended("s") == store.ended("s6") == ("KILLED", "interrupted")
     assert store.audit().told == []
+
+
+def test_what_another_machine_runs_is_left_alone_while_its_heart_beats(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "WATCH_SECONDS", 2.0)
+    store.end("t", "RUNNING", "running")
+    keeps(store, "t", 1, 3)
+    claim = Claim("f" * 32, "node-7", "another boot", 1, "1", owns=True)
+    board = RunBoard(
+        store.client, store.run("t").info.experiment_id, "t", store.run("t").info.run_id
+    )
+    board.put(claim)
+    ended = threading.Event()
+
+    def beat() -> None:
+        number = 0
+        while not ended.wait(0.1):
+            number += 1
+            board.put(replace_in(claim, beat=number))
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    audit = store.audit()
+    ended.set()
+    thread.join()
+    assert (audit.skipped, audit.told) == ({"t": "is being run"}, [])
+    assert store.ended("t") == ("RUNNING", "running")
+    assert store.epochs("t") == [1, 2, 3]
+    audit = store.audit()  # which watches it stand still
+    assert audit.skipped == {}
+    assert [one.where for one in audit.told] == ["t"]
+    assert store.ended("t") == ("KILLED", "interrupted")
+
+
+def test_a_folder_of_another_run_is_told_and_nothing_else_of_it(store: Store) -> None:
+    shutil.copytree(store.at("t"), store.at("u"))
+    before = store.dump()
+    (told,) = store.audit().told
+    assert (told.where, told.fate) == ("u", LEFT)
+    assert told.what == "its folder holds the run 't', copied or renamed"
+    assert store.dump() == before
 
 
 def test_a_killed_sweep_of_which_nothing_was_sent_is_mended_at_once(store: Store) -> None:

@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -260,6 +260,9 @@ def _held(folder: str, there: bool) -> Iterator[bool]:
         yield True
     finally:
         ownership.release()
+        if is_local(folder):
+            with suppress(OSError):  # an audit leaves nothing of its own
+                Path(folder, "owners").rmdir()
 
 
 def _experiment(folder: str) -> str | None:

@@ -21,10 +21,12 @@ from nflab.settings.studies import SweepConfig
 
 def judge(scene: Scene) -> list[Disagreement]:
     """All that disagrees; what is mended first stands first."""
+    doubts = list(identities(scene))
+    if doubts:  # of which run the folder is; all else would be compared with another's
+        return doubts
     rules = (
         unsent,
         unreadable,
-        identities,
         names,
         endings,
         under_way,
