@@ -218,6 +218,29 @@ def test_dropout_zeroes_single_channels_and_rescales_the_rest() -> None:
     assert share.mean(1).max() < 0.55
 
 
+def test_dropout_and_stochastic_depth_share_no_random_numbers() -> None:
+    model = nfnet.create_model(
+        "dm_nfnet_f0", depths=(6,), widths=(16,), group_size=8, drop_rate=0.4, stochdepth_rate=0.6
+    )
+    randomise_skip_gains(model)
+    dropped: list[Tensor] = []
+    for block in model.stages[0][1:]:  # the first one is always kept
+        block.register_forward_hook(
+            lambda m, args, out: dropped.append((out == args[0]).flatten(1).all(1)[:, None])
+        )
+    model.head.fc.register_forward_pre_hook(lambda m, args: dropped.append(args[0] == 0))
+    n = 4000
+    with torch.no_grad():
+        model(torch.randn(n, 3, 8, 8), nfnet.hash_keys(torch.arange(n)))
+    blocks, channels = torch.cat(dropped[:-1], 1), dropped[-1]
+    assert blocks.shape == (n, 5)
+    assert channels.shape == (n, 32)  # by GELU none is 0 but those that were dropped
+    assert abs(channels.double().mean() - 0.4) < 0.01
+    # Of each block with each channel, five standard errors of independent ones.
+    pairs = torch.corrcoef(torch.cat([blocks, channels], 1).double().T)[:5, 5:]
+    assert pairs.abs().max() < 5 / math.sqrt(n)
+
+
 def test_layer_groups() -> None:
     for name in ("dm_nf_resnet50", "preact_resnet50"):
         with torch.device("meta"):
@@ -283,6 +306,25 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
     twin.grad_checkpointing = True
     with pytest.raises(ValueError, match="batch norm would take its statistics twice"):
         twin(torch.randn(2, 1, 8, 8))
+
+
+def test_gradient_checkpointing_leaves_a_frozen_stem_and_asked_for_gradients_alone() -> None:
+    # The blocks' input then needs no gradient, but their weights do.
+    model = nfnet.create_model("dm_nf_resnet_digits", **RANDOM, depths=(2, 2, 2))
+    randomise_skip_gains(model)
+    model.stem.requires_grad_(False)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    x, keys = torch.randn(8, 1, 8, 8), nfnet.hash_keys(0, 0, torch.arange(8))
+    expected = torch.autograd.grad(model(x, keys).square().sum(), list(trained.values()))
+    assert all(grad.norm() > 0 for grad in expected)
+    model.grad_checkpointing = True
+    model(x, keys).square().sum().backward()
+    for (name, p), grad in zip(trained.items(), expected, strict=True):
+        assert p.grad is not None, name
+        assert torch.equal(p.grad, grad), name
+    # As sensitivity analyses and gradient penalties ask for them.
+    asked = torch.autograd.grad(model(x, keys).square().sum(), list(trained.values()))
+    assert all(torch.equal(a, b) for a, b in zip(asked, expected, strict=True))
 
 
 @pytest.mark.parametrize(
