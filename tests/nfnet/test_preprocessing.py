@@ -42,8 +42,8 @@ def test_sizes_and_statistics_are_timms(name: str) -> None:
     assert [ours.test_size] * 2 == test
     assert ours.squash == (theirs.crop_mode == "squash")
     assert theirs.interpolation == "bicubic"
-    assert nfnet.IMAGENET_MEAN == theirs.mean
-    assert nfnet.IMAGENET_STD == theirs.std
+    assert theirs.mean == nfnet.IMAGENET_MEAN
+    assert theirs.std == nfnet.IMAGENET_STD
     if not name.startswith("dm_"):  # of which timm rounds the authors' rule
         assert ours.crop == (theirs.test_crop_pct or theirs.crop_pct)
 
