@@ -12,8 +12,14 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, not " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@echo 'Installing into .venv: some gigabytes, most of them PyTorch with CUDA.'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --constraint constraints.txt uv
+	@# uv takes a fraction of pip's time, but reads none of pip's settings, such as an index of one's own.
+	UV_HTTP_TIMEOUT=$${UV_HTTP_TIMEOUT:-300} $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode \
+		--constraint constraints.txt --editable '.[test]' \
+		|| { echo 'uv could not: pip tries.' >&2; \
+		$(BIN)/python -m pip install --constraint constraints.txt --editable '.[test]'; }
 	touch $@
 
 sweep: install  ## search clipping, batch size and augmentation on the digits; ARGS="--trials 30"

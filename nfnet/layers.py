@@ -10,14 +10,16 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# name: (function, gamma); gamma times the function keeps a unit normal at unit variance.
-# Source: arXiv 2101.08692, section 4.3 and appendix D.
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "relu": (F.relu, 1.7139588594436646),
     "gelu": (partial(F.gelu, approximate="tanh"), 1.7015043497085571),
     "gelu_exact": (F.gelu, 1.7015043497085571),
     "silu": (F.silu, 1.7881293296813965),
 }
+"""Name -> (function, gamma); gamma times the function keeps a unit normal at unit variance.
+
+Source: arXiv 2101.08692, section 4.3 and appendix D.
+"""
 
 
 def pad_same(
@@ -57,6 +59,7 @@ class SameMaxPool2d(nn.Module):
         self.stride = (stride, stride)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Pool images."""
         x_NCHW, padding = pad_same(x_NCHW, self.kernel_size, self.stride, value=-math.inf)
         return F.max_pool2d(x_NCHW, self.kernel_size, self.stride, padding)
 
@@ -91,6 +94,7 @@ class SameConv2d(nn.Conv2d):
         self.same_padding = same_padding
 
     def reset_parameters(self) -> None:
+        """Draw the kernel from a normal of variance 2 / fan-in; a bias starts at 0."""
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -100,6 +104,7 @@ class SameConv2d(nn.Conv2d):
         return self.weight
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Convolve images with `kernel()`."""
         padding = self.padding
         if self.same_padding:
             (height, width), (vertical, horizontal) = self.kernel_size, self.stride
@@ -123,6 +128,7 @@ class ScaledStdConv2d(SameConv2d):
     """
 
     MIN_NORM = 1e-2
+    """Lower bound of a centred kernel's norm: the square root of the formula's 1e-4."""
 
     def __init__(
         self,
@@ -149,11 +155,13 @@ class ScaledStdConv2d(SameConv2d):
         self.eps = eps
 
     def reset_parameters(self) -> None:
+        """Draw the kernel from a normal of variance 1 / fan-in; the bias starts at 0."""
         nn.init.kaiming_normal_(self.weight, nonlinearity="linear")
         assert self.bias is not None
         nn.init.zeros_(self.bias)
 
     def kernel(self) -> Tensor:
+        """The standardised kernel w_hat (O, I / groups, kh, kw), times the input's scale."""
         centred = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
         if self.eps is None:
             norm = torch.linalg.vector_norm(centred, dim=(1, 2, 3), keepdim=True)
@@ -189,6 +197,7 @@ class SqueezeExcite(nn.Module):
             nn.init.zeros_(fc.bias)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Scale the channels of features."""
         gate_NC11 = self.fc2(F.relu(self.fc1(x_NCHW.mean((2, 3), keepdim=True))))
         return x_NCHW * gate_NC11.sigmoid()
 
@@ -209,6 +218,7 @@ class EfficientChannelAttention(nn.Module):
         self.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Scale the channels of features."""
         gate_N1C = self.conv(x_NCHW.mean((2, 3))[:, None]).sigmoid()
         return x_NCHW * gate_N1C[:, 0, :, None, None]
 
@@ -243,6 +253,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         super().__init__(num_features)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Normalise features by the global batch's statistics, or the running ones."""
         alone = not dist.is_initialized() or dist.get_world_size() == 1
         if alone or not self.training:
             return super().forward(x_NCHW)

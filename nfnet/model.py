@@ -176,6 +176,7 @@ class Head(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x_NCHW: Tensor, keys_N: Tensor | None = None) -> Tensor:
+        """Classify features; with `keys_N` some channels of each sample are dropped by its key."""
         x_NC = x_NCHW.mean((2, 3))
         if keys_N is not None and self.drop_rate > 0:
             channels_C = torch.arange(x_NC.shape[1], device=x_NC.device)

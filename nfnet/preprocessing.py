@@ -3,6 +3,7 @@
 torchvision is imported where it is used: it takes seconds, which most processes can save.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,9 @@ from torch import Tensor
 from nfnet.zoo import find_variant
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Mean of each channel of ImageNet's training pixels, as shares of the brightest."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Their standard deviation."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Preprocessing:
         from torchvision.transforms.v2 import InterpolationMode
         from torchvision.transforms.v2 import functional as TF
 
-        size = round(self.test_size / self.crop)
+        # timm rounds down; a crop that is a ratio of whole pixels loses nothing to its rounding.
+        size = math.floor(self.test_size / self.crop + 1e-6)
         resized = TF.resize(
             image, [size, size] if self.squash else [size], InterpolationMode.BICUBIC
         )

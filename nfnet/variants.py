@@ -4,15 +4,17 @@ from dataclasses import dataclass
 
 from nfnet.layers import ACTIVATIONS
 
-# Strides of a stem's convolutions and, at the end, of its pooling.
 STEMS: dict[str, tuple[int, ...]] = {
     "7x7_pool": (2, 2),
     "deep": (2, 1, 1, 2),
     "3x3_stride2": (2,),
     "3x3": (1,),
 }
+"""Strides of a stem's convolutions and, at the end, of its pooling."""
 ATTENTIONS = ("none", "se", "eca")
+"""Kinds of channel attention; see `Variant.attention`."""
 REFERENCES = ("authors", "timm")
+"""Whose arithmetic a network may follow; see `Variant.reference`."""
 
 
 @dataclass(frozen=True)

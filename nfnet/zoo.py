@@ -110,6 +110,7 @@ VARIANTS: dict[str, Variant] = {
     "nf_regnet_b4": _regnet((2, 6, 11, 11), (48, 112, 216, 464), 48, 1344),
     "nf_regnet_b5": _regnet((3, 7, 14, 14), (64, 128, 256, 528), 64, 1536),
 }
+"""Every model by its name."""
 
 # The rest is what makes a variant the network its name promises.
 _OVERRIDES = (

@@ -93,7 +93,7 @@ def test_random_crops_have_the_papers_areas_and_ratios() -> None:
     assert abs(centres.mean() - 300) < 10
 
 
-def test_training_images_are_functions_of_their_keys_and_half_are_mirrored(photos: Path) -> None:
+def test_training_images_are_functions_of_their_keys(photos: Path) -> None:
     dataset = ImageFolder(photos, SIZES)
     index, keys = torch.full((60,), 7), nfnet.hash_keys(1, torch.arange(60))
     images, labels = dataset.train_images(index, keys)
@@ -102,8 +102,22 @@ def test_training_images_are_functions_of_their_keys_and_half_are_mirrored(photo
     again, _ = dataset.train_images(index[:2], keys[[5, 40]])
     assert torch.equal(again, images[[5, 40]])
     assert len({image.numpy().tobytes() for image in images}) == 60
-    flips = nfnet.uniform(nfnet.hash_keys(keys, -1)) < 0.5
-    assert 15 < flips.sum() < 45
+
+
+def test_half_of_the_training_images_are_mirrored(tmp_path: Path) -> None:
+    small_folder(tmp_path, "ab")
+    brighter = np.arange(0, 200, 2, dtype=np.uint8)[None].repeat(100, 0)  # to the right
+    for path in (tmp_path / "train").glob("*/*"):
+        Image.fromarray(brighter).convert("RGB").save(path)
+    n = 1000
+    dataset = ImageFolder(tmp_path, SIZES)
+    images, _ = dataset.train_images(
+        torch.zeros(n, dtype=torch.long), nfnet.hash_keys(2, torch.arange(n))
+    )
+    left, right = images.float().split(12, dim=3)
+    difference = right.mean((1, 2, 3)) - left.mean((1, 2, 3))
+    assert difference.abs().min() > 1  # however it is cropped
+    assert abs(int((difference < 0).sum()) - n / 2) < 5 * math.sqrt(n / 4)
 
 
 def config_of(folder: Path) -> Config:

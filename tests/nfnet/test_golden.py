@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import stats
 from torch import Tensor, nn
 
 import nfnet
@@ -129,6 +130,29 @@ def test_the_model_computes_the_authors_features_and_logits(
         logits = model(x)
     torch.testing.assert_close(pool, torch.from_numpy(golden["pool"]), rtol=1e-5, atol=2e-5)
     torch.testing.assert_close(logits, torch.from_numpy(golden["logits"]), rtol=0, atol=1e-5)
+
+
+def test_initial_weights_are_drawn_as_the_authors_are(
+    tiny: Tiny, golden: dict[str, np.ndarray]
+) -> None:
+    # Their weights of before the training were drawn by their own initialisers.
+    drawn = dict(nfnet.create_model(tiny.base, num_classes=10, **tiny.settings).named_parameters())
+    samples: dict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
+    for key, array in golden.items():
+        if not (key.startswith("init/") and key.endswith("::w")):
+            continue
+        name = our_name(tiny, key.removeprefix("init/"))
+        ours, theirs = drawn[name].detach().numpy().ravel(), array.ravel()
+        assert ours.size == theirs.size
+        # Layers of a kind differ by the square root of what an output sees, but for the classifier.
+        scale = 1.0 if name.startswith("head") else np.prod(array.shape[:-1]) ** 0.5
+        kind = next((k for k in ("head", "attn_last") if k in name), "kernel")
+        samples[kind].append((scale * ours, scale * theirs))
+    assert samples.keys() == {"kernel", "head", *(["attn_last"] if "nfnet" in tiny.file else [])}
+    for kind, pairs in samples.items():
+        ours, theirs = (np.concatenate(side) for side in zip(*pairs, strict=True))
+        assert ours.std() == pytest.approx(theirs.std(), rel=0.05), kind
+        assert stats.ks_2samp(ours, theirs).pvalue > 1e-3, kind
 
 
 def test_training_follows_the_authors_losses_weights_and_averages(

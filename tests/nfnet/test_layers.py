@@ -50,8 +50,9 @@ def test_same_convolution_is_a_loop_over_windows(h: int, w: int, k: int, stride:
     np.testing.assert_allclose(conv(image)[0, 0].detach().numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("mixed", [False, True], ids=["float32", "autocast"])
 @pytest.mark.parametrize(("shape", "groups"), [((6, 4, 3, 3), 1), ((6, 2, 3, 3), 2)])
-def test_kernel_is_the_papers_formula(shape: tuple[int, ...], groups: int) -> None:
+def test_kernel_is_the_papers_formula(shape: tuple[int, ...], groups: int, mixed: bool) -> None:
     conv = ScaledStdConv2d(shape[1] * groups, 6, 3, groups=groups, input_scale=1.7)
     with torch.no_grad():
         conv.weight.normal_(mean=0.3, std=2.0)
@@ -64,7 +65,29 @@ def test_kernel_is_the_papers_formula(shape: tuple[int, ...], groups: int) -> No
     mean, var = w.mean((1, 2, 3), keepdims=True), w.var((1, 2, 3), keepdims=True)
     gain = conv.gain.detach().double().numpy()
     expected = (w - mean) * gain / np.sqrt(np.maximum(var * fan_in, 1e-4)) * 1.7
-    np.testing.assert_allclose(conv.kernel().detach().numpy(), expected, rtol=1e-5, atol=1e-6)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+        kernel = conv.kernel()
+    assert kernel.dtype == torch.float32
+    np.testing.assert_allclose(kernel.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("eps", [None, 1e-5], ids=["authors", "timm"])
+def test_under_autocast_a_kernel_loses_no_digits_before_it_is_standardised(
+    eps: float | None,
+) -> None:
+    conv = ScaledStdConv2d(16, 8, 3, eps=eps)
+    with torch.no_grad():
+        # In bfloat16, with its 8 bits, numbers around 100 are half a unit apart.
+        conv.weight.copy_(100 + 0.1 * torch.randn_like(conv.weight))
+    w = conv.weight.detach().double()
+    centred = w - w.mean((1, 2, 3), keepdim=True)
+    kernel = centred / centred.square().sum((1, 2, 3), keepdim=True).sqrt()
+    x = torch.randn(2, 16, 5, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = conv(x)
+    assert y.dtype == torch.bfloat16
+    expected = F.conv2d(x.double(), kernel, padding=1)
+    torch.testing.assert_close(y.double(), expected, rtol=0, atol=0.03)
 
 
 def test_input_scale_scales_the_input_but_not_the_bias() -> None:

@@ -1,6 +1,7 @@
 """Weights from files: every format, whole or not at all, and nothing executed."""
 
 import pickle
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -151,19 +152,27 @@ def test_another_models_weights_are_named_on_one_screen(saved: nn.Module, tmp_pa
         nfnet.create_model(DIGITS, num_classes=10, pretrained=path)
 
 
-def test_a_missing_file_and_a_missing_network_are_one_sentence(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_missing_file_is_one_sentence() -> None:
     with pytest.raises(ValueError, match=r"there is no file 'nowhere\.pt'"):
         nfnet.create_model(DIGITS, pretrained="nowhere.pt")
-    with pytest.raises(ValueError, match="the hub has no weights of dm_nf_resnet50"):
-        nfnet.create_model("dm_nf_resnet50", pretrained="hub")
+
+
+@pytest.mark.parametrize("name", nfnet.list_models())
+def test_the_hubs_weights_are_those_that_timm_names(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    theirs = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if theirs is None or not theirs.hf_hub_id:
+        with pytest.raises(ValueError, match=re.escape(f"the hub has no weights of {name}, only")):
+            nfnet.create_model(name, pretrained="hub")
+        return
     # Nobody listens there, and waiting between two tries changes nothing.
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "/nonexistent")
-    with pytest.raises(ValueError, match=r"cannot fetch timm/dm_nfnet_f0\.dm_in1k .* network"):
-        nfnet.create_model("dm_nfnet_f0", pretrained="hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    message = f"cannot fetch {re.escape(theirs.hf_hub_id)} from the hub .* network"
+    with pytest.raises(ValueError, match=message):
+        nfnet.create_model(name, pretrained="hub")
 
 
 def test_a_model_saved_inside_its_wrapper_for_several_devices_loads(tmp_path: Path) -> None:
