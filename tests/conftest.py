@@ -13,13 +13,34 @@ import pytest
 import ray
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.warm import ROOT, WarmPython
 
 # Worker threads of several processes on few cores only get in each other's way.
 torch.set_num_threads(1)
 
 # A Ray's workers give way to all others, unless told; here others are tests that run beside these.
-os.environ |= {"RAY_worker_niceness": "0"}
+# And it starts some for every driver before they are asked for, which no run of nflab can use.
+os.environ |= {
+    "RAY_worker_niceness": "0",
+    "RAY_prestart_worker_first_driver": "false",
+    "RAY_enable_worker_prestart": "false",
+}
+
+# Many processes import the same.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+WARM = WarmPython()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def new_databases() -> Iterator[None]:
+    """MLflow makes new databases quickly."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "mlflow" in sys.modules:  # else no test uses it
+            from tests.stores import fill_by_copy
+
+            fill_by_copy(patch)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -33,27 +54,38 @@ def ray_address() -> Iterator[str]:
 @pytest.fixture
 def store(tmp_path: Path) -> dict[str, str]:
     """Environment that puts a run's results into a temporary folder."""
-    return {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
-        "NFLAB_STORAGE": str(tmp_path / "runs"),
-    }
+    from tests.stores import new_store  # takes seconds
+
+    return new_store(tmp_path)
 
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def run_script(
-    folder: Path, env: dict[str, str], name: str, *arguments: str, root: Path = ROOT
+    folder: Path,
+    env: dict[str, str],
+    name: str,
+    *arguments: str,
+    root: Path = ROOT,
+    cold: bool = False,
 ) -> "subprocess.CompletedProcess[str]":
     """Runs `experiments/NAME ARGUMENTS` in `folder`, with `env` over the environment of the tests.
 
     Without a RAY_ADDRESS in `env` the script starts a Ray of its own.
+
+    Args:
+        cold: in a Python that imports all of it anew, as a user's; else see `tests/warm.py`. A
+            script of another `root` always is.
     """
     inherited = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    path, whole = root / "experiments" / name, {**inherited, **env}
+    if root == ROOT and not cold:
+        return WARM.run(path, arguments, folder, whole)
     return subprocess.run(
-        [sys.executable, str(root / "experiments" / name), *arguments],
+        [sys.executable, str(path), *arguments],
         cwd=folder,
-        env={**inherited, **env},
+        env=whole,
         capture_output=True,
         text=True,
         timeout=900,
@@ -65,8 +97,10 @@ def run_script(
 def script(tmp_path: Path, store: dict[str, str]) -> Script:
     """`run_script` in a temporary folder, with results there too."""
 
-    def run(name: str, *arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
-        return run_script(tmp_path, {**store, **env}, name, *arguments)
+    def run(
+        name: str, *arguments: str, cold: bool = False, **env: str
+    ) -> "subprocess.CompletedProcess[str]":
+        return run_script(tmp_path, {**store, **env}, name, *arguments, cold=cold)
 
     return run
 
