@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -103,6 +104,44 @@ def script(tmp_path: Path, store: dict[str, str]) -> Script:
         return run_script(tmp_path, {**store, **env}, name, *arguments, cold=cold)
 
     return run
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A sweep called `small` and a grid in one store, which tests only read."""
+
+    env: dict[str, str]
+    """Of scripts on the session's Ray that use the store."""
+    folder: Path
+    """Holds `mlflow.db`, and `runs` with all files."""
+    printed: dict[str, str]
+    """Script -> what it printed."""
+
+    @property
+    def uri(self) -> str:
+        return self.env["MLFLOW_TRACKING_URI"]
+
+
+@pytest.fixture(scope="session")
+def recorded(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    """A sweep of four trials of 3 epochs and a grid of six cells of one, run by their scripts."""
+    from tests.stores import new_store
+
+    folder = tmp_path_factory.mktemp("recorded")
+    env = {**new_store(folder), "RAY_ADDRESS": ray_address}
+    printed = {}
+    for name, flags in (
+        ("agc_sweep", "--trials 4 --epochs 3 --seed 5 --name small"),
+        (
+            "clipping_vs_batch_size",
+            "--batch-sizes 64 128 --clippings 0.08 --seeds 1 --epochs 1 --warmup-epochs 0.5 "
+            "--seed 5",
+        ),
+    ):
+        done = run_script(folder, env, f"{name}.py", *flags.split())
+        assert done.returncode == 0, done.stdout + done.stderr
+        printed[name] = done.stdout
+    return Recorded(env, folder, printed)
 
 
 def free_port() -> int:
