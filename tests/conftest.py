@@ -32,6 +32,17 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 WARM = WarmPython()
 
+WHOLE = ("cluster", "experiments", "faults", "ui")
+"""Folders of tests of whole commands, services and machines."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as slow what is not marked itself and needs a Ray or a script."""
+    for item in items:
+        needs = {"ray_address", "script"} & {*getattr(item, "fixturenames", ())}
+        if needs or item.path.relative_to(ROOT / "tests").parts[0] in WHOLE:
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def new_databases() -> Iterator[None]:

@@ -107,8 +107,11 @@ def test_one_that_was_cut_is_repeated_as_far_as_it_came(
 
 def test_what_cannot_be_repeated_is_said(script: Script, store: dict[str, str]) -> None:
     grid, _ = family(store["MLFLOW_TRACKING_URI"], "clipping_vs_batch_size")
-    for run_id, said in (("0" * 32, "there is no run"), (grid.info.run_id, "no single training")):
-        done = script("replay.py", run_id, **store)
+    for run_id, said, cold in (
+        ("0" * 32, "there is no run", True),
+        (grid.info.run_id, "no single training", False),
+    ):
+        done = script("replay.py", run_id, cold=cold, **store)
         assert done.returncode == 2, done.stdout + done.stderr
         assert said in done.stderr
         assert "Traceback" not in done.stderr
