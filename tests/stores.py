@@ -11,9 +11,14 @@ import pytest
 import sqlalchemy
 
 
+def new_database(path: Path) -> None:
+    """Writes an empty database of MLflow."""
+    shutil.copy(_made(), path)
+
+
 def new_store(folder: Path) -> dict[str, str]:
     """Environment that puts a run's results into a folder, with a database in it."""
-    shutil.copy(_made(), folder / "mlflow.db")
+    new_database(folder / "mlflow.db")
     return {
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
         "NFLAB_STORAGE": str(folder / "runs"),

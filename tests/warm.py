@@ -39,7 +39,8 @@ class Command:
 
 
 class WarmPython:
-    """A Python that has imported all that the scripts import; it starts when first used."""
+    """A Python that has imported all that the scripts import; it starts when first used, and ends
+    with the process that uses it."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
@@ -87,17 +88,16 @@ class WarmPython:
 
         timer = threading.Timer(seconds, end)
         timer.start()
-        status = int(answers.readline())
-        timer.cancel()
+        try:
+            status = int(answers.readline())
+        except BaseException:  # as `subprocess.run`
+            end()
+            raise
+        finally:
+            timer.cancel()
         if late.is_set():
             raise subprocess.TimeoutExpired(command, seconds)
         return status
-
-    def close(self) -> None:
-        """Ends it."""
-        if self._process is not None:
-            self._process.communicate()  # it ends with its input
-            self._process = None
 
 
 def import_all() -> None:
@@ -114,6 +114,7 @@ def fork_for_each_line() -> Command:
         asked = Command(**json.loads(line))
         pid = os.fork()
         if pid == 0:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             return asked
         print(pid, flush=True)
         _, status = os.waitpid(pid, 0)
@@ -143,4 +144,5 @@ if __name__ == "__main__":
     sys.path[1:1] = [str(ROOT), str(ROOT / "platform")]
     import_all()
     gc.freeze()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the tests' and the scripts'
     become(fork_for_each_line())

@@ -13,7 +13,7 @@ from tests.stores import new_store
 
 LAYERS = (
     "--subsets none stage1+stage2+stage3 stem+stage1+stage2+stage3 stem+stage1+stage2+stage3+head "
-    "--seeds 1 --epochs 1"
+    "--seeds 1 --epochs 1 --batch-size 128"
 )
 AUGMENTATION = "--levels 0 6 --ladder-level 3 --seeds 1 --epochs 1 --batch-size 128"
 SWEEP = "--trials 2 --epochs 1 --batch-size 128 --finalists 1 --final-seeds 2 --diagnostics"

@@ -70,6 +70,10 @@ def test_the_parent_holds_the_best_trial_and_the_figures(recorded: Recorded) -> 
     assert parent.data.tags["model_uri"] == f"models:/{logged.model_id}"
     version = client.get_model_version("nflab-digits", "1")
     assert (version.run_id, version.source) == (parent.info.run_id, f"models:/{logged.model_id}")
+    grid, _ = family(recorded.uri, "clipping_vs_batch_size")
+    better = max((parent, grid), key=lambda run: run.data.metrics["val_top1"])
+    marked = client.get_model_version_by_alias("nflab-digits", "best")
+    assert marked.run_id == better.info.run_id
     folder = Path(client.download_artifacts(parent.info.run_id, "best_trial"))
     config = json.loads((folder / "config.json").read_text())
     assert str(config["optimizer"]["batch_size"]) == best.data.params["batch_size"]
