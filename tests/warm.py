@@ -106,6 +106,9 @@ def import_all() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module:
                 importlib.import_module(node.module)
+    # PyTorch imports this for the first network, and MLflow lists all packages for the first model.
+    importlib.import_module("torch._dynamo")
+    importlib.import_module("mlflow.utils.requirements_utils")._init_packages_to_modules_map()
 
 
 def fork_for_each_line() -> Command:
