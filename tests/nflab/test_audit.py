@@ -22,8 +22,10 @@ from optuna.trial import FrozenTrial, TrialState
 from nflab.auditing.audit import LEFT, MENDABLE, MENDED, Audit, run_audit
 from nflab.cluster.placement import Placement
 from nflab.recording.outbox import Outbox
+from nflab.recording.roots import begin_root
 from nflab.recording.run_record import RunRecord
 from nflab.recording.tracker import Tracker
+from nflab.running.budget import Budget
 from nflab.searching.trial_ledger import TrialLedger
 from nflab.settings import locations
 from nflab.settings.config import Config
@@ -32,7 +34,10 @@ from nflab.settings.leaves import replace
 from nflab.settings.serialization import to_json
 from nflab.settings.studies import SweepConfig
 from nflab.storage.checkpoints import Checkpoints
+from nflab.storage.ownership import Ownership
+from nflab.storage.run_folder import new_identity, write_config, write_identity
 from nflab.studies.cell_ledger import CellLedger
+from nflab.studies.life_cycle import LiveRun
 from nflab.studies.session import Session
 from tests.conftest import run_script
 from tests.nflab.test_ledger import SAMPLES, epoch
@@ -55,26 +60,44 @@ class Store:
         self.grid()
         self.training()
 
-    def begin(self, config: Config, experiment: str) -> tuple[Tracker, str, Outbox, str]:
+    def begin(self, config: Config, experiment: str) -> Session[Any]:
         """What a session writes before anything runs."""
         config = replace(config, storage=self.storage, tracking_uri=self.uri)
         name = str(config.run.name)
         own = locations.checkout() / "runs" / name if "://" in self.storage else self.at(name)
         for folder in {own, self.at(name)}:
             folder.mkdir(parents=True)
-        (own / ".lock").touch()
-        self.at(name, "experiment").write_text(experiment)
-        self.at(name, "config.json").write_text(to_json(config))
+        address = f"{self.storage}/{name}"
+        identity = new_identity(name, experiment, "the digits")
+        write_identity(address, identity)
+        write_config(address, config)
         tracker = Tracker(self.uri, str(self.folder / "artifacts"), experiment)
-        parent = tracker.start(name, {})
-        tracker.add_text(parent, to_json(config), "config.json")
-        return tracker, parent, Outbox(tracker, own / "unsent"), f"{self.storage}/{name}"
+        placement = Placement(1, 1.0, 0.0, 2)
+        return Session(config, address, tracker, placement, (), {}, identity, Ownership())
+
+    def live(self, config: Config, experiment: str) -> LiveRun[Any]:
+        """The run of such a session, as it begins in MLflow."""
+        session = self.begin(config, experiment)
+        run_id, _ = begin_root(session.tracker, session.identity, session.folder, {})
+        session.tracker.add_text(run_id, to_json(session.config), "config.json")
+        outbox = Outbox(session.tracker, session.outbox_folder)
+        return LiveRun(session, outbox, run_id, Budget())
 
     def sweep(self) -> None:
-        tracker, parent, outbox, folder = self.begin(SWEEP, "agc_sweep")
-        url = f"sqlite:///{folder}/study.db"
-        config = replace(SWEEP, storage=self.storage, tracking_uri=self.uri)
-        ledger = TrialLedger(config, folder, url, tracker, outbox, parent, {}, SAMPLES)
+        run = self.live(SWEEP, "agc_sweep")
+        session, tracker, parent, outbox = run.session, run.tracker, run.run_id, run.outbox
+        study = session.local_folder / "study.db"
+        ledger = TrialLedger(
+            session.config,
+            session.identity,
+            session.folder,
+            study,
+            tracker,
+            outbox,
+            parent,
+            {},
+            SAMPLES,
+        )
         for top1, outcome, epochs in (
             (90, "finished", 8),
             (70, "finished", 8),
@@ -98,10 +121,10 @@ class Store:
         tracker.finish(parent, "interrupted")
 
     def grid(self) -> None:
-        tracker, parent, outbox, folder = self.begin(replace(Config(), name="g"), "layers")
-        session = Session(Config(), folder, tracker, Placement(1, 1.0, 0.0, 2), (), {}, None)
+        run = self.live(replace(Config(), name="g"), "layers")
+        tracker, parent, outbox = run.tracker, run.run_id, run.outbox
         base = replace(Config(), storage=self.storage, tracking_uri=self.uri)
-        ledger = CellLedger(session, outbox, parent, base, CELLS)
+        ledger = CellLedger(run, base, CELLS)
         for top1, outcome in (
             (60, "finished"),
             (50, "finished"),
@@ -123,9 +146,9 @@ class Store:
         tracker.finish(parent, "interrupted")
 
     def training(self) -> None:
-        config = replace(Config(), name="t", storage=self.storage, tracking_uri=self.uri)
-        _, run, outbox, folder = self.begin(config, "train")
-        record = RunRecord(outbox, run, config)
+        run = self.live(replace(Config(), name="t"), "train")
+        outbox, folder = run.outbox, run.session.folder
+        record = RunRecord(outbox, run.run_id, run.config)
         for e in (1, 2):
             save(folder, e)
             record.report(epoch(e, 50 + e, "finished" if e == 2 else "running"))
@@ -569,7 +592,8 @@ def test_what_a_living_process_runs_is_left_alone(store: Store) -> None:
     keeps(store, "s3", 2)
     keeps(store, "g2", 1)
     code = (
-        f"from nflab.lock import lock_run; l = lock_run({str(store.at('s'))!r}); print(); input()"
+        "from nflab.storage.ownership import FolderBoard, Ownership; "
+        f"Ownership().take(FolderBoard({str(store.at('s'))!r}), 's'); print(); input()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -663,12 +687,10 @@ def test_a_storage_by_address_is_audited_where_it_was_driven(
     assert store.audit().told == []
     store.end("t", "RUNNING", "running")
     keeps(store, "t", 1, 3)
-    lock = tmp_path / "checkout" / "runs" / "t" / ".lock"
-    lock.unlink()  # as on another machine
-    assert store.audit().skipped == {
-        "t": "was run from another machine, which has its study and lock"
-    }
-    lock.touch()
+    own = tmp_path / "checkout" / "runs" / "t"
+    own.rename(tmp_path / "elsewhere")  # as on another machine
+    assert store.audit().skipped == {"t": "was run from another machine, which has its study"}
+    (tmp_path / "elsewhere").rename(own)
     assert [(one.where, one.fate) for one in store.audit().told] == [("t", MENDED)]
     assert store.ended("t") == ("KILLED", "interrupted")
     assert store.audit().told == []

@@ -11,11 +11,15 @@ from mlflow import MlflowClient
 from nflab.cluster.placement import Placement
 from nflab.recording.outbox import Outbox
 from nflab.recording.tracker import Tracker
+from nflab.running.budget import Budget
 from nflab.settings.config import Config
 from nflab.settings.leaves import replace
 from nflab.storage.checkpoints import Checkpoints
+from nflab.storage.ownership import Ownership
+from nflab.storage.run_folder import Identity
 from nflab.studies.cell_ledger import CellLedger
 from nflab.studies.cells import Cell
+from nflab.studies.life_cycle import LiveRun
 from nflab.studies.session import Session
 from tests.nflab.test_ledger import epoch
 
@@ -29,7 +33,10 @@ class Store:
         self.tracker = Tracker(f"sqlite:///{folder}/mlflow.db", str(folder), "test")
         self.parent = self.tracker.start("grid", {})
         placement = Placement(1, 1.0, 0.0, 2)
-        self.session = Session(Config(), str(folder), self.tracker, placement, (), {}, None)
+        identity = Identity("5" * 32, "grid", "test")
+        self.session = Session(
+            Config(), str(folder), self.tracker, placement, (), {}, identity, Ownership()
+        )
         self.outbox = Outbox(self.tracker, self.session.outbox_folder)
 
     def open(
@@ -43,9 +50,8 @@ class Store:
         self.outbox.close()
         self.outbox = Outbox(self.tracker, self.session.outbox_folder)
         base_config = replace(Config(), **base)
-        return CellLedger(
-            self.session, self.outbox, self.parent, base_config, settings, force, keep_weights
-        )
+        run = LiveRun(self.session, self.outbox, self.parent, Budget())
+        return CellLedger(run, base_config, settings, force, keep_weights)
 
     def cells(self) -> pd.DataFrame:
         self.outbox.drain()

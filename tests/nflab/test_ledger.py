@@ -15,10 +15,12 @@ from nflab.running.ledger import Proposal
 from nflab.searching.trial_ledger import TrialLedger
 from nflab.settings.leaves import replace
 from nflab.settings.studies import SweepConfig
+from nflab.storage.run_folder import Identity
 from tests.faults.stores import STATES
 
 CONFIG = replace(SweepConfig(), name="sweep", epochs=8, warmup_epochs=1.0, trials=6, seed=3)
 SAMPLES = 1024
+IDENTITY = Identity("5" * 32, "sweep", "test")
 
 
 class Stores:
@@ -36,8 +38,9 @@ class Stores:
         self.outbox = Outbox(self.tracker, self.folder / "unsent")
         return TrialLedger(
             config,
+            IDENTITY,
             str(self.folder),
-            self.url,
+            self.folder / "study.db",
             self.tracker,
             self.outbox,
             self.parent,

@@ -336,7 +336,7 @@ def test_a_run_that_a_lost_answer_left_half_begun_is_completed(place: Place) -> 
         place.client.create_run(
             place.tracker.experiment_id, run_name="s", tags={**tags, "record": "1"}, start_time=1
         )
-    run = place.tracker.begin("s", tags)
-    assert place.run().info.run_id == run == place.tracker.begin("s", tags)
+    run = place.tracker.start("s", tags, key="1")
+    assert place.run().info.run_id == run == place.tracker.start("s", tags, key="1")
     assert place.run().data.params == {"kind": "sweep"}
-    assert place.tracker.begin("t", tags) != run
+    assert place.tracker.start("t", tags) != run

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from nflab.auditing.disagreements import Disagreement, judge
+from nflab.auditing.disagreement import Disagreement
+from nflab.auditing.disagreements import judge
 from nflab.auditing.run_folder import run_names
 from nflab.auditing.scene import Scene
 from nflab.recording.archive import Archive, Recorded
@@ -16,7 +17,8 @@ from nflab.recording.tracker import Tracker
 from nflab.settings.errors import ConfigError
 from nflab.settings.outcomes import DONE
 from nflab.storage.files import is_local, read_text
-from nflab.storage.lock import is_being_run, lock_file, lock_run
+from nflab.storage.ownership import Board, FolderBoard, Owned, Ownership, living
+from nflab.storage.run_folder import OLD_EXPERIMENT, own_folder, read_identity
 
 MENDED, MENDABLE, LEFT = "mended", "can be mended", "to do"
 """What becomes of a disagreement."""
@@ -80,6 +82,7 @@ class _Auditor:
 
     def __init__(self, archive: Archive, storage: str, dry_run: bool) -> None:
         self._archive, self._storage, self._dry_run = archive, storage, dry_run
+        self._busy: set[str] = set()
         self._found = Audit()
 
     def audit(self, names: Sequence[str]) -> Audit:
@@ -87,7 +90,6 @@ class _Auditor:
         archive, found = self._archive, self._found
         runs = [run for e in archive.experiments() for run in archive.recorded(e)]
         bare = archive.without(runs, "config.json")
-        self._audit_cells(runs)
         children: dict[str, list[Recorded]] = defaultdict(list)
         roots: dict[tuple[str | None, str], list[Recorded]] = defaultdict(list)
         for run in runs:
@@ -97,10 +99,12 @@ class _Auditor:
                 roots[run.experiment, run.name].append(run)
         folders = []
         for name in names:
-            experiment = read_text(f"{self._storage}/{name}/experiment")
+            experiment = _experiment(f"{self._storage}/{name}")
             if experiment is None:  # lost, or killed before it was written
                 experiment = next((e for e, known in roots if known == name), None)
             folders.append((experiment, name))
+        self._busy = self._being_run(names, [run for of in roots.values() for run in of])
+        self._audit_cells(runs)
         for key in dict.fromkeys([*folders, *roots]):
             of_name = roots.get(key, [])
             below = [run for root in of_name for run in children.pop(root.run_id, [])]
@@ -117,6 +121,22 @@ class _Auditor:
             found.told.append(Told(orphans[0].experiment, what, cure, LEFT))
         return found
 
+    def _being_run(self, names: Sequence[str], roots: Sequence[Recorded]) -> set[str]:
+        """Names of the runs that a living process claims, in their folder or in MLflow, on this
+        machine or another; claims of another are watched for a while."""
+        boards: dict[str, list[Board]] = {}
+        for name in names:
+            boards.setdefault(name, []).append(FolderBoard(f"{self._storage}/{name}"))
+        for run in roots:
+            boards.setdefault(run.name, []).append(self._archive.board(run))
+        claimed = {
+            name: tokens
+            for name, of_name in boards.items()
+            if (tokens := {token for board in of_name for token in board.claims()})
+        }
+        alive = living([board for name in claimed for board in boards[name]])
+        return {name for name, tokens in claimed.items() if tokens & set(alive)}
+
     def _audit_one(
         self,
         experiment: str | None,
@@ -128,10 +148,10 @@ class _Auditor:
         """One run, sweep or grid: as it was read with all others, and if something disagrees
         once more, while no process can begin to run it."""
         folder = f"{self._storage}/{name}"
-        if not is_local(folder) and not lock_file(folder).is_file():
-            self._found.skipped[name] = "was run from another machine, which has its study and lock"
+        if not is_local(folder) and not own_folder(folder).is_dir():
+            self._found.skipped[name] = "was run from another machine, which has its study"
             return
-        if is_being_run(folder):
+        if name in self._busy:
             self._found.skipped[name] = "is being run"
             return
         look = partial(Scene, self._archive.uri, self._storage, experiment, name)
@@ -170,11 +190,10 @@ class _Auditor:
     def _audit_cells(self, runs: Sequence[Recorded]) -> None:
         """Cells with more than one result: the latest counts, as it does for grids."""
         names = {run.run_id: run.name for run in runs}
-        busy = {name for name in names.values() if is_being_run(f"{self._storage}/{name}")}
         results: dict[tuple[str, str], list[Recorded]] = defaultdict(list)
         for run in runs:
             counts = "superseded" not in run.tags and run.tags.get("outcome") in DONE
-            if "cell" in run.tags and counts and names.get(run.parent or "") not in busy:
+            if "cell" in run.tags and counts and names.get(run.parent or "") not in self._busy:
                 results[run.experiment, run.tags["cell"]].append(run)
         for (experiment, cell), same in results.items():
             last = same[-1]
@@ -224,19 +243,29 @@ def _mend(one: Disagreement) -> Told:
 
 
 @contextmanager
-def _held(folder: str, create: bool) -> Iterator[bool]:
+def _held(folder: str, there: bool) -> Iterator[bool]:
     """Whether no process runs a run; while in use, none begins to.
 
     Args:
-        create: whether the lock may be made if there is none.
+        there: whether its folder is there, and may be written to.
     """
-    if not create and not lock_file(folder).is_file():
-        yield True
-        return
+    ownership = Ownership()
     try:
-        lock = lock_run(folder)
-    except ConfigError:
+        if there:
+            ownership.take(FolderBoard(folder), folder)
+    except Owned:
         yield False
         return
-    with lock:
+    try:
         yield True
+    finally:
+        ownership.release()
+
+
+def _experiment(folder: str) -> str | None:
+    """The experiment whose run a folder holds, as far as it says so."""
+    try:
+        identity = read_identity(folder)
+    except ConfigError:  # told when the folder is looked at
+        return None
+    return read_text(f"{folder}/{OLD_EXPERIMENT}") if identity is None else identity.experiment

@@ -5,36 +5,18 @@ first; of everything else MLflow is, and the disk follows. Nothing is mended tha
 copy of a result.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 
-from nflab.auditing.run_folder import Saved
-from nflab.auditing.scene import Scene, closed, number_of, place_of_trial, top1
+from nflab.auditing.disagreement import Disagreement, count
+from nflab.auditing.leftovers import leftovers, lost_checkpoints, strays
+from nflab.auditing.scene import Scene, closed, number_of
 from nflab.recording.archive import Recorded
 from nflab.recording.tables import STATUS
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import replace
 from nflab.settings.serialization import from_json, to_json
 from nflab.settings.studies import SweepConfig
-from nflab.storage.checkpoints import NO_RIVALS
-
-OVER = ("finished", "pruned", "diverged", "failed")
-"""Outcomes of runs that do not go on."""
-
-
-@dataclass(frozen=True)
-class Disagreement:
-    """One thing of which two places say different things."""
-
-    where: str
-    """The run, trial or cell."""
-    what: str
-    """What is wrong."""
-    cure: str
-    """What mending does, or what a person can do."""
-    mend: Callable[[], None] | None = None
-    """Mends it; None if that would not be safe."""
 
 
 def judge(scene: Scene) -> list[Disagreement]:
@@ -42,6 +24,7 @@ def judge(scene: Scene) -> list[Disagreement]:
     rules = (
         unsent,
         unreadable,
+        identities,
         names,
         endings,
         under_way,
@@ -60,7 +43,7 @@ def judge(scene: Scene) -> list[Disagreement]:
 def unsent(scene: Scene) -> Iterator[Disagreement]:
     """Requests that MLflow never got."""
     if scene.folder.unsent:
-        what = f"{_count(scene.folder.unsent, 'request')} to MLflow never sent"
+        what = f"{count(scene.folder.unsent, 'request')} to MLflow never sent"
         if scene.experiment is None:
             cure = "resume it with the script that started it: its file `experiment` is gone"
             yield Disagreement(scene.name, what, cure)
@@ -75,9 +58,24 @@ def unreadable(scene: Scene) -> Iterator[Disagreement]:
         yield Disagreement(scene.name, scene.unreadable, cure)
     numbers = [number for number in map(number_of, scene.children) if number is not None]
     if numbers and not scene.study.exists and scene.folder.exists:
-        what = f"MLflow has {_count(len(numbers), 'trial')}, and the study is gone"
-        cure = f"put {scene.folder.own}/study.db back: resumed without it, the sweep starts anew"
+        what = f"MLflow has {count(len(numbers), 'trial')}, and the study is gone"
+        cure = f"put {scene.folder.own}/study.db back: without it the sweep cannot be resumed"
         yield Disagreement(scene.name, what, cure)
+
+
+def identities(scene: Scene) -> Iterator[Disagreement]:
+    """Folders of which it cannot be told which run they hold, or that hold another one."""
+    identity = scene.folder.identity
+    if scene.folder.damage is not None:
+        yield Disagreement(scene.name, scene.folder.damage, "put it back")
+    if identity is None:
+        return
+    if identity.name != scene.name:
+        what = f"its folder holds the run {identity.name!r}, copied or renamed"
+        yield Disagreement(scene.name, what, f"rename it to {identity.name}, or delete it")
+    elif scene.root is not None and scene.root.tags.get("record") != identity.id:
+        what = f"MLflow's run of this name, {scene.root.run_id}, is not that of its folder"
+        yield Disagreement(scene.name, what, "rename one of the two, or restore the folder's own")
 
 
 def names(scene: Scene) -> Iterator[Disagreement]:
@@ -141,8 +139,8 @@ def missing_runs(scene: Scene) -> Iterator[Disagreement]:
     """Trials that the study has, and MLflow has not."""
     if scene.root is None:
         if scene.trials:
-            count = _count(len(scene.trials), "trial")
-            what = f"the study has {count}, and MLflow has no run of the sweep"
+            trials = count(len(scene.trials), "trial")
+            what = f"the study has {trials}, and MLflow has no run of the sweep"
             yield Disagreement(scene.name, what, "restore its runs if they were deleted in MLflow")
         return
     known = {number_of(run) for run in scene.children}
@@ -175,11 +173,11 @@ def epochs(scene: Scene) -> Iterator[Disagreement]:
         if recorded < studied:
             top1s = dict(enumerate(trial.top1s, 1))
             untold = {epoch: top1s[epoch] for epoch in range(recorded + 1, studied + 1)}
-            what = f"MLflow has {_count(recorded, 'epoch')} of it, and the study {studied}"
+            what = f"MLflow has {count(recorded, 'epoch')} of it, and the study {studied}"
             cure = "recorded their validation top-1; the other metrics of these epochs are lost"
             yield Disagreement(scene.label(run), what, cure, partial(scene.add_top1s, run, untold))
         elif recorded > studied:
-            what = f"MLflow has {_count(recorded, 'epoch')} of it, and the study {studied}"
+            what = f"MLflow has {count(recorded, 'epoch')} of it, and the study {studied}"
             cure = "the study keeps what has ended; the search saw fewer results of it"
             yield Disagreement(scene.label(run), what, cure)
         elif studied and trial.top1s[-1] != run.metrics.get("val_top1"):
@@ -187,112 +185,6 @@ def epochs(scene: Scene) -> Iterator[Disagreement]:
             what += f"{trial.top1s[-1]} in the study"
             cure = "train its configuration again to see which is right"
             yield Disagreement(scene.label(run), what, cure)
-
-
-def strays(scene: Scene) -> Iterator[Disagreement]:
-    """Checkpoints of no run."""
-    lost = {p: saved for p, saved in scene.folder.checkpoints.items() if p not in scene.places}
-    cure = "may be the only copy: restore the run in MLflow, or delete "
-    if scene.root is None and lost:
-        what = f"{_told([one for saved in lost.values() for one in saved])} on disk, and no run of "
-        yield Disagreement(scene.name, what + "them in MLflow", cure + scene.folder.address)
-        return
-    under_way = {place_of_trial(n) for n, trial in scene.trials.items() if not trial.has_ended}
-    for place, saved in lost.items():
-        if place not in under_way:
-            what = f"{_told(saved)} in {place or 'its folder'}, and no run of it in MLflow"
-            yield Disagreement(scene.name, what, f"{cure}{scene.folder.address}/{place}")
-
-
-def leftovers(scene: Scene) -> Iterator[Disagreement]:
-    """Checkpoints beyond the bound that `nflab.checkpoints` states."""
-    for place, saved in scene.folder.checkpoints.items():
-        run = scene.places.get(place)
-        if run is None:
-            continue
-        where, checkpoints = scene.label(run), scene.checkpoints(place)
-        outcome = scene.outcome(run)
-        complete = [one for one in saved if one.complete]
-        broken = [one for one in saved if not one.complete]
-        if _is_loser(scene, run):
-            what = f"{_told(saved)} on disk, though it {_why(scene, run)}"
-            yield Disagreement(where, what, "deleted", checkpoints.purge)
-        elif outcome in OVER and broken and (complete or outcome != "finished"):
-            keep = [one.epoch for one in complete]
-            what = f"{_told(broken)} on disk that no process finished saving"
-            yield Disagreement(where, what, "deleted", partial(checkpoints.purge, keep))
-        elif outcome in OVER and broken:
-            what = f"{_told(broken)} on disk without the mark that they are complete"
-            cure = "may be the only copy: delete it, or add an empty file `complete` if it is whole"
-            yield Disagreement(where, what, cure)
-        elif len(complete) > (2 if outcome in OVER else 3):
-            what = f"{_told(complete)} on disk, where the last and the best are enough"
-            prune = partial(scene.keep_last_and_best, run, [one.epoch for one in complete])
-            yield Disagreement(where, what, "deleted the others", prune)
-
-
-def _is_loser(scene: Scene, run: Recorded) -> bool:
-    """Whether nothing will ever be read from a run's checkpoints."""
-    outcome, number = scene.outcome(run), number_of(run)
-    if number is not None:
-        lost = outcome == "finished" and scene.winner not in (None, number)
-        return outcome in ("pruned", "diverged") or (lost and scene.trial(run) is not None)
-    if "cell" not in run.tags:
-        return False
-    if "superseded" in run.tags:
-        return any(
-            other.tags.get("cell") == run.tags["cell"]
-            and "superseded" not in other.tags
-            and scene.outcome(other) == "finished"
-            for other in scene.children
-        )
-    rivals = run.tags.get("rivals", NO_RIVALS)
-    # Of rivals none may have a result yet.
-    beaten = rivals != NO_RIVALS and top1(run) < scene.kept_top1s.get(rivals, -1.0)
-    return outcome == "diverged" or (outcome == "finished" and beaten)
-
-
-def _why(scene: Scene, run: Recorded) -> str:
-    outcome = scene.outcome(run)
-    if "superseded" in run.tags:
-        return "was run again"
-    if outcome != "finished":
-        return {"pruned": "was pruned", "diverged": "diverged"}[outcome]
-    return f"is not the best of its {'grid' if 'cell' in run.tags else 'sweep'}"
-
-
-def lost_checkpoints(scene: Scene) -> Iterator[Disagreement]:
-    """Runs that should have a checkpoint, and have none."""
-    for run in scene.runs:
-        if not scene.folder.exists or scene.has_checkpoint(run):
-            continue
-        if scene.place(run) in scene.folder.checkpoints and scene.outcome(run) == "finished":
-            continue  # told among what is left over
-        outcome, number = scene.outcome(run), number_of(run)
-        model = scene.root.tags.get("model_uri") if scene.root is not None else None
-        stored = f"its weights are in MLflow as {model}" if model and number else None
-        again = stored or "train its configuration again if its weights are needed"
-        if outcome == "interrupted" and run.metrics.get("epoch", 0) >= 1:
-            what = f"has no checkpoint, though {_count(int(run.metrics['epoch']), 'epoch')} ran"
-            cure = "resumed, it begins again, with the same result"
-            yield Disagreement(scene.label(run), what, cure)
-        elif number is not None and outcome == "finished" and number == scene.winner:
-            what = "has no checkpoint, though it is the best of its sweep"
-            yield Disagreement(scene.label(run), what, again)
-        elif outcome == "finished" and "superseded" not in run.tags and _is_needed(scene, run):
-            what = "has no checkpoint, though it is the best of its grid or its weights are used"
-            yield Disagreement(scene.label(run), what, again)
-
-
-def _is_needed(scene: Scene, run: Recorded) -> bool:
-    """Whether the checkpoints of a finished cell are to be kept."""
-    rivals = run.tags.get("rivals")
-    if rivals is None or rivals == NO_RIVALS:
-        return rivals == NO_RIVALS
-    # A longer list may have these cells too, and another best one.
-    return scene.finished_cells[rivals][0] is run and top1(run) > max(
-        scene.kept_top1s.values(), default=-1.0
-    )
 
 
 def configurations(scene: Scene) -> Iterator[Disagreement]:
@@ -332,12 +224,3 @@ def gone(scene: Scene) -> Iterator[Disagreement]:
         what = f"MLflow has it, and its folder {scene.folder.address} is gone"
         cure = "put the folder back, or delete the run in MLflow if it is not wanted"
         yield Disagreement(scene.name, what, cure)
-
-
-def _told(saved: list[Saved]) -> str:
-    size = sum(one.size for one in saved) / 1e6
-    return f"{_count(len(saved), 'checkpoint')} ({size:.1f} MB)"
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -7,11 +7,13 @@ from pathlib import Path, PurePosixPath
 
 from pyarrow import fs
 
+from nflab.settings.errors import ConfigError
 from nflab.storage.checkpoints import COMPLETE
 from nflab.storage.files import open_uri, read_text
-from nflab.storage.lock import own_folder
+from nflab.storage.run_folder import Identity, own_folder, read_identity
 
 _MARKS = {
+    "run.json",
     "experiment",
     "config.json",
     ".lock",
@@ -50,9 +52,22 @@ class RunFolder:
         self.exists = bool(listed) or files.get_file_info(root).type == fs.FileType.Directory
 
     @cached_property
-    def experiment(self) -> str | None:
-        """The experiment whose run it is."""
-        return self._text("experiment")
+    def identity(self) -> Identity | None:
+        """Which run it holds; None if it is from before folders said so, or if what it says is
+        broken (see `damage`)."""
+        try:
+            return read_identity(self.address)
+        except ConfigError:
+            return None
+
+    @cached_property
+    def damage(self) -> str | None:
+        """Why it cannot be told which run it holds."""
+        try:
+            read_identity(self.address)
+        except ConfigError as error:
+            return str(error)
+        return None
 
     @cached_property
     def config(self) -> str | None:

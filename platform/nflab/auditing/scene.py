@@ -11,7 +11,7 @@ from nflab.recording.tables import STATUS
 from nflab.recording.tracker import Tracker
 from nflab.searching.study import StudyFile, Trial
 from nflab.searching.trial_ledger import trial_folder
-from nflab.settings.outcomes import Outcome
+from nflab.settings.outcomes import Outcome, Standing, standing
 from nflab.storage.checkpoints import Checkpoints
 
 _ENDS = ("finished", "pruned", "diverged", "failed")
@@ -34,14 +34,18 @@ class Scene:
 
         Args:
             experiment: whose run it is; None if nothing says so.
-            roots: MLflow's runs of that name, the oldest first: one, if all is well.
+            roots: MLflow's runs of that name, the oldest first: one, if all is well, of the same id
+                as the folder.
             children: MLflow's runs of its trials and cells.
             bare: ids of those runs that lack their `config.json`.
         """
         self._uri, self._storage = uri, storage
         self.experiment, self.name = experiment, name
-        self.roots, self.children, self.bare = list(roots), list(children), bare
         self.folder = RunFolder(storage, name)
+        identity = self.folder.identity
+        own = [run for run in roots if identity and run.tags.get("record") == identity.id]
+        self.roots = [*own, *(run for run in roots if run not in own)]
+        self.children, self.bare = list(children), bare
         self.study = StudyFile(self.folder.own / "study.db", name)
         self.trials: dict[int, Trial] = {}
         self.unreadable: str | None = None
@@ -53,7 +57,7 @@ class Scene:
 
     @property
     def root(self) -> Recorded | None:
-        """MLflow's run of the whole, the one that is found by its name."""
+        """MLflow's run of the whole."""
         return self.roots[0] if self.roots else None
 
     @cached_property
@@ -103,26 +107,26 @@ class Scene:
         """Number of the trial that is the best of its sweep."""
         done = [t for t in self.trials.values() if t.is_sound and t.outcome == "finished"]
         values = {t.number: t.value for t in done if t.has_ended and t.value is not None}
-        return max(values, key=lambda number: (values[number], -number), default=None)
+        return min(values, key=lambda number: standing(values[number], number), default=None)
 
     @cached_property
     def finished_cells(self) -> dict[str, list[Recorded]]:
         """List of cells that compete -> those that finished, the best first."""
         found: dict[str, list[Recorded]] = {}
-        for run in sorted(self.children, key=top1, reverse=True):
+        for run in sorted(self.children, key=standing_of):
             rivals = run.tags.get("rivals")
             if rivals and self.outcome(run) == "finished":
                 found.setdefault(rivals, []).append(run)
         return found
 
     @cached_property
-    def kept_top1s(self) -> dict[str, float]:
-        """List of cells that compete -> the best result of those that have a checkpoint."""
-        kept: dict[str, float] = {}
-        for rivals, runs in self.finished_cells.items():
-            count = [run for run in runs if "superseded" not in run.tags]
-            kept[rivals] = max((top1(run) for run in count if self.has_checkpoint(run)), default=-1)
-        return kept
+    def kept_cells(self) -> dict[str, Recorded]:
+        """List of cells that compete -> the best of those that have a checkpoint, if any has."""
+        return {
+            rivals: kept[0]
+            for rivals, runs in self.finished_cells.items()
+            if (kept := [r for r in runs if "superseded" not in r.tags and self.has_checkpoint(r)])
+        }
 
     def has_checkpoint(self, run: Recorded) -> bool:
         """Whether a run has one that it could go on from."""
@@ -173,6 +177,11 @@ class Scene:
 def number_of(run: Recorded) -> int | None:
     """Which trial a run is, from 1; None if it is none."""
     return int(run.tags["trial"]) if "trial" in run.tags else None
+
+
+def standing_of(run: Recorded) -> Standing:
+    """How a run stands among those that it competes with."""
+    return standing(top1(run), run.tags.get("cell", ""))
 
 
 def top1(run: Recorded) -> float:

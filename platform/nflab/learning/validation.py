@@ -2,11 +2,11 @@
 
 import difflib
 import math
-import re
 
 import nfnet
 from nflab.data import DatasetError, load_dataset
 from nflab.learning.models import check_model
+from nflab.settings import locations
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError, require
 from nflab.settings.leaves import flat
@@ -70,10 +70,8 @@ def validate(config: Config, trains: bool = True) -> None:
         f"warmup_epochs {c['warmup_epochs']:g} must not exceed epochs {c['epochs']}",
     )
     require(0 <= c["seed"] < 2**31, f"seed {c['seed']} must be from 0 to {2**31 - 1}")
-    require(
-        c["name"] is None or re.fullmatch(r"[A-Za-z0-9][\w .+-]{0,99}", c["name"]) is not None,
-        f"name {c['name']!r} must name a folder: up to 100 letters, digits, spaces and . _ + -",
-    )
+    if c["name"] is not None:
+        locations.check_name(c["name"])
     require(c["num_workers"] >= 1, f"num_workers {c['num_workers']} must be at least 1")
     require(
         c["gpus_per_worker"] is None or c["gpus_per_worker"] >= 0,

@@ -11,10 +11,12 @@ import pandas as pd
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from nflab.recording.board import RunBoard
 from nflab.recording.client import connect, history, search
 from nflab.recording.tables import rows
 from nflab.settings.errors import ConfigError
 from nflab.storage.files import exists
+from nflab.storage.ownership import Board
 
 TAGS = {
     "cell": "cell",
@@ -123,6 +125,11 @@ class Archive:
         with ThreadPoolExecutor(max_workers=16) as pool:
             lacking = list(pool.map(lacks, runs))
         return {run.run_id for run, lacks_it in zip(runs, lacking, strict=True) if lacks_it}
+
+    def board(self, run: Recorded) -> Board:
+        """Where processes claim a run."""
+        experiment_id = self._client.get_run(run.run_id).info.experiment_id
+        return RunBoard(self._client, experiment_id, run.name, run.run_id)
 
     def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
         """(step, value) of every point of a metric, by step."""

@@ -1,11 +1,14 @@
 """The connection to an MLflow store or server, and what its errors mean."""
 
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
 import requests
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from nflab.settings.errors import ConfigError
@@ -25,11 +28,26 @@ def connect(uri: str) -> MlflowClient:
             urlopen(f"{uri.rstrip('/')}/health", timeout=2).close()
         elif uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        client = MlflowClient(uri)
-        client.search_experiments(max_results=1)
+        with _alone(uri):
+            client = MlflowClient(uri)
+            client.search_experiments(max_results=1)
     except Exception as error:  # drivers of stores raise their own kinds
         raise unusable(uri, error) from None
     return client
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """While in use, no other process lays out the tables of a store that is a file: MLflow does so
+    when it first opens one, and two at once fail."""
+    file = uri.removeprefix("sqlite:///")
+    if file == uri:
+        yield
+        return
+    lock = Path(f"{file}.lock")
+    with lock.open("a") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
 
 
 def unusable(uri: str, error: Exception) -> ConfigError:
@@ -41,7 +59,12 @@ def unusable(uri: str, error: Exception) -> ConfigError:
     return ConfigError(f"cannot open the tracking store {uri}: {str(error).splitlines()[0]}")
 
 
-def search(client: MlflowClient, experiment_id: str, filter_string: str = "") -> list[Run]:
+def search(
+    client: MlflowClient,
+    experiment_id: str,
+    filter_string: str = "",
+    view: int = ViewType.ACTIVE_ONLY,
+) -> list[Run]:
     """All runs of an experiment that a filter lets pass, in the order of their start."""
     runs: list[Run] = []
     token = None
@@ -49,6 +72,7 @@ def search(client: MlflowClient, experiment_id: str, filter_string: str = "") ->
         page = client.search_runs(
             [experiment_id],
             filter_string=filter_string,
+            run_view_type=view,
             order_by=["attributes.start_time ASC"],
             page_token=token,
         )

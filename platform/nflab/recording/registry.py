@@ -8,6 +8,8 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from nflab.settings.outcomes import Standing, standing
+
 BEST = "best"
 """Alias of the version with the highest validation top-1."""
 
@@ -53,7 +55,7 @@ def register(
     for twin in twins:
         client.delete_model_version(name, twin.version)
     best = client.get_registered_model(name).aliases.get(BEST)
-    if best is None or _top1(client.get_model_version(name, str(best))) < _top1(version):
+    if best is None or _standing(version) < _standing(client.get_model_version(name, str(best))):
         client.set_registered_model_alias(name, BEST, version.version)
     return version
 
@@ -89,5 +91,5 @@ def _of_model(client: MlflowClient, name: str, run_id: str, model_uri: str) -> l
     return sorted(same, key=lambda version: int(version.version))
 
 
-def _top1(version: ModelVersion) -> float:
-    return float(version.tags["val_top1"])
+def _standing(version: ModelVersion) -> Standing:
+    return standing(float(version.tags["val_top1"]), int(version.version))

@@ -35,7 +35,7 @@ class RunRecord:
     """One training's run in MLflow: its configuration, each epoch once, and how it ended."""
 
     def __init__(self, outbox: Outbox, run: str, config: Config, epoch: int | None = None) -> None:
-        """Begins the record of a run, or goes on with it.
+        """Begins the record of a run that is open, or goes on with it.
 
         Args:
             run: its id, or what `Outbox.start` returned.
@@ -46,7 +46,6 @@ class RunRecord:
         self._trace: dict[int, Trace] = {}
         self._epoch = -1 if epoch is None else epoch
         self._cost = 0.0
-        outbox.put("reopen", run)
         params = {key: as_text(value) for key, value in flat(config).items()}
         outbox.put("log_params", run, params=params)
         outbox.put("log_dataset", run, **dataset_entry(config))

@@ -16,11 +16,13 @@ from typing import Any, cast
 
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag, ViewType
+from mlflow.entities.lifecycle_stage import LifecycleStage
 from mlflow.exceptions import MlflowException
 
 from nflab.learning.classifier import DESCRIPTION, WEIGHTS
 from nflab.recording import registry
+from nflab.recording.board import RunBoard
 from nflab.recording.client import connect, history, search, unusable
 from nflab.recording.serving import log_model
 from nflab.recording.tables import STATUS, rows
@@ -44,7 +46,8 @@ SORTED = ("kind", "parent", "trial", "cell")
 DIGEST_LENGTH = 36
 """Characters of a fingerprint that MLflow's datasets hold."""
 
-_PARENT = "mlflow.parentRunId"
+PARENT = "mlflow.parentRunId"
+"""Tag of a run that is another's child."""
 
 
 class Tracker:
@@ -72,6 +75,9 @@ class Tracker:
                 if found
                 else self._client.create_experiment(experiment, artifact_location=root)
             )
+            if found is not None and found.lifecycle_stage == LifecycleStage.DELETED:
+                self._client.restore_experiment(self.experiment_id)
+                print(f"the experiment {experiment}, which was deleted in MLflow, is restored")
         except Exception as error:  # drivers of stores raise their own kinds
             raise unusable(uri, error) from None
 
@@ -112,13 +118,13 @@ class Tracker:
             when: ms since 1970; default: now.
         """
         key = key or uuid.uuid4().hex
-        found = self._marked(key)
+        found = self.marked(key)
         if not found:
             tags = {**tags, "outcome": "running", "record": key}
             if parent is not None:
-                tags[_PARENT] = parent
+                tags[PARENT] = parent
             self._client.create_run(self.experiment_id, start_time=when, run_name=name, tags=tags)
-            found = self._marked(key)
+            found = self.marked(key)
         # The client asks again by itself when an answer is lost, and each time makes a run.
         for twin in found[1:]:
             self._client.delete_run(twin.info.run_id)
@@ -132,30 +138,16 @@ class Tracker:
         Raises:
             ConfigError: it was deleted.
         """
-        return str(self._first(self._marked(key)).info.run_id)
+        return str(self._first(self.marked(key)).info.run_id)
 
-    def _marked(self, key: str) -> list[Run]:
-        return self._search(f"tags.record = '{key}'")
+    def marked(self, key: str, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
+        """The runs that were created with this mark: one, if all is well."""
+        return self.search(f"tags.record = '{key}'", view)
 
     def _first(self, marked: list[Run]) -> Run:
         if not marked:
             raise ConfigError("it was deleted")
         return marked[0]
-
-    def find(self, name: str) -> Run | None:
-        """The run of that name that is no other's child; None if there is none."""
-        found = self._search(f"attributes.run_name = '{name}'")
-        return next((run for run in found if _PARENT not in run.data.tags), None)
-
-    def begin(self, name: str, tags: Mapping[str, str]) -> str:
-        """The id of the run that `find` finds; of a new one if it finds none.
-
-        What a first try that failed in its midst has begun is completed.
-        """
-        known = self.find(name)
-        if known is not None and "record" not in known.data.tags:  # not made here
-            return str(known.info.run_id)
-        return self.start(name, tags, key=None if known is None else known.data.tags["record"])
 
     def reopen(self, run_id: str) -> None:
         """A run goes on that had been interrupted, or may have been."""
@@ -195,6 +187,14 @@ class Tracker:
         points = [Metric(key, value, now, step) for key, value in metrics.items()]
         tags = [] if outcome is None else [RunTag("outcome", outcome)]
         self._client.log_batch(run_id, metrics=points, tags=tags)
+
+    def log_anew(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        """Records those metrics of a whole, at step 0, whose last value is another: what is
+        concluded twice is recorded once."""
+        known = self.metrics(run_id)
+        new = {key: value for key, value in metrics.items() if known.get(key) != value}
+        if new:
+            self.log(run_id, new, 0)
 
     def tag(self, run_id: str, key: str, value: str) -> None:
         """Sets one tag of a run."""
@@ -303,31 +303,39 @@ class Tracker:
     def trials(self, parent: str) -> pd.DataFrame:
         """One row for each trial below `parent`, in the order of their start: `run_id`, `name`,
         `number`, `outcome`, `status`, each parameter as text and the last value of each metric."""
-        found = self._search(f"tags.`{_PARENT}` = '{parent}' AND tags.trial != ''")
+        found = self.search(f"tags.`{PARENT}` = '{parent}' AND tags.trial != ''")
         return rows(found).assign(number=[int(run.data.tags["trial"]) for run in found])
 
     def cells(self) -> pd.DataFrame:
         """One row for each run of a cell, of any grid of the experiment, likewise; `cell` is its
         identity, `folder` its checkpoints and logs, `parent` its grid; `to_supersede` says that
         its result is to be repeated. Those that were repeated on purpose are left out."""
-        found = [r for r in self._search("tags.cell != ''") if "superseded" not in r.data.tags]
+        found = [r for r in self.search("tags.cell != ''") if "superseded" not in r.data.tags]
         return rows(found).assign(
             **{key: [run.data.tags[key] for run in found] for key in ("cell", "folder")},
-            parent=[run.data.tags[_PARENT] for run in found],
+            parent=[run.data.tags[PARENT] for run in found],
             to_supersede=pd.Series(["to_supersede" in run.data.tags for run in found], dtype=bool),
         )
 
     def children(self, parent: str) -> pd.DataFrame:
         """One row for each run below `parent`, likewise, those that were repeated too."""
-        return rows(self._search(f"tags.`{_PARENT}` = '{parent}'"))
+        return rows(self.search(f"tags.`{PARENT}` = '{parent}'"))
 
     def attempts(self) -> Counter[str]:
         """How many runs of each cell there are, of any outcome."""
-        return Counter(run.data.tags["cell"] for run in self._search("tags.cell != ''"))
+        return Counter(run.data.tags["cell"] for run in self.search("tags.cell != ''"))
 
-    def _search(self, filter_string: str) -> list[Run]:
+    def search(self, filter_string: str, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
         """All runs of the experiment that a filter lets pass, in the order of their start."""
-        return search(self._client, self.experiment_id, filter_string)
+        return search(self._client, self.experiment_id, filter_string, view)
+
+    def board(self, name: str, run_id: str) -> RunBoard:
+        """Where processes claim the runs of a name, this one `run_id`."""
+        return RunBoard(self._client, self.experiment_id, name, run_id)
+
+    def withdraw(self, run_id: str) -> None:
+        """Deletes a run that has only begun."""
+        self._client.delete_run(run_id)
 
     def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
         """(step, value) of every point of a metric, by step."""

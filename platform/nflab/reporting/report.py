@@ -12,6 +12,7 @@ from nflab.analysis import augmentation, clipping, layers
 from nflab.analysis.figures import draw_top1
 from nflab.analysis.finals import RECORD, judge
 from nflab.analysis.findings import Findings, groups
+from nflab.analysis.ranking import ranked
 from nflab.recording.archive import Archive
 from nflab.recording.tables import one_each
 from nflab.reporting.document import Section, to_html, to_markdown
@@ -164,8 +165,7 @@ def _sweep(file: str, name: str, trials: pd.DataFrame, folder: Path) -> Section:
     for metric in ("val_top1", "test_top1"):
         if metric not in trials:
             trials = trials.assign(**{metric: float("nan")})
-    done = (trials.outcome == "finished").rename("done")
-    trials = trials.assign(done=done).sort_values(["done", "val_top1"], ascending=False)
+    trials = ranked(trials.assign(number=trials.trial.astype(int)), "number")
     figure = folder / "figures" / f"{file}.png"
     draw_top1(trials, figure, f"Validation top-1: {name}")
     best = trials.iloc[0]

@@ -1,5 +1,7 @@
 """Optuna's study of a sweep: how the end of a trial is told to it, and what it says of each."""
 
+import json
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +12,10 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
+from nflab.settings.errors import ConfigError
 from nflab.settings.outcomes import Outcome
+from nflab.storage.files import read_text, write_text
+from nflab.storage.run_folder import Identity
 
 _ENDS: dict[str, tuple[str, ...]] = {
     # One that ran out of memory is told as a bad result, so that the place is avoided.
@@ -45,6 +50,70 @@ class Trial:
     def is_sound(self) -> bool:
         """Whether its state fits its outcome."""
         return not self.has_ended or self.outcome in _ENDS[self.state]
+
+
+RUN = "run"
+"""Attribute of a study: the id of the sweep that it belongs to."""
+
+MARKER = "study.json"
+"""File of a sweep's folder that says where its study is."""
+
+
+def open_study(
+    file: Path, identity: Identity, folder: str, pruner: optuna.pruners.BasePruner, begun: bool
+) -> optuna.Study:
+    """The study of a sweep, which is made if the sweep is new.
+
+    Args:
+        file: on the machine of the sweep's driver.
+        folder: path or address of the sweep.
+        begun: whether MLflow has trials of it.
+
+    Raises:
+        ConfigError: the sweep has trials, and no study is here; or it is another sweep's; or it
+            cannot be read.
+    """
+    marker = read_text(f"{folder}/{MARKER}")
+    if not file.is_file() and (begun or marker is not None):
+        raise ConfigError(
+            f"the study of {identity.name!r} is not there, without which its trials cannot be told "
+            f"from new ones: put {file} back{_whereabouts(marker)}, or start anew under another "
+            "--name"
+        )
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        study = optuna.create_study(
+            study_name=identity.name,
+            storage=RDBStorage(f"sqlite:///{file}"),
+            direction="maximize",
+            load_if_exists=True,
+            pruner=pruner,
+        )
+        owner = study.user_attrs.get(RUN)
+        if owner is None and (marker is None or not study.get_trials(deepcopy=False)):
+            study.set_user_attr(RUN, identity.id)  # new, or from before studies said whose they are
+            owner = identity.id
+    except Exception as error:  # drivers of databases raise their own kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"cannot open the study {file}: {reason}") from None
+    if owner != identity.id:
+        raise ConfigError(
+            f"{file} is the study of another sweep than {identity.name!r}: put its own back"
+            f"{_whereabouts(marker)}, or start anew under another --name"
+        )
+    if marker is None:
+        where = {"run": identity.id, "host": platform.node(), "file": str(file)}
+        write_text(f"{folder}/{MARKER}", json.dumps(where) + "\n")
+    return study
+
+
+def _whereabouts(marker: str | None) -> str:
+    """Where a study was written, in words."""
+    try:
+        where = json.loads(marker or "")
+        return f" (it was written as {where['file']} on {where['host']})"
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def tell(

@@ -5,10 +5,10 @@ checkpoints, so a sweep that was killed at any moment goes on from them: a trial
 way waits in the study to be proposed again, with its settings and the results it has reported.
 """
 
+from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from nflab.recording.outbox import Outbox
@@ -18,13 +18,14 @@ from nflab.recording.tracker import Tracker
 from nflab.running.budget import Budget
 from nflab.running.ledger import METRIC, Proposal
 from nflab.searching.distributions import distributions
-from nflab.searching.study import tell
+from nflab.searching.study import open_study, tell
 from nflab.settings.leaves import replace
 from nflab.settings.outcomes import Outcome
 from nflab.settings.recipes import space_of
 from nflab.settings.streams import Stream, keys
 from nflab.settings.studies import SweepConfig
 from nflab.storage.checkpoints import Checkpoints, Winner
+from nflab.storage.run_folder import Identity
 from nflab.terminal.wording import describe
 
 STARTUP_TRIALS = 4
@@ -51,8 +52,9 @@ class TrialLedger:
     def __init__(
         self,
         config: SweepConfig,
+        identity: Identity,
         folder: str,
-        study_url: str,
+        study_file: Path,
         tracker: Tracker,
         outbox: Outbox,
         parent: str,
@@ -60,33 +62,32 @@ class TrialLedger:
         samples_per_epoch: int,
         budget: Budget | None = None,
     ) -> None:
-        """Opens the study at `study_url`, or makes it; trials that were under way wait again.
+        """Opens the study of a sweep, or makes it; trials that were under way wait again.
 
         Args:
+            identity: of the sweep.
             folder: path or address of the sweep.
+            study_file: the study, on this machine.
             parent: MLflow's run of the sweep.
             tags: what every trial's run is tagged with.
             samples_per_epoch: the fewest images that any batch size trains on in an epoch.
             budget: what the sweep may cost, with what it has cost before.
+
+        Raises:
+            ConfigError: the study is gone, or is another sweep's (see `study.open_study`).
         """
         self.budget = budget or Budget()
         self._config, self._folder = config, folder
         self._tracker, self._outbox = tracker, outbox
         self._parent, self._tags = parent, tags
         self._space = space_of(config)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        begun = len(outbox.read(lambda: tracker.trials(parent))) > 0
         # Rungs in samples seen, the same for every batch size.
-        grace = first_rung(config)
-        self._storage = RDBStorage(study_url)
-        self._study = optuna.create_study(
-            study_name=config.run.name,
-            storage=self._storage,
-            direction="maximize",
-            load_if_exists=True,
-            pruner=optuna.pruners.SuccessiveHalvingPruner(
-                min_resource=grace * samples_per_epoch, reduction_factor=REDUCTION_FACTOR
-            ),
+        pruner = optuna.pruners.SuccessiveHalvingPruner(
+            min_resource=first_rung(config) * samples_per_epoch, reduction_factor=REDUCTION_FACTOR
         )
+        self._study = open_study(study_file, identity, folder, pruner, begun)
+        self._storage = self._study._storage
         self._open: dict[int, optuna.Trial] = {}
         self._runs: dict[int, tuple[str, int | None]] = {}
         self._records: dict[int, RunRecord] = {}
@@ -140,6 +141,8 @@ class TrialLedger:
                 "parent": str(self._config.run.name),
             }
             run = self._outbox.start(name, tags, self._parent)
+        else:
+            self._outbox.put("reopen", run)
         self._records[proposal.number] = RunRecord(self._outbox, run, config, epoch)
 
     def reported(self, number: int, metrics: dict[str, Any]) -> bool:

@@ -6,14 +6,26 @@ from pathlib import Path
 from typing import TypeVar
 
 from nflab.settings.config import RunConfig
-from nflab.settings.errors import ConfigError
+from nflab.settings.errors import ConfigError, require
 
 T = TypeVar("T", str, str | None)
 
 
+def check_name(name: str) -> None:
+    """Refuses a name of a run that is no name of a folder.
+
+    Raises:
+        ConfigError: likewise.
+    """
+    require(
+        re.fullmatch(r"[A-Za-z0-9][\w .+-]{0,99}", name) is not None,
+        f"name {name!r} must name a folder: up to 100 letters, digits, spaces and . _ + -",
+    )
+
+
 def checkout() -> Path:
     """The checkout this package is imported from; the working folder if it is installed."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     return root if (root / "pyproject.toml").is_file() else Path.cwd()
 
 

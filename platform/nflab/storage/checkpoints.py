@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
+from nflab.settings.outcomes import Standing, standing
 from nflab.storage.files import open_uri, patiently
 
 COMPLETE = "complete"
@@ -130,20 +131,20 @@ class Winner:
     """Keeps the checkpoints of the best of several runs, and forgets those of the others."""
 
     def __init__(self) -> None:
-        self._best: tuple[float, int, Checkpoints] | None = None
+        self._best: tuple[Standing, Checkpoints] | None = None
 
-    def ended(self, value: float | None, number: int, checkpoints: Checkpoints) -> None:
+    def ended(self, value: float | None, number: int | str, checkpoints: Checkpoints) -> None:
         """A run has ended.
 
         Args:
-            value: what is to be largest; None if the run cannot win.
-            number: of the run; the first of two equals wins.
+            value: its validation top-1 in percent; None if the run cannot win.
+            number: decides between equals, see `outcomes.standing`.
         """
         if value is None:
             checkpoints.purge()
-        elif self._best is None:
-            self._best = value, -number, checkpoints
-        else:
-            challenger = value, -number, checkpoints
-            loser, self._best = sorted((self._best, challenger), key=lambda run: run[:2])
-            loser[2].purge()
+            return
+        runs = [(standing(value, number), checkpoints)]
+        if self._best is not None:
+            runs = sorted([*runs, self._best], key=lambda run: run[0])
+            runs[1][1].purge()
+        self._best = runs[0]

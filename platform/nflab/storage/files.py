@@ -107,6 +107,28 @@ def exists(uri: str) -> bool:
     return patiently(uri, look)
 
 
+def list_files(uri: str) -> list[str]:
+    """Addresses of the files in a folder; none if there is no such folder."""
+
+    def look() -> list[str]:
+        files, path = open_uri(uri)
+        found = files.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return [f"{uri}/{f.base_name}" for f in found if f.type == fs.FileType.File]
+
+    return patiently(uri, look)
+
+
+def delete(uri: str) -> None:
+    """Deletes a file, if there is one."""
+
+    def remove() -> None:
+        files, path = open_uri(uri)
+        if files.get_file_info(path).type == fs.FileType.File:
+            files.delete_file(path)
+
+    patiently(uri, remove)
+
+
 def read_bytes(uri: str, patience: float = PATIENCE_SECONDS) -> bytes | None:
     """The content of a file; None if there is none.
 

@@ -6,17 +6,16 @@ from typing import Any
 
 import pandas as pd
 
-from nflab.recording.outbox import Outbox
 from nflab.recording.run_record import RunRecord
 from nflab.recording.tables import has_ended, last_epoch
-from nflab.running.budget import Budget
 from nflab.running.ledger import Proposal
 from nflab.settings.config import Config
 from nflab.settings.leaves import replace
 from nflab.settings.outcomes import DONE, Outcome
 from nflab.storage.checkpoints import NO_RIVALS, Checkpoints, Winner
 from nflab.studies.cells import Cell, cell_name, rows_of
-from nflab.studies.session import Session
+from nflab.studies.life_cycle import LiveRun
+from nflab.studies.supersession import Supersession, has_no_checkpoint
 
 
 class CellLedger:
@@ -24,49 +23,38 @@ class CellLedger:
 
     def __init__(
         self,
-        session: Session[Any],
-        outbox: Outbox,
-        parent: str,
+        run: LiveRun[Any],
         base: Config,
         settings: Sequence[dict[str, Any]],
         force: bool = False,
         keep_weights: bool = False,
-        budget: Budget | None = None,
     ) -> None:
         """Closes what an earlier process left running.
 
         Args:
-            force: run what has a result again, and let the new one supersede it.
+            run: the grid.
+            force: run what has a result again, and let the new one supersede it; unless an earlier
+                command that began to has not come to its end: then that goes on.
             keep_weights: keep every cell's checkpoint, not the best one's alone; a result whose
                 checkpoint is gone is as good as none.
-            budget: what the grid may cost, with what it has cost before.
         """
-        self.budget = budget or Budget()
-        self._session, self._tracker, self._parent = session, session.tracker, parent
-        self._outbox, self._keep_weights = outbox, keep_weights
+        self.budget = run.budget
+        self._session, self._tracker, self._parent = run.session, run.tracker, run.run_id
+        self._outbox, self._keep_weights = run.outbox, keep_weights
         self._settings = list(settings)
         self.cells = [Cell(replace(base, **one)) for one in settings]
         ids = " ".join(sorted(cell.id for cell in self.cells))
         self._rivals = NO_RIVALS if keep_weights else hashlib.sha256(ids.encode()).hexdigest()[:16]
-        self._without_weights: set[str] = set()
+        self._supersession = Supersession(self._outbox)
         self.release()
-        self.repeats = len(self._old) > 0
+        self.repeats = self._supersession.under_way
         """Whether an earlier command began to repeat results, and did not come to its end."""
-        if force or keep_weights:
-            self._find_old(force)
-            self.release()
-
-    def _find_old(self, force: bool) -> None:
-        """Notes which results are to be superseded: all, but for those that came of an earlier
-        command that began to repeat; else those whose weights are needed and gone."""
-        done = self._known[self._known.outcome.isin(DONE) & ~self._known.to_supersede]
         if force and not self.repeats:
-            for run in done.itertuples():
-                self._outbox.put("tag", run.run_id, key="to_supersede", value="true")
-        elif self._keep_weights:
-            finished = done[done.outcome == "finished"]
-            without = [_has_no_checkpoint(folder) for folder in finished.folder]
-            self._without_weights = set(finished.run_id[without])
+            self._supersession.demand_all(self._known)
+        elif keep_weights:
+            self._supersession.demand_weights(self._known)
+        if force or keep_weights:
+            self.release()
 
     def release(self) -> None:
         """Reads what MLflow says of every cell; none of this grid is left running."""
@@ -76,11 +64,8 @@ class CellLedger:
             if not has_ended(run, ended):
                 self._outbox.put("finish", run.run_id, outcome=ended)
         runs = self._outbox.read(self._tracker.cells)
-        self._known = runs = runs[runs.cell.isin({cell.id for cell in self.cells})]
-        old = runs.to_supersede | runs.run_id.isin(self._without_weights)
-        old &= runs.outcome.isin(DONE)
-        self._old = runs[old]
-        self.rows = found = self._rows(runs[~old])
+        self._known = runs[runs.cell.isin({cell.id for cell in self.cells})]
+        self.rows = found = self._rows(self._supersession.look(self._known))
         self._attempts = self._outbox.read(self._tracker.attempts)
         done = found.outcome.isin(DONE)
         # A cell that is asked for twice is run once.
@@ -96,7 +81,7 @@ class CellLedger:
             for run in found.drop_duplicates("cell").itertuples():
                 if run.outcome == "finished" and run.parent == self._parent:
                     checkpoints = Checkpoints.of_run(run.folder)
-                    self._winner.ended(run.val_top1, run.Index + 1, checkpoints)
+                    self._winner.ended(run.val_top1, run.cell, checkpoints)
 
     def results(self) -> pd.DataFrame:
         """A row for each cell, as `release` found them; what was to be superseded and has not been
@@ -128,6 +113,7 @@ class CellLedger:
         known = self._runs.get(cell.id)
         if known is not None:
             run, epoch = known.run_id, last_epoch(known)
+            self._outbox.put("reopen", run)
         else:
             tags = {
                 **self._session.tags,
@@ -153,13 +139,11 @@ class CellLedger:
         self._records[number].finish(outcome, error)
         if outcome not in DONE:
             return
-        old = self._old[self._old.cell == self.cells[number - 1].id]
-        for run in old.drop_duplicates("run_id").itertuples():
-            self._outbox.put("tag", run.run_id, key="superseded", value="true")
-            Checkpoints.of_run(run.folder).purge()
+        cell = self.cells[number - 1].id
+        self._supersession.ended(cell)
         if not self._keep_weights:
             value = value if outcome == "finished" else None
-            self._winner.ended(value, number, Checkpoints.of_run(self._folders[number]))
+            self._winner.ended(value, cell, Checkpoints.of_run(self._folders[number]))
 
     def _new_folder(self, cell: Cell) -> str:
         """One that no run of the cell has used, whether MLflow still knows of it or not."""
@@ -167,10 +151,6 @@ class CellLedger:
         while True:
             suffix = f"-{attempts + 1}" if attempts else ""
             folder = f"{self._session.folder}/cells/{cell.id}{suffix}"
-            if _has_no_checkpoint(folder):
+            if has_no_checkpoint(folder):
                 return folder
             attempts += 1
-
-
-def _has_no_checkpoint(folder: str) -> bool:
-    return Checkpoints.of_run(folder).last_epoch() is None

@@ -7,7 +7,6 @@ again runs only what MLflow does not have the result of.
 import functools
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,31 +14,30 @@ from typing import Any
 
 import pandas as pd
 
+from nflab.analysis.ranking import ranked
 from nflab.cluster import connection
 from nflab.cluster.placement import Placement
 from nflab.data import example_image, load_dataset
 from nflab.learning.classifier import WEIGHTS
 from nflab.recording.archive import Archive
 from nflab.recording.notes import grid_note
-from nflab.recording.outbox import Outbox
 from nflab.recording.run_record import dataset_entry
 from nflab.running.budget import Budget
-from nflab.running.tuner import run_trials
 from nflab.settings import locations
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import replace
-from nflab.settings.outcomes import DONE, Outcome
+from nflab.settings.outcomes import DONE
 from nflab.settings.serialization import from_json, to_json
 from nflab.settings.studies import FinalsConfig, GridOfConfigs
 from nflab.storage.checkpoints import Checkpoints
 from nflab.storage.files import is_local
 from nflab.studies.cell_ledger import CellLedger
 from nflab.studies.cells import Cell, common_part, rows_of, with_settings
-from nflab.studies.costs import cost_sentences, spent, totals
+from nflab.studies.costs import cost_sentences, totals
+from nflab.studies.life_cycle import LiveRun, live_run
 from nflab.studies.plan import show_plan
-from nflab.studies.session import Session, open_session
-from nflab.terminal.interrupts import BudgetReached, Interrupted, ignore_interrupts
+from nflab.terminal.interrupts import BudgetReached
 from nflab.terminal.progress import SweepProgress
 from nflab.terminal.wording import console
 
@@ -47,17 +45,11 @@ from nflab.terminal.wording import console
 class Grid:
     """Cells that are run and read back, as children of one run in MLflow."""
 
-    def __init__(
-        self,
-        session: Session[Any],
-        outbox: Outbox,
-        parent: str,
-        budget: Budget,
-        force: bool = False,
-    ) -> None:
-        self._session, self._outbox, self._force = session, outbox, force
-        self._budget = budget
-        self.parent, self.tracker = parent, session.tracker
+    def __init__(self, run: LiveRun[Any], force: bool = False) -> None:
+        """`force`: train again what has a result."""
+        self._run, self._force = run, force
+        self._session, self._outbox, self._budget = run.session, run.outbox, run.budget
+        self.parent, self.tracker = run.run_id, run.tracker
         self.has_results = False
         self.stopped = False
         """Whether cells were not run, or not to their end, because the budget was reached."""
@@ -83,16 +75,7 @@ class Grid:
         session = self._session
         run_uri, storage = session.config.run.tracking_uri, session.config.run.storage
         base = replace(common_part(base), tracking_uri=run_uri, storage=storage)
-        ledger = CellLedger(
-            session,
-            self._outbox,
-            self.parent,
-            base,
-            cells,
-            self._force,
-            keep_weights,
-            self._budget,
-        )
+        ledger = CellLedger(self._run, base, cells, self._force, keep_weights)
         done = len(cells) - ledger.missing
         console().print(
             f"{session.name}: {len(cells)} cells ({done} done) of {base.schedule.epochs} epochs on "
@@ -102,17 +85,8 @@ class Grid:
             console().print("what an earlier --force began goes on: give it again to repeat more")
         if base.run.diagnostics and done:
             console().print(f"{done} cells keep what they recorded: --force records diagnostics")
-        try:
-            if ledger.missing and not self._budget.reached:
-                progress = SweepProgress(len(cells), done, base.schedule.epochs, "cell")
-                run_trials(base, session.placement, ledger, progress)
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                ignore_interrupts()
-            if self._outbox.empties():
-                ledger.release()
-            raise
-        ledger.release()
+        progress = SweepProgress(len(cells), done, base.schedule.epochs, "cell")
+        self._run.work(base, ledger, progress)
         unfinished = ledger.rows.outcome.isin(["missing", "interrupted"]).any()
         found = ledger.results()
         self.has_results |= bool(found.outcome.isin(DONE).any())
@@ -168,8 +142,7 @@ class Grid:
             self._outbox.put_file(self.parent, path.name, functools.partial(shutil.copy, path))
         names = [path.name for path in figures]
         total = totals(self._outbox.read(lambda: self.tracker.children(self.parent)))
-        when = int(time.time() * 1000)
-        self._outbox.put("log", self.parent, metrics=total, step=0, when=when)
+        self._outbox.read(lambda: self.tracker.log_anew(self.parent, total))
         costs = [*cost_sentences(total), *([f"Stopped: {self._budget}."] if self.stopped else [])]
         for sentence in costs:
             console().print(sentence, markup=False)
@@ -185,10 +158,9 @@ class Grid:
     def _keep_best(self, table: pd.DataFrame) -> None:
         """Stores and registers the network of the cell that does best on validation, whichever grid
         trained it; another grid may have forgotten its checkpoint."""
-        finished = table[table.outcome == "finished"]
-        if not len(finished):
+        best = ranked(table, "cell").iloc[0]
+        if best.outcome != "finished":
             return
-        best = finished.loc[finished.val_top1.idxmax()]
         with Checkpoints.of_run(best.folder).last() as checkpoint:
             if checkpoint is None:
                 said = f"the weights of the best cell, {best['name']}, are not stored any more"
@@ -198,7 +170,7 @@ class Grid:
                 return
             config = from_json(Config, (checkpoint / "config.json").read_text(encoding="utf-8"))
             top1 = {key: float(best[key]) for key in ("val_top1", "test_top1")}
-            self.tracker.log(self.parent, top1, 0)
+            self.tracker.log_anew(self.parent, top1)
             self.tracker.add_model(
                 self.parent, checkpoint, example_image(config), "best_cell", best.run_id
             )
@@ -224,45 +196,18 @@ def open_grid(config: GridOfConfigs, experiment: str) -> Iterator[Grid]:
             yield _DryRun(config, experiment)
         return
     named = replace(config, name=config.run.name or experiment, dry_run=False, force=False)
-    session = open_session(named, experiment, resume=True)
-    tracker = session.tracker
-    outbox = Outbox(tracker, session.outbox_folder)
-    outcome: Outcome = "failed"
-    parent = None
-    tags = {**session.tags, "kind": "grid"}
-    try:
-        parent = outbox.read(lambda: tracker.begin(session.name, tags))
-        outbox.put("reopen", parent)
-        outbox.put("add_text", parent, text=to_json(session.config), file="config.json")
-        outbox.put("log_dataset", parent, **dataset_entry(session.config))
-        run_id = parent
-        spent_before = outbox.read(lambda: spent(tracker.children(run_id)))
-        budget = Budget(config.grid.max_cost, spent_before)
-        grid = Grid(session, outbox, parent, budget, config.grid.force)
-        yield grid
+    with live_run(named, experiment, "grid", resume=True) as run:
+        run.outbox.put("add_text", run.run_id, text=to_json(run.config), file="config.json")
+        run.outbox.put("log_dataset", run.run_id, **dataset_entry(run.config))
+        grid = Grid(run, config.grid.force)
+        try:
+            yield grid
+        except BudgetReached as reached:
+            if not grid.has_results:
+                run.outbox.put("describe", run.run_id, text=f"Stopped: {reached.told}.")
+            raise
         if grid.stopped:
             raise grid.budget_reached()
-        outcome = "finished"
-    except BudgetReached as reached:
-        outcome = "interrupted"
-        if parent is not None and not grid.has_results:
-            outbox.put("describe", parent, text=f"Stopped: {reached.told}.")
-        raise
-    except KeyboardInterrupt:
-        ignore_interrupts()
-        outcome = "interrupted"
-        raise Interrupted(session.name) from None
-    finally:
-        try:
-            if parent is not None:
-                outbox.put("finish", parent, outcome=outcome, when=int(time.time() * 1000))
-            if outcome == "finished":
-                outbox.drain()
-            else:
-                outbox.empties()
-        finally:
-            outbox.close()
-            connection.disconnect()
 
 
 class _Listed(Exception):

@@ -1,24 +1,34 @@
-"""What every recorded run begins with: its name, its stores and its place on the cluster."""
+"""What every recorded run begins with: its identity, its stores and its place on the cluster."""
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Generic
+from typing import Generic
 
 from nflab.cluster import connection
 from nflab.cluster.placement import Placement
 from nflab.data import load_dataset
 from nflab.recording.notes import experiment_tags
 from nflab.recording.provenance import code_tags
+from nflab.recording.roots import find_root, named, refuse_taken
 from nflab.recording.tracker import Tracker
 from nflab.settings import locations
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import C, flat, replace
-from nflab.settings.serialization import to_json
-from nflab.storage.files import open_uri, read_text, write_text
-from nflab.storage.lock import lock_run, own_folder
-from nflab.storage.run_folder import config_file, experiment_file
+from nflab.storage.ownership import FolderBoard, Ownership
+from nflab.storage.run_folder import (
+    Identity,
+    check_writable,
+    has_run,
+    identify,
+    new_identity,
+    own_folder,
+    write_config,
+    write_identity,
+)
 from nflab.terminal.interrupts import interrupts_deferred
+from nflab.terminal.wording import say
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,8 @@ class Session(Generic[C]):
     """Of the dataset, in the order of the labels."""
     tags: dict[str, str]
     """What every run of the session is tagged with."""
-    lock: IO[str] | None
+    identity: Identity
+    ownership: Ownership
     """Held while the run goes on, so that no other process goes on with it too."""
 
     @property
@@ -53,7 +64,7 @@ class Session(Generic[C]):
     @property
     def name(self) -> str:
         """Name in MLflow, and of the folder."""
-        return str(self.config.run.name)
+        return self.identity.name
 
 
 def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
@@ -63,10 +74,12 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
         resume: whether to continue the run called `config.run.name`; else the name must be new.
 
     Raises:
-        ConfigError: the name exists, a store or the cluster cannot be used, or is too small, or a
-            budget is given and the machines have no price.
+        ConfigError: the name exists, or what is kept under it is another run, or is being run; a
+            store or the cluster cannot be used, or is too small; or a budget is given and the
+            machines have no price.
     """
     name = config.run.name or f"{experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
+    locations.check_name(name)
     storage, uri = locations.storage(config.run), locations.tracking_uri(config.run)
     config = replace(
         config,
@@ -78,25 +91,35 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
         pretrained=locations.absolute(config.model.pretrained),
     )
     folder = f"{storage}/{name}"
-    _check_writable(storage)
+    check_writable(storage)
     tracker = Tracker(uri, storage, experiment)
     tracker.introduce(experiment_tags(experiment, tracker.experiment_id))
-    lock = lock_run(folder)
-    script = read_text(experiment_file(folder))
-    if script not in (None, experiment):
-        raise ConfigError(
-            f"{name!r} was started by experiments/{script}.py: continue it with that, "
-            "or choose another --name"
-        )
-    exists = read_text(config_file(folder)) is not None or tracker.find(name) is not None
-    if exists and not resume:
+    if not resume and has_run(folder):
         raise ConfigError(
             f"{name!r} exists: continue it with --resume {name}, or choose another --name"
         )
-    with interrupts_deferred():
-        priced = flat(config).get("max_cost") is not None
-        placement = connection.connect(config.scale, priced)
-    dataset = load_dataset(config)
+    ownership = Ownership()
+    ownership.take(FolderBoard(folder), folder, say)
+    try:
+        identity = _identity(tracker, folder, name, experiment)
+        with interrupts_deferred():
+            priced = flat(config).get("max_cost") is not None
+            placement = connection.connect(config.scale, priced)
+        dataset = load_dataset(config)
+        if identity is None:
+            identity = new_identity(name, experiment, dataset.fingerprint)
+        elif identity.dataset not in (None, dataset.fingerprint):
+            raise ConfigError(
+                f"{config.data.dataset} is not what {name!r} was begun on: its fingerprint is "
+                f"{dataset.fingerprint} and was {identity.dataset}; put the images back, or start "
+                "anew under another --name"
+            )
+        write_identity(folder, dataclasses.replace(identity, dataset=dataset.fingerprint))
+        write_config(folder, config)
+    except BaseException:
+        ownership.release()
+        connection.disconnect()
+        raise
     tags = {
         **code_tags(),
         "mlflow.source.name": f"experiments/{experiment}.py",
@@ -106,17 +129,31 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
         "placement": str(placement),
         **({"machines": placement.machines} if placement.machines else {}),
     }
-    write_text(experiment_file(folder), experiment)
-    write_text(config_file(folder), to_json(config))
-    return Session(config, folder, tracker, placement, dataset.class_names, tags, lock)
+    return Session(
+        config, folder, tracker, placement, dataset.class_names, tags, identity, ownership
+    )
 
 
-def _check_writable(storage: str) -> None:
-    probe = f"{storage}/.writable-{time.time_ns()}"
-    try:
-        write_text(probe, "", patience=0)
-        files, path = open_uri(probe)
-        files.delete_file(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"cannot write to the storage {storage}: {reason}") from None
+def _identity(tracker: Tracker, folder: str, name: str, experiment: str) -> Identity | None:
+    """Which run is asked for, as the folder and MLflow say alike; None if it is a new one.
+
+    Raises:
+        ConfigError: they do not, or MLflow's run was deleted.
+    """
+    identity = identify(folder, name, experiment)
+    if identity is not None:
+        if find_root(tracker, identity, folder) is None:
+            refuse_taken(tracker, name)
+        return identity
+    if not has_run(folder):
+        refuse_taken(tracker, name)
+        return None
+    # From before runs said which they are: then the name alone did.
+    before = [run for run in named(tracker, name) if "folder" not in run.data.tags]
+    if not before:
+        return None
+    mark = before[0].data.tags.get("record")
+    old = new_identity(name, experiment, before[0].data.tags.get("dataset_fingerprint"), mark)
+    if mark is None:
+        tracker.tag(before[0].info.run_id, "record", old.id)
+    return old

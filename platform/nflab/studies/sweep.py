@@ -9,33 +9,28 @@ import pandas as pd
 
 from nflab.analysis import figures
 from nflab.analysis.findings import Findings
+from nflab.analysis.ranking import ranked
 from nflab.analysis.statistics import Importance
-from nflab.cluster import connection
 from nflab.data import example_image, load_dataset
 from nflab.recording.notes import sweep_note
-from nflab.recording.outbox import Outbox
 from nflab.recording.run_record import dataset_entry
-from nflab.recording.tracker import Tracker
-from nflab.running.budget import Budget
 from nflab.running.ledger import METRIC
-from nflab.running.tuner import run_trials
 from nflab.searching.importances import importances, judged
 from nflab.searching.trial_ledger import TrialLedger, trial_folder
 from nflab.settings.leaves import as_text, flat
-from nflab.settings.outcomes import Outcome
 from nflab.settings.recipes import space_of
 from nflab.settings.search_space import setting
 from nflab.settings.serialization import to_json
 from nflab.settings.studies import SweepConfig
 from nflab.storage.checkpoints import Checkpoints
 from nflab.storage.files import is_local
-from nflab.studies.costs import cost_sentences, spent, totals
+from nflab.studies.costs import cost_sentences, totals
 from nflab.studies.finals import run_finals
 from nflab.studies.grid import Grid
-from nflab.studies.session import Session, open_session
-from nflab.terminal.interrupts import Interrupted, ignore_interrupts
+from nflab.studies.life_cycle import LiveRun, live_run
+from nflab.studies.session import Session
 from nflab.terminal.progress import SweepProgress
-from nflab.terminal.wording import console
+from nflab.terminal.wording import say
 
 
 @dataclass(frozen=True)
@@ -71,73 +66,39 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
         ConfigError: the name, a store or the cluster cannot be used.
         Interrupted: Ctrl-C or SIGTERM; the sweep can be resumed.
     """
-    session = open_session(config, experiment, resume)
-    config, tracker = session.config, session.tracker
-    space, planned = space_of(config), config.search.trials
-    parent = ledger = None
-    outbox = Outbox(tracker, session.outbox_folder)
-    try:
-        tags = {**session.tags, "kind": "sweep"}
-        run_id = parent = outbox.read(lambda: tracker.begin(session.name, tags))
-        outbox.put("reopen", parent)
+    with live_run(config, experiment, "sweep", resume) as run:
+        session, outbox, parent = run.session, run.outbox, run.run_id
+        config = run.config
+        space, planned = space_of(config), config.search.trials
         params = {key: as_text(value) for key, value in flat(config).items()}
         params |= {key: f"searched: {space.describe(key)}" for key in config.search.searched}
         outbox.put("log_params", parent, params=params)
         outbox.put("add_text", parent, text=to_json(config), file="config.json")
         outbox.put("add_text", parent, text=json.dumps(session.class_names), file="classes.json")
         outbox.put("log_dataset", parent, **dataset_entry(config))
-        spent_before = outbox.read(lambda: spent(tracker.children(run_id)))
-        budget = Budget(config.search.max_cost, spent_before)
         ledger = TrialLedger(
             config,
+            session.identity,
             session.folder,
-            f"sqlite:///{session.local_folder}/study.db",
-            tracker,
+            session.local_folder / "study.db",
+            run.tracker,
             outbox,
             parent,
             session.tags,
             _samples_per_epoch(config),
-            budget,
+            run.budget,
         )
         missing = ledger.missing
         done = f" ({planned - missing} done)" if missing < planned else ""
-        console().print(
+        say(
             f"sweep {session.name}: {planned} trials{done} of {config.schedule.epochs} epochs, "
             f"{session.placement}"
         )
-        if missing and not budget.reached:
-            progress = SweepProgress(planned, planned - missing, config.schedule.epochs)
-            run_trials(config.base(), session.placement, ledger, progress)
-        stopped = budget.reached and ledger.missing > 0
-        if stopped:
-            ledger.release()
-        return outbox.read(lambda: _conclude(session, run_id, outbox, budget, stopped))
-    except KeyboardInterrupt:
-        _stop(tracker, parent, ledger, outbox, "interrupted")
-        raise Interrupted(session.name) from None
-    except BaseException:
-        _stop(tracker, parent, ledger, outbox, "failed")
-        raise
-    finally:
-        outbox.close()
-        connection.disconnect()
-
-
-def _stop(
-    tracker: Tracker,
-    parent: str | None,
-    ledger: TrialLedger | None,
-    outbox: Outbox,
-    outcome: Outcome,
-) -> None:
-    """Leaves nothing marked as running, if MLflow answers."""
-    ignore_interrupts()
-    if not outbox.empties():
-        return  # whoever continues the sweep, or audits it, sets it right
-    if ledger is not None:
-        ledger.release()
-    if parent is not None:
-        tracker.finish(parent, outcome)
+        progress = SweepProgress(planned, planned - missing, config.schedule.epochs)
+        run.work(config.base(), ledger, progress)
+        stopped = run.budget.reached and ledger.missing > 0
+        result: SweepResult = run.read(lambda: _conclude(run, stopped))
+    return result
 
 
 def _samples_per_epoch(config: SweepConfig) -> int:
@@ -149,23 +110,20 @@ def _samples_per_epoch(config: SweepConfig) -> int:
     return min(size // batch_size * batch_size for batch_size in batch_sizes)
 
 
-def _conclude(
-    session: Session[SweepConfig], parent: str, outbox: Outbox, budget: Budget, stopped: bool
-) -> SweepResult:
-    """Reads back what was recorded, draws it, and stores the answer with the parent run.
+def _conclude(run: LiveRun[SweepConfig], stopped: bool) -> SweepResult:
+    """Reads back what was recorded, draws it, and stores the answer with the parent run; done again
+    it changes nothing.
 
     Args:
         stopped: whether the budget was reached before all trials had come to their end.
     """
+    session, parent, budget = run.session, run.run_id, run.budget
     config, tracker = session.config, session.tracker
     trials = tracker.trials(parent)
     for metric in (METRIC, "test_top1"):  # no trial may have come to one
         if metric not in trials:
             trials[metric] = float("nan")
-    # Only a trial that went to its end can win; the rest follow in the order of their last result.
-    trials["done"] = trials.outcome == "finished"
-    trials = trials.sort_values(["done", METRIC], ascending=False, kind="stable")
-    trials = trials.drop(columns="done")
+    trials = ranked(trials, "number")
     space, searched = space_of(config), config.search.searched
     told = judged(trials)
     shares = importances(trials, space, searched)
@@ -183,7 +141,7 @@ def _conclude(
     trials.to_csv(folder / "trials.csv", index=False)
     settled = None
     if config.finals.finalists and not stopped:
-        grid = Grid(session, outbox, parent, budget)
+        grid = Grid(run)
         grid.has_results = True  # the trials', whatever becomes of finals
         settled = _finals(grid, session, trials)
         stopped = grid.stopped
@@ -196,7 +154,7 @@ def _conclude(
         tracker.add_file(parent, path)
     best = trials.iloc[0]
     if best.outcome == "finished":
-        tracker.log(parent, {key: float(best[key]) for key in ("val_top1", "test_top1")}, 0)
+        tracker.log_anew(parent, {key: float(best[key]) for key in ("val_top1", "test_top1")})
     if best.outcome == "finished" and not stopped:  # a better one may yet come
         checkpoints = Checkpoints.of_run(trial_folder(session.folder, best.number))
         with checkpoints.last() as checkpoint:
@@ -210,13 +168,12 @@ def _conclude(
                 )
     names = [path.name for path in drawn]
     total = totals(tracker.children(parent), config.schedule.epochs)
-    tracker.log(parent, total, 0)
+    tracker.log_anew(parent, total)
     costs = [*cost_sentences(total), *([f"Stopped: {budget}."] if stopped else [])]
     note = sweep_note(parent, config, space, trials, shares, told, [*said, *costs], names)
     tracker.describe(parent, note)
     failed = bool((trials.outcome == "failed").all())
-    outcome: Outcome = "interrupted" if stopped else "failed" if failed else "finished"
-    tracker.finish(parent, outcome)
+    run.outcome = "interrupted" if stopped else "failed" if failed else "finished"
     halt = str(budget) if stopped else None
     return SweepResult(session.name, trials, shares, len(told), said, costs, halt, folder, parent)
 

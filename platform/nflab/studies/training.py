@@ -1,25 +1,22 @@
 """One training from its configuration to its recorded result."""
 
 import json
-import traceback
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-from nflab.cluster import connection
 from nflab.cluster.waiting import told_of_waiting
 from nflab.data import example_image
 from nflab.learning.loop import train
-from nflab.recording.outbox import Outbox
 from nflab.recording.run_record import RunRecord
 from nflab.running.mailbox import Listener, mailbox
 from nflab.running.worker_group import Task, TrainingFailedError, first_error, fit
 from nflab.settings.config import Config
 from nflab.settings.outcomes import Outcome
 from nflab.storage.checkpoints import Checkpoints
-from nflab.studies.session import Session, open_session
-from nflab.terminal.interrupts import Interrupted, ignore_interrupts
+from nflab.studies.life_cycle import live_run
+from nflab.studies.session import Session
 from nflab.terminal.progress import TrainingProgress
-from nflab.terminal.wording import console
+from nflab.terminal.wording import say
 
 POLL_SECONDS = 2.0
 """How often the reports of a training are fetched."""
@@ -54,71 +51,59 @@ def run_training(
         ConfigError: the name, a store or the cluster cannot be used.
         Interrupted: Ctrl-C or SIGTERM; the run can be resumed.
     """
-    session = open_session(config, experiment, resume)
-    config, tracker = session.config, session.tracker
-    console().print(
-        f"{experiment} {session.name}: {config.model.model} on {config.data.dataset}, "
-        f"{session.placement}"
-    )
-    outcome: Outcome = "failed"
-    error = None
-    record: RunRecord | None = None
-    outbox = Outbox(tracker, session.outbox_folder)
-    try:
-        tags = {**session.tags, "kind": "training"}
-        run_id = outbox.read(lambda: tracker.begin(session.name, tags))
-        record = RunRecord(outbox, run_id, config, outbox.read(lambda: tracker.last_epoch(run_id)))
+    with live_run(config, experiment, "training", resume) as run:
+        session, outbox, tracker, run_id = run.session, run.outbox, run.tracker, run.run_id
+        config = run.config
+        say(
+            f"{experiment} {session.name}: {config.model.model} on {config.data.dataset}, "
+            f"{session.placement}"
+        )
+        record = RunRecord(outbox, run_id, config, run.read(lambda: tracker.last_epoch(run_id)))
+        run.outcome, run.finish = "failed", record.finish
         outbox.put("add_text", run_id, text=json.dumps(session.class_names), file="classes.json")
-        progress = TrainingProgress(config.schedule.epochs)
-        mail = mailbox()
-        # In a thread: Ctrl-C is for this one, which knows what to write down.
-        pool = ThreadPoolExecutor(max_workers=1)
-        training = pool.submit(fit, config, session.placement, session.folder, Listener(mail), task)
-        reached: Outcome = "failed"
-        with told_of_waiting(progress.say):
-            ended: set[Future[None]] = set()
-            while not ended:
-                try:
-                    ended = wait([training], timeout=POLL_SECONDS).done
-                finally:
-                    # After an end all that was reported is there.
-                    for metrics in mail.get_nowait_batch(mail.qsize()):
-                        record.report(metrics)
-                        progress.reported(metrics)
-                        reached = metrics["outcome"]
-        training.result()
-        outcome = reached
-        if outcome == "finished":
-            outbox.read(lambda: _keep_model(session, run_id, registered=task is train))
-    except TrainingFailedError as failure:
-        first = first_error(failure)
-        error = first.text if first else str(failure)
-    except KeyboardInterrupt:
-        ignore_interrupts()
-        outcome = "interrupted"
-        raise Interrupted(session.name) from None
-    except BaseException:
-        error = traceback.format_exc()
-        raise
-    finally:
         try:
-            if record is not None:
-                record.finish(outcome, error)
-            if outcome in ("failed", "interrupted"):
-                outbox.empties()
-            else:
-                outbox.drain()
-        finally:
-            outbox.close()
-            connection.disconnect()
+            run.outcome = _train(session, record, task)
+        except TrainingFailedError as failure:
+            first = first_error(failure)
+            run.error = first.text if first else str(failure)
+        if run.outcome == "finished":
+            run.read(lambda: _keep_model(session, run_id, registered=task is train))
     return TrainingResult(
-        outcome,
+        run.outcome,
         tracker.metrics(run_id),
         {name: [v for _, v in tracker.history(run_id, name)] for name in ("val_top1", "test_top1")},
         run_id,
-        error,
+        run.error,
         f"{session.folder}/logs",
     )
+
+
+def _train(session: Session[Config], record: RunRecord, task: Task) -> Outcome:
+    """Trains on the cluster, writes down and shows what is reported, and returns the outcome.
+
+    Raises:
+        TrainingFailedError: a worker raised an error, or workers were lost too often.
+    """
+    config = session.config
+    progress = TrainingProgress(config.schedule.epochs)
+    mail = mailbox()
+    # In a thread: Ctrl-C is for this one, which knows what to write down.
+    pool = ThreadPoolExecutor(max_workers=1)
+    training = pool.submit(fit, config, session.placement, session.folder, Listener(mail), task)
+    reached: Outcome = "failed"
+    with told_of_waiting(progress.say):
+        ended: set[Future[None]] = set()
+        while not ended:
+            try:
+                ended = wait([training], timeout=POLL_SECONDS).done
+            finally:
+                # After an end all that was reported is there.
+                for metrics in mail.get_nowait_batch(mail.qsize()):
+                    record.report(metrics)
+                    progress.reported(metrics)
+                    reached = metrics["outcome"]
+    training.result()
+    return reached
 
 
 def _keep_model(session: Session[Config], run_id: str, registered: bool) -> None:

@@ -14,6 +14,11 @@ def console() -> Console:
     return found if found.is_terminal else Console(highlight=False, width=120, soft_wrap=True)
 
 
+def say(sentence: str) -> None:
+    """Prints a sentence for a person."""
+    console().print(sentence, markup=False)
+
+
 def describe(settings: dict[str, Any]) -> str:
     """Settings in a line, as `clipping 0.13, batch_size 64`."""
     return ", ".join(f"{key} {short_setting(value)}" for key, value in settings.items())

@@ -1,0 +1,138 @@
+"""The life of a recorded run, of whatever kind: it is opened, begins, works, concludes, is closed.
+
+Here alone stands what an interrupt, a budget, an error and an MLflow that is away do to it.
+"""
+
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic
+
+from nflab.cluster import connection
+from nflab.recording.outbox import Outbox
+from nflab.recording.roots import WITHDRAWN, begin_root
+from nflab.recording.run_record import ERROR_LENGTH
+from nflab.running.budget import Budget
+from nflab.running.ledger import Ledger
+from nflab.running.tuner import run_trials
+from nflab.settings.config import Config
+from nflab.settings.errors import ConfigError
+from nflab.settings.leaves import C, flat
+from nflab.settings.outcomes import Outcome
+from nflab.storage.ownership import Owned
+from nflab.studies.costs import spent
+from nflab.studies.session import Session, open_session
+from nflab.terminal.interrupts import BudgetReached, Interrupted, ignore_interrupts
+from nflab.terminal.progress import SweepProgress
+from nflab.terminal.wording import say
+
+
+class LiveRun(Generic[C]):
+    """A run while it lives."""
+
+    def __init__(self, session: Session[C], outbox: Outbox, run_id: str, budget: Budget) -> None:
+        self.session, self.outbox, self.run_id, self.budget = session, outbox, run_id, budget
+        self.config, self.tracker = session.config, session.tracker
+        self.outcome: Outcome = "finished"
+        """How it ends, unless an interrupt, its budget or an error ends it before."""
+        self.error: str | None = None
+        """Why it failed."""
+        self.under_way: Ledger | None = None
+        """Of whose trials some may be running."""
+        self.finish: Callable[[Outcome, str | None], None] = self._finish
+        """Writes down how it ended."""
+
+    def read(self, ask: Callable[[], Any]) -> Any:
+        """What `ask` reads of MLflow or concludes there, once it answers (see `Outbox.read`)."""
+        return self.outbox.read(ask)
+
+    def work(self, base: Config, ledger: Ledger, progress: SweepProgress) -> None:
+        """Trains what a ledger misses, unless the budget is reached; whatever happens, nothing of
+        it is left marked as running.
+
+        Args:
+            base: what all that is trained has in common.
+        """
+        self.under_way = ledger
+        if ledger.missing and not self.budget.reached:
+            run_trials(base, self.session.placement, ledger, progress)
+        ledger.release()
+        self.under_way = None
+
+    def _finish(self, outcome: Outcome, error: str | None) -> None:
+        tags = {} if error is None else {"error": error[:ERROR_LENGTH]}
+        when = int(time.time() * 1000)
+        self.outbox.put("finish", self.run_id, outcome=outcome, tags=tags, when=when)
+
+
+@contextmanager
+def live_run(config: C, experiment: str, kind: str, resume: bool) -> Iterator[LiveRun[C]]:
+    """A run of a validated configuration, while it is worked on and concluded in the block.
+
+    Args:
+        kind: what it is tagged as: training, sweep or grid.
+        resume: continue the run called `config.run.name`; else the name must be new.
+
+    Raises:
+        ConfigError: it cannot be opened (see `open_session`), another process runs it, or MLflow
+            stays away.
+        Interrupted: Ctrl-C or SIGTERM, or its budget is reached; it can be resumed.
+    """
+    session = open_session(config, experiment, resume)
+    outbox = Outbox(session.tracker, session.outbox_folder)
+    run: LiveRun[C] | None = None
+    concluded = False
+    try:
+        run = _begin(session, outbox, kind)
+        yield run
+        run.finish(run.outcome, run.error)
+        concluded = True
+        outbox.drain()
+    except KeyboardInterrupt:
+        if not concluded:
+            _stop(run, outbox, "interrupted")
+        raise Interrupted(session.name) from None
+    except BudgetReached:
+        _stop(run, outbox, "interrupted")
+        raise
+    except BaseException as error:
+        if not concluded:
+            told = str(error) if isinstance(error, ConfigError) else traceback.format_exc()
+            _stop(run, outbox, "failed", told)
+        raise
+    finally:
+        outbox.close()
+        session.ownership.release()
+        connection.disconnect()
+
+
+def _begin(session: Session[C], outbox: Outbox, kind: str) -> LiveRun[C]:
+    """The run in MLflow, made or opened again, and claimed for this process."""
+    tracker, config = session.tracker, session.config
+    tags = {**session.tags, "kind": kind}
+    run_id, new = outbox.read(lambda: begin_root(tracker, session.identity, session.folder, tags))
+    try:
+        session.ownership.take(tracker.board(session.name, run_id), session.name, say)
+    except Owned:
+        if new:
+            tracker.tag(run_id, WITHDRAWN, "true")
+            tracker.withdraw(run_id)
+        raise
+    outbox.put("reopen", run_id)
+    before = outbox.read(lambda: spent(tracker.children(run_id)))
+    return LiveRun(session, outbox, run_id, Budget(flat(config).get("max_cost"), before))
+
+
+def _stop(
+    run: LiveRun[C] | None, outbox: Outbox, outcome: Outcome, error: str | None = None
+) -> None:
+    """Leaves nothing marked as running, if MLflow answers; else whoever continues the run, or
+    audits it, sets it right."""
+    ignore_interrupts()
+    if run is None or run.session.ownership.lost:
+        return
+    if run.under_way is not None and outbox.empties():
+        run.under_way.release()
+    run.finish(outcome, error)
+    outbox.empties()
