@@ -35,11 +35,14 @@ WARM = WarmPython()
 WHOLE = ("cluster", "experiments", "faults", "ui")
 """Folders of tests of whole commands, services and machines."""
 
+SERVICES = {"cloud", "head", "ray_address", "script", "server"}
+"""Fixtures that start processes, or run a script."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks as slow what is not marked itself and needs a Ray or a script."""
+    """Marks as slow what needs other processes; what is slow by itself is marked where it stands."""
     for item in items:
-        needs = {"ray_address", "script"} & {*getattr(item, "fixturenames", ())}
+        needs = SERVICES & {*getattr(item, "fixturenames", ())}
         if needs or item.path.relative_to(ROOT / "tests").parts[0] in WHOLE:
             item.add_marker(pytest.mark.slow)
 

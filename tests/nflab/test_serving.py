@@ -76,6 +76,7 @@ def test_probabilities_are_the_networks(checkpoint: Path) -> None:
         classifier.probabilities([b"no image"])
 
 
+@pytest.mark.slow
 def test_a_recorded_model_is_loaded_and_served(checkpoint: Path, tmp_path: Path) -> None:
     tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path / "runs"), "train")
     run_id = tracker.start("x", {})
@@ -143,6 +144,7 @@ def ask(port: int, body: dict[str, object], server: "subprocess.Popen[bytes]") -
     raise AssertionError("no answer")
 
 
+@pytest.mark.slow
 def test_export_py_writes_both_kinds_of_files(checkpoint: Path, tmp_path: Path) -> None:
     for name in ("model.onnx", "model.pt2"):
         done = run_script(
