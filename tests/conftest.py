@@ -40,7 +40,7 @@ SERVICES = {"cloud", "head", "ray_address", "script", "server"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks as slow what needs other processes; what is slow by itself is marked where it stands."""
+    """Marks as slow what needs other processes; some tests are marked by themselves."""
     for item in items:
         needs = SERVICES & {*getattr(item, "fixturenames", ())}
         if needs or item.path.relative_to(ROOT / "tests").parts[0] in WHOLE:
