@@ -119,14 +119,15 @@ def test_a_sweep_with_the_same_seed_proposes_the_same_first_trials(
     assert len({tuple(trial) for trial in proposed[0]}) == 4
 
 
-def test_trials_of_several_workers_train_with_ray_train(
+def test_a_trial_of_several_workers_trains_with_ray_train(
     script: Script, store: dict[str, str], ray_address: str
 ) -> None:
-    flags = "--trials 2 --epochs 1 --num-workers 2 --clipping 0.08 --batch-size 32"
+    flags = "--trials 1 --epochs 1 --num-workers 2 --clipping 0.08 --batch-size 32"
     done = script("agc_sweep.py", *flags.split(), RAY_ADDRESS=ray_address)
     assert done.returncode == 0, done.stdout + done.stderr
     _, children = family(store["MLFLOW_TRACKING_URI"], "agc_sweep")
-    assert [run.data.tags["outcome"] for run in children] == ["finished", "finished"]
-    assert {run.data.tags["world_size"] for run in children} == {"2"}
-    assert {run.data.params["batch_size"] for run in children} == {"32"}
-    assert {run.data.params["clipping"] for run in children} == {"0.08"}
+    (run,) = children
+    assert run.data.tags["outcome"] == "finished"
+    assert run.data.tags["world_size"] == "2"
+    assert run.data.params["batch_size"] == "32"
+    assert run.data.params["clipping"] == "0.08"
