@@ -8,7 +8,6 @@ a line of JSON each, and answers with the new process's id, then with its exit s
 """
 
 import ast
-import gc
 import importlib
 import json
 import os
@@ -146,6 +145,5 @@ def become(asked: Command) -> None:
 if __name__ == "__main__":
     sys.path[1:1] = [str(ROOT), str(ROOT / "platform")]
     import_all()
-    gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the tests' and the scripts'
     become(fork_for_each_line())
