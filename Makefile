@@ -4,8 +4,13 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 ARGS ?=
 CLUSTER ?= cluster/gpu.yaml
+# Parts of the tests that run side by side.
+JOBS ?= 2
+TOGETHER := $(MAKE) --no-print-directory --output-sync=target --jobs
+PYTEST := $(BIN)/pytest --ignore tests/faults --ignore tests/cluster
 
-.PHONY: install sweep ablation report test test-faults test-cluster head up status tunnel submit logs down \
+.PHONY: install sweep ablation report test test-quick checks units integration selected \
+	test-faults test-cluster head up status tunnel submit logs down \
 	ui clean
 
 install: .venv/installed
@@ -31,11 +36,25 @@ ablation: install  ## clipping against batch size on the digits; fails unless th
 report: install  ## what all recorded runs say, in report/
 	$(BIN)/python experiments/report.py $(ARGS)
 
-test: install  ## everything that must hold
+test: install  ## everything that must hold; each part's output comes when it is through
+	@$(TOGETHER) $(JOBS) checks $(if $(ARGS),selected,integration units)
+
+test-quick: install  ## what holds without a Ray, a server or a script; while one works
+	@$(TOGETHER) $(JOBS) checks units
+
+checks: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest --ignore tests/faults --ignore tests/cluster $(ARGS)
+
+units: install
+	$(PYTEST) -m "not slow" $(ARGS)
+
+integration: install
+	$(PYTEST) -m slow
+
+selected: install
+	$(PYTEST) $(ARGS)
 
 test-faults: install  ## processes killed at random moments; takes longer
 	$(BIN)/pytest tests/faults $(ARGS)

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -13,13 +14,48 @@ import pytest
 import ray
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.warm import ROOT, WarmPython
 
 # Worker threads of several processes on few cores only get in each other's way.
 torch.set_num_threads(1)
 
 # A Ray's workers give way to all others, unless told; here others are tests that run beside these.
-os.environ |= {"RAY_worker_niceness": "0"}
+# And it starts some for every driver before they are asked for, which no run of nflab can use.
+os.environ |= {
+    "RAY_worker_niceness": "0",
+    "RAY_prestart_worker_first_driver": "false",
+    "RAY_enable_worker_prestart": "false",
+}
+
+# Many processes import the same.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+WARM = WarmPython()
+
+WHOLE = ("cluster", "experiments", "faults", "ui")
+"""Folders of tests of whole commands, services and machines."""
+
+SERVICES = {"cloud", "head", "ray_address", "script", "server"}
+"""Fixtures that start processes, or run a script."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as slow what needs other processes; some tests are marked by themselves."""
+    for item in items:
+        needs = SERVICES & {*getattr(item, "fixturenames", ())}
+        if needs or item.path.relative_to(ROOT / "tests").parts[0] in WHOLE:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def new_databases() -> Iterator[None]:
+    """MLflow makes new databases quickly."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "mlflow" in sys.modules:  # else no test uses it
+            from tests.stores import fill_by_copy
+
+            fill_by_copy(patch)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -33,27 +69,38 @@ def ray_address() -> Iterator[str]:
 @pytest.fixture
 def store(tmp_path: Path) -> dict[str, str]:
     """Environment that puts a run's results into a temporary folder."""
-    return {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
-        "NFLAB_STORAGE": str(tmp_path / "runs"),
-    }
+    from tests.stores import new_store  # takes seconds
+
+    return new_store(tmp_path)
 
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def run_script(
-    folder: Path, env: dict[str, str], name: str, *arguments: str, root: Path = ROOT
+    folder: Path,
+    env: dict[str, str],
+    name: str,
+    *arguments: str,
+    root: Path = ROOT,
+    cold: bool = False,
 ) -> "subprocess.CompletedProcess[str]":
     """Runs `experiments/NAME ARGUMENTS` in `folder`, with `env` over the environment of the tests.
 
     Without a RAY_ADDRESS in `env` the script starts a Ray of its own.
+
+    Args:
+        cold: in a Python that imports all of it anew, as a user's; else see `tests/warm.py`. A
+            script of another `root` always is.
     """
     inherited = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    path, whole = root / "experiments" / name, {**inherited, **env}
+    if root == ROOT and not cold:
+        return WARM.run(path, arguments, folder, whole)
     return subprocess.run(
-        [sys.executable, str(root / "experiments" / name), *arguments],
+        [sys.executable, str(path), *arguments],
         cwd=folder,
-        env={**inherited, **env},
+        env=whole,
         capture_output=True,
         text=True,
         timeout=900,
@@ -65,10 +112,50 @@ def run_script(
 def script(tmp_path: Path, store: dict[str, str]) -> Script:
     """`run_script` in a temporary folder, with results there too."""
 
-    def run(name: str, *arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
-        return run_script(tmp_path, {**store, **env}, name, *arguments)
+    def run(
+        name: str, *arguments: str, cold: bool = False, **env: str
+    ) -> "subprocess.CompletedProcess[str]":
+        return run_script(tmp_path, {**store, **env}, name, *arguments, cold=cold)
 
     return run
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A sweep called `small` and a grid in one store, which tests only read."""
+
+    env: dict[str, str]
+    """Of scripts on the session's Ray that use the store."""
+    folder: Path
+    """Holds `mlflow.db`, and `runs` with all files."""
+    printed: dict[str, str]
+    """Script -> what it printed."""
+
+    @property
+    def uri(self) -> str:
+        return self.env["MLFLOW_TRACKING_URI"]
+
+
+@pytest.fixture(scope="session")
+def recorded(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    """A sweep of four trials of 3 epochs and a grid of six cells of one, run by their scripts."""
+    from tests.stores import new_store
+
+    folder = tmp_path_factory.mktemp("recorded")
+    env = {**new_store(folder), "RAY_ADDRESS": ray_address}
+    printed = {}
+    for name, flags in (
+        ("agc_sweep", "--trials 4 --epochs 3 --seed 5 --name small"),
+        (
+            "clipping_vs_batch_size",
+            "--batch-sizes 64 128 --clippings 0.08 --seeds 1 --epochs 1 --warmup-epochs 0.5 "
+            "--seed 5",
+        ),
+    ):
+        done = run_script(folder, env, f"{name}.py", *flags.split())
+        assert done.returncode == 0, done.stdout + done.stderr
+        printed[name] = done.stdout
+    return Recorded(env, folder, printed)
 
 
 def free_port() -> int:

@@ -14,3 +14,9 @@ def family(uri: str, experiment: str) -> tuple[Run, list[Run]]:
     children = [run for run in runs if run is not parent]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} <= {parent.info.run_id}
     return parent, sorted(children, key=lambda run: str(run.info.run_name))
+
+
+def children_of(client: MlflowClient, parent: Run) -> list[Run]:
+    """The runs below a parent, where its experiment may have several."""
+    below = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    return list(client.search_runs([parent.info.experiment_id], below))

@@ -13,6 +13,7 @@ from urllib.request import urlopen
 import psutil
 
 from tests.conftest import free_port
+from tests.stores import new_database
 
 
 class MlflowServer:
@@ -29,6 +30,8 @@ class MlflowServer:
         """
         self.folder, self.port = folder, free_port()
         self._artifacts = artifacts or str(folder / "artifacts")
+        if store is None:
+            new_database(folder / "server.db")
         self._store = store or f"sqlite:///{folder}/server.db"
         self.uri = f"http://127.0.0.1:{self.port}"
         self._processes: list[psutil.Process] = []

@@ -9,10 +9,11 @@ from mlflow.entities import Run
 
 from tests.conftest import Script, run_script
 from tests.records import family
+from tests.stores import new_store
 
 LAYERS = (
     "--subsets none stage1+stage2+stage3 stem+stage1+stage2+stage3 stem+stage1+stage2+stage3+head "
-    "--seeds 1 --epochs 1"
+    "--seeds 1 --epochs 1 --batch-size 128"
 )
 AUGMENTATION = "--levels 0 6 --ladder-level 3 --seeds 1 --epochs 1 --batch-size 128"
 SWEEP = "--trials 2 --epochs 1 --batch-size 128 --finalists 1 --final-seeds 2 --diagnostics"
@@ -24,11 +25,7 @@ def ran(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """A store with both ablations and a sweep with finals, and what they printed."""
     folder = tmp_path_factory.mktemp("ablations")
-    env = {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
-        "NFLAB_STORAGE": str(folder / "runs"),
-        "RAY_ADDRESS": ray_address,
-    }
+    env = {**new_store(folder), "RAY_ADDRESS": ray_address}
     printed = {}
     for name, flags in (
         ("agc_layers", LAYERS),
@@ -141,19 +138,19 @@ def test_the_report_tells_all_of_it(
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "said", "cold"),
     [
-        ("agc_layers.py --subsets stem+stage7", "unknown part 'stage7'"),
-        ("agc_layers.py --clipping none", "clipping none leaves nothing to compare"),
-        ("augmentation.py --ladder-level 0", "ladder_level 0 must be at least 1"),
-        ("augmentation.py --levels -1", "augmentation_level -1 must be at least 0"),
-        ("agc_sweep.py --finalists 2 --final-seeds 1", "final_seeds 1 must be at least 2"),
-        ("report.py --tracking-uri http://127.0.0.1:1", "cannot open the tracking store"),
-        ("report.py --outputs x", "--outputs"),
+        ("agc_layers.py --subsets stem+stage7", "unknown part 'stage7'", True),
+        ("agc_layers.py --clipping none", "clipping none leaves nothing to compare", False),
+        ("augmentation.py --ladder-level 0", "ladder_level 0 must be at least 1", True),
+        ("augmentation.py --levels -1", "augmentation_level -1 must be at least 0", False),
+        ("agc_sweep.py --finalists 2 --final-seeds 1", "final_seeds 1 must be at least 2", False),
+        ("report.py --tracking-uri http://127.0.0.1:1", "cannot open the tracking store", True),
+        ("report.py --outputs x", "--outputs", False),
     ],
 )
-def test_bad_input_is_said_at_once(script: Script, command: str, said: str) -> None:
-    done = script(*command.split())
+def test_bad_input_is_said_at_once(script: Script, command: str, said: str, cold: bool) -> None:
+    done = script(*command.split(), cold=cold)
     assert done.returncode == 2, done.stdout + done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr

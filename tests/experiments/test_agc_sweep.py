@@ -15,10 +15,8 @@ from nflab.settings.config import Config
 from nflab.settings.leaves import flat
 from nflab.settings.serialization import from_json
 from nflab.settings.studies import SweepConfig
-from tests.conftest import Script, run_script
+from tests.conftest import Recorded, Script
 from tests.records import family
-
-SWEEP = ("--trials", "4", "--epochs", "3", "--seed", "5")
 
 
 def text_of(value: object) -> str:
@@ -28,26 +26,10 @@ def text_of(value: object) -> str:
     return "none" if value is None else str(value)
 
 
-@pytest.fixture(scope="module")
-def swept(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], str]:
-    """Store and output of one small sweep on the session's Ray."""
-    folder = tmp_path_factory.mktemp("sweep")
-    store = {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
-        "NFLAB_STORAGE": str(folder / "runs"),
-    }
-    done = run_script(
-        folder, {**store, "RAY_ADDRESS": ray_address}, "agc_sweep.py", *SWEEP, "--name", "small"
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return store, done.stdout
-
-
-def test_every_trial_is_recorded_once_and_whole(swept: tuple[dict[str, str], str]) -> None:
-    store, _ = swept
-    parent, children = family(store["MLFLOW_TRACKING_URI"], "agc_sweep")
+def test_every_trial_is_recorded_once_and_whole(recorded: Recorded) -> None:
+    parent, children = family(recorded.uri, "agc_sweep")
     assert len(children) == 4
-    client = MlflowClient(store["MLFLOW_TRACKING_URI"])
+    client = MlflowClient(recorded.uri)
     for run in children:
         text = client.download_artifacts(run.info.run_id, "config.json")
         config = from_json(Config, Path(text).read_text())
@@ -73,12 +55,9 @@ def test_every_trial_is_recorded_once_and_whole(swept: tuple[dict[str, str], str
     assert parent.info.status == "FINISHED"
 
 
-def test_the_parent_holds_the_best_trial_and_the_figures(
-    swept: tuple[dict[str, str], str],
-) -> None:
-    store, _ = swept
-    parent, children = family(store["MLFLOW_TRACKING_URI"], "agc_sweep")
-    client = MlflowClient(store["MLFLOW_TRACKING_URI"])
+def test_the_parent_holds_the_best_trial_and_the_figures(recorded: Recorded) -> None:
+    parent, children = family(recorded.uri, "agc_sweep")
+    client = MlflowClient(recorded.uri)
     finished = [run for run in children if run.data.tags["outcome"] == "finished"]
     best = max(finished, key=lambda run: run.data.metrics["val_top1"])
     assert parent.data.metrics["val_top1"] == best.data.metrics["val_top1"]
@@ -89,8 +68,12 @@ def test_the_parent_holds_the_best_trial_and_the_figures(
     (logged,) = client.search_logged_models([parent.info.experiment_id])
     assert logged.source_run_id == parent.info.run_id
     assert parent.data.tags["model_uri"] == f"models:/{logged.model_id}"
-    version = client.get_model_version_by_alias("nflab-digits", "best")
+    version = client.get_model_version("nflab-digits", "1")
     assert (version.run_id, version.source) == (parent.info.run_id, f"models:/{logged.model_id}")
+    grid, _ = family(recorded.uri, "clipping_vs_batch_size")
+    better = max((parent, grid), key=lambda run: run.data.metrics["val_top1"])
+    marked = client.get_model_version_by_alias("nflab-digits", "best")
+    assert marked.run_id == better.info.run_id
     folder = Path(client.download_artifacts(parent.info.run_id, "best_trial"))
     config = json.loads((folder / "config.json").read_text())
     assert str(config["optimizer"]["batch_size"]) == best.data.params["batch_size"]
@@ -103,23 +86,23 @@ def test_the_parent_holds_the_best_trial_and_the_figures(
     assert float(top1) == pytest.approx(best.data.metrics["test_top1"])
     table = pd.read_csv(client.download_artifacts(parent.info.run_id, "trials.csv"))
     assert set(table.run_id) == {run.info.run_id for run in children}
-    recorded = client.download_artifacts(parent.info.run_id, "config.json")
-    assert from_json(SweepConfig, Path(recorded).read_text()).search.trials == 4
+    text = client.download_artifacts(parent.info.run_id, "config.json")
+    assert from_json(SweepConfig, Path(text).read_text()).search.trials == 4
 
 
-def test_the_output_says_what_was_found_and_where(swept: tuple[dict[str, str], str]) -> None:
-    store, output = swept
+def test_the_output_says_what_was_found_and_where(recorded: Recorded) -> None:
+    output = recorded.printed["agc_sweep"]
     assert "Five best trials" in output
     assert "What mattered most" in output
     figures = re.findall(r"\S+\.png", output)
     assert len(figures) == 3
     assert all(Path(figure.rstrip(",")).is_file() for figure in figures)
-    assert store["MLFLOW_TRACKING_URI"] in output
+    assert recorded.uri in output
     assert len(output.splitlines()) < 25
 
 
 def test_a_sweep_with_the_same_seed_proposes_the_same_first_trials(
-    swept: tuple[dict[str, str], str], script: Script, store: dict[str, str], ray_address: str
+    recorded: Recorded, script: Script, store: dict[str, str], ray_address: str
 ) -> None:
     done = script(
         "agc_sweep.py", "--trials", "4", "--epochs", "1", "--seed", "5", RAY_ADDRESS=ray_address
@@ -128,22 +111,23 @@ def test_a_sweep_with_the_same_seed_proposes_the_same_first_trials(
     proposed = [
         [
             [run.data.params[name] for name in ("clipping", "batch_size", "augmentation_level")]
-            for run in family(s["MLFLOW_TRACKING_URI"], "agc_sweep")[1]
+            for run in family(uri, "agc_sweep")[1]
         ]
-        for s in (swept[0], store)
+        for uri in (recorded.uri, store["MLFLOW_TRACKING_URI"])
     ]
     assert proposed[0] == proposed[1]
     assert len({tuple(trial) for trial in proposed[0]}) == 4
 
 
-def test_trials_of_several_workers_train_with_ray_train(
+def test_a_trial_of_several_workers_trains_with_ray_train(
     script: Script, store: dict[str, str], ray_address: str
 ) -> None:
-    flags = "--trials 2 --epochs 1 --num-workers 2 --clipping 0.08 --batch-size 32"
+    flags = "--trials 1 --epochs 1 --num-workers 2 --clipping 0.08 --batch-size 32"
     done = script("agc_sweep.py", *flags.split(), RAY_ADDRESS=ray_address)
     assert done.returncode == 0, done.stdout + done.stderr
     _, children = family(store["MLFLOW_TRACKING_URI"], "agc_sweep")
-    assert [run.data.tags["outcome"] for run in children] == ["finished", "finished"]
-    assert {run.data.tags["world_size"] for run in children} == {"2"}
-    assert {run.data.params["batch_size"] for run in children} == {"32"}
-    assert {run.data.params["clipping"] for run in children} == {"0.08"}
+    (run,) = children
+    assert run.data.tags["outcome"] == "finished"
+    assert run.data.tags["world_size"] == "2"
+    assert run.data.params["batch_size"] == "32"
+    assert run.data.params["clipping"] == "0.08"

@@ -10,8 +10,9 @@ from mlflow.entities import Run
 from tests.conftest import Script
 
 NAME = "clipping_vs_batch_size"
-SMALL = ("--clippings", "0.08", "--epochs", "1")
-ONE = ("--batch-sizes", "128", *SMALL, "--seeds", "1")
+SMALL = ("--clippings", "0.08", "--epochs", "1", "--seeds", "1")
+BOTH = ("--batch-sizes", "64", "128")
+ONE = ("--batch-sizes", "128")
 
 
 def runs_of(store: dict[str, str]) -> list[Run]:
@@ -39,35 +40,63 @@ def cells_of(store: dict[str, str]) -> dict[str, Run]:
     return cells
 
 
-def test_only_what_is_missing_is_run_and_other_settings_never_mix_in(
+def table_of(tmp_path: Path) -> set[str]:
+    """Run ids of the table of cells that the script wrote, each once."""
+    with (tmp_path / "runs" / NAME / "cells.csv").open() as file:
+        rows = [row["run_id"] for row in csv.DictReader(file)]
+    assert len(rows) == len(set(rows))
+    return set(rows)
+
+
+def check_as_before(before: dict[str, Run], after: dict[str, Run]) -> None:
+    """Cells that had been run are as they were."""
+    for run_id, cell in before.items():
+        assert after[run_id].info.end_time == cell.info.end_time
+        assert after[run_id].data.metrics == cell.data.metrics
+
+
+def test_only_what_is_missing_is_run_unless_forced_and_other_settings_never_mix_in(
     script: Script, store: dict[str, str], tmp_path: Path, ray_address: str
 ) -> None:
-    def run(*flags: str) -> str:
-        sizes = ("--batch-sizes", "64", "128")
-        done = script(f"{NAME}.py", *sizes, *SMALL, *flags, RAY_ADDRESS=ray_address)
-        assert done.returncode == 0, done.stdout + done.stderr
+    def run(*flags: str, code: int = 0) -> str:
+        done = script(f"{NAME}.py", *SMALL, *flags, RAY_ADDRESS=ray_address)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
         return done.stdout
 
-    assert "6 cells (0 done) of 1 epochs" in run("--seeds", "1")
-    first = cells_of(store)
-    assert len(first) == 6
-    # One epoch tells nothing of what the paper found.
-    sizes = ("--batch-sizes", "64", "128")
-    flags = (*SMALL, "--seeds", "2", "--check")
-    checked = script(f"{NAME}.py", *sizes, *flags, RAY_ADDRESS=ray_address)
-    assert checked.returncode == 1, checked.stdout + checked.stderr
-    assert "12 cells (6 done)" in checked.stdout
-    assert "FAILS: at the largest batch (128) no clipping has collapsed" in checked.stdout
-    assert "Traceback" not in checked.stderr
-    second = cells_of(store)
-    assert len(second) == 12
-    for run_id, cell in first.items():
-        assert second[run_id].info.end_time == cell.info.end_time
-        assert second[run_id].data.metrics == cell.data.metrics
+    # Nothing yet, and a plan changes nothing.
+    done = script(f"{NAME}.py", *SMALL, *ONE, "--dry-run", cold=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    plan = done.stdout
+    assert plan.count("to run") == 3
+    assert "3 of 3 cells would run" in plan
+    assert "about " in plan and "unknown" not in plan
+    client = MlflowClient(store["MLFLOW_TRACKING_URI"])
+    assert [found.name for found in client.search_experiments()] == ["Default"]
+    assert not (tmp_path / "runs").exists()
 
-    longer = run("--seeds", "1", "--epochs", "2")
+    # One batch size.
+    assert "3 cells (0 done) of 1 epochs" in run(*ONE)
+    first = cells_of(store)
+    assert len(first) == 3
+    assert "0 of 3 cells would run" in run(*ONE, "--dry-run")
+    assert "3 of 3 cells would run" in run(*ONE, "--dry-run", "--force")
+    assert cells_of(store).keys() == first.keys()
+
+    # Another one. One epoch tells nothing of what the paper found.
+    checked = run(*BOTH, "--check", code=1)
+    assert "6 cells (3 done)" in checked
+    assert "FAILS: at the largest batch (128) no clipping has collapsed" in checked
+    second = cells_of(store)
+    assert len(second) == 6
+    check_as_before(first, second)
+
+    # Other settings are other cells.
+    longer = run(*BOTH, "--epochs", "2")
     assert "6 cells (0 done) of 2 epochs" in longer
-    added = [cell for run_id, cell in cells_of(store).items() if run_id not in second]
+    third = cells_of(store)
+    check_as_before(second, third)
+    added = [cell for run_id, cell in third.items() if run_id not in second]
     assert len(added) == 6
     assert {cell.data.params["epochs"] for cell in added} == {"2"}
     for size in ("64", "128"):
@@ -81,46 +110,16 @@ def test_only_what_is_missing_is_run_and_other_settings_never_mix_in(
         said = f"no clipping reaches {of_none:.1f} %, the best clipping (0.08) {of_best:.1f} %"
         assert said in longer
         assert said in parent_of(store).data.tags["mlflow.note.content"]
-    with (tmp_path / "runs" / NAME / "cells.csv").open() as file:
-        table = list(csv.DictReader(file))
-    assert sorted(row["run_id"] for row in table) == sorted(cell.info.run_id for cell in added)
-    assert "6 cells (6 done) of 1 epochs" in run("--seeds", "1")
-    assert len(cells_of(store)) == 18
+    assert table_of(tmp_path) == {cell.info.run_id for cell in added}
 
-
-def test_a_dry_run_lists_and_force_repeats(
-    script: Script, store: dict[str, str], tmp_path: Path, ray_address: str
-) -> None:
-    plan = script(f"{NAME}.py", *ONE, "--dry-run")
-    assert plan.returncode == 0, plan.stdout + plan.stderr
-    assert plan.stdout.count("to run") == 3
-    assert "3 of 3 cells would run" in plan.stdout
-    assert "about " in plan.stdout and "unknown" not in plan.stdout
-    client = MlflowClient(store["MLFLOW_TRACKING_URI"])
-    assert [found.name for found in client.search_experiments()] == ["Default"]
-    assert not (tmp_path / "runs").exists()
-
-    done = script(f"{NAME}.py", *ONE, RAY_ADDRESS=ray_address)
-    assert done.returncode == 0, done.stdout + done.stderr
-    first = cells_of(store)
-    assert len(first) == 3
-    plan = script(f"{NAME}.py", *ONE, "--dry-run")
-    assert "0 of 3 cells would run" in plan.stdout, plan.stdout + plan.stderr
-    plan = script(f"{NAME}.py", *ONE, "--dry-run", "--force")
-    assert "3 of 3 cells would run" in plan.stdout, plan.stdout + plan.stderr
-    assert cells_of(store).keys() == first.keys()
-
-    forced = script(f"{NAME}.py", *ONE, "--force", RAY_ADDRESS=ray_address)
-    assert forced.returncode == 0, forced.stdout + forced.stderr
-    assert "3 cells (0 done)" in forced.stdout
+    # The first ones once more.
+    assert "3 cells (0 done)" in run(*ONE, "--force")
     cells = cells_of(store)
-    assert len(cells) == 6
+    assert len(cells) == 6 + 6 + 3
     old = {run_id for run_id, cell in cells.items() if "superseded" in cell.data.tags}
     assert old == first.keys()
-    with (tmp_path / "runs" / NAME / "cells.csv").open() as file:
-        assert {row["run_id"] for row in csv.DictReader(file)} == cells.keys() - old
-    again = script(f"{NAME}.py", *ONE, RAY_ADDRESS=ray_address)
-    assert "3 cells (3 done)" in again.stdout
+    assert table_of(tmp_path) == cells.keys() - third.keys()
+    assert "3 cells (3 done) of 1 epochs" in run(*ONE)
     assert cells_of(store).keys() == cells.keys()
 
 

@@ -78,6 +78,6 @@ def test_photographs_are_fine_tuned_on_and_evaluated(
 
 def test_nothing_to_start_from_is_said_at_once(script: Script) -> None:
     for name in ("finetune.py", "evaluate.py"):
-        done = script(name, "--recipe", "digits")
+        done = script(name, "--recipe", "digits", cold=True)
         assert done.returncode == 2
         assert "give --pretrained" in done.stderr

@@ -7,7 +7,9 @@ from tests.conftest import Script
 
 def test_draws_a_column_for_each_network(script: Script, tmp_path: Path) -> None:
     names = ["dm_nf_resnet_digits", "preact_resnet_digits"]
-    done = script("signal_propagation.py", *names, "--image-size", "16", "--out", "figure.png")
+    done = script(
+        "signal_propagation.py", *names, "--image-size", "16", "--out", "figure.png", cold=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [*(f"{n}: 3 blocks" for n in names), "Figure: figure.png"]
     with Image.open(tmp_path / "figure.png") as figure:

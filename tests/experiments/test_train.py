@@ -55,7 +55,7 @@ def test_a_recorded_configuration_repeats_the_run_on_a_ray_of_its_own(
 ) -> None:
     path = tmp_path / "config.json"
     path.write_text('{"schedule": {"epochs": 1, "warmup_epochs": 0.5}, "run": {"name": "old"}}')
-    done = script("train.py", "--config", str(path), "--name", "again")
+    done = script("train.py", "--config", str(path), "--name", "again", cold=True)
     assert done.returncode == 0, done.stdout + done.stderr
     run = only_run(store)
     assert run.info.run_name == "again"

@@ -8,7 +8,7 @@ from mlflow.entities import Run
 
 from tests.conftest import Script
 
-SMALL = ("--source-epochs", "2", "--epochs", "1", "--batch-size", "64")
+SMALL = ("--source-epochs", "2", "--epochs", "1", "--batch-size", "128")
 
 
 def runs_of(store: dict[str, str]) -> list[Run]:
@@ -64,15 +64,15 @@ def test_networks_are_compared_and_only_what_is_missing_is_run(
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "said", "cold"),
     [
-        ("--seeds 0", "seeds 0 must be at least 1"),
-        ("--model dm_nfnet_f0", "has no batch-normalised twin"),
-        ("--source letters", "'letters' is neither"),
+        ("--seeds 0", "seeds 0 must be at least 1", False),
+        ("--model dm_nfnet_f0", "has no batch-normalised twin", True),
+        ("--source letters", "'letters' is neither", False),
     ],
 )
-def test_bad_input_is_said_at_once(script: Script, flags: str, said: str) -> None:
-    done = script("transfer.py", *flags.split())
+def test_bad_input_is_said_at_once(script: Script, flags: str, said: str, cold: bool) -> None:
+    done = script("transfer.py", *flags.split(), cold=cold)
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr

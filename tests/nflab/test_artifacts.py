@@ -22,6 +22,8 @@ from nflab.storage.checkpoints import Checkpoints
 from tests.buckets import Bucket, Failure
 from tests.servers import MlflowServer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[Bucket]:

@@ -79,6 +79,7 @@ def test_the_most_resources_are_those_of_the_largest_nodes_that_there_may_be() -
     assert most_resources(launcher) == {"CPU": 1 + 5 * 96 + 8, "GPU": 5 * 8 + 1}
 
 
+@pytest.mark.slow
 def test_a_driver_on_a_cpu_head_sees_the_gpus_that_the_autoscaler_may_launch(
     tmp_path: Path,
 ) -> None:
@@ -107,6 +108,7 @@ main()
 """Ray's command line, as if of other versions: a head tells the cluster those that it has."""
 
 
+@pytest.mark.slow
 def test_a_cluster_of_other_versions_is_refused_in_one_sentence(tmp_path: Path) -> None:
     port, mark = free_port(), f"versions-of-test-{tmp_path}"
     env = {

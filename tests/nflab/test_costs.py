@@ -231,6 +231,7 @@ def test_a_resumed_sweep_may_have_another_budget_and_nothing_else(tmp_path: Path
         command_line.parse(SweepConfig, [*flags, "5", "--trials", "21"])
 
 
+@pytest.mark.slow
 def test_a_budget_that_cannot_be_kept_is_refused_before_anything_is_run(
     tmp_path: Path, store: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

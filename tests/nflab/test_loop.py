@@ -20,7 +20,7 @@ from nflab.learning.worker import Worker
 from nflab.settings.config import Config
 from nflab.settings.leaves import replace
 from nflab.settings.recipes import RECIPES
-from nflab.settings.serialization import from_json, to_json
+from nflab.settings.serialization import from_json
 from nflab.storage.checkpoints import Checkpoints
 
 SMALL = replace(
@@ -54,11 +54,16 @@ def run(config: Config, folder: Path, copies: Path | None = None, **worker: Any)
     return reports
 
 
-def test_reports_each_epoch_and_ends_finished(tmp_path: Path) -> None:
-    reports = run(SMALL, tmp_path)
-    assert [m["epoch"] for m in reports.metrics] == [1, 2]
-    assert [m["outcome"] for m in reports.metrics] == ["running", "finished"]
-    first, last = reports.metrics
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Reports:
+    """A finished run of SMALL, which tests only read."""
+    return run(SMALL, tmp_path_factory.mktemp("small"))
+
+
+def test_reports_each_epoch_and_ends_finished(small: Reports) -> None:
+    assert [m["epoch"] for m in small.metrics] == [1, 2]
+    assert [m["outcome"] for m in small.metrics] == ["running", "finished"]
+    first, last = small.metrics
     assert "test_top1" not in first
     assert set(last) >= {"train_loss", "val_loss", "val_top1", "test_loss", "test_top1"}
     assert {name for name in last if name.startswith("clipped_fraction/")} == {
@@ -66,9 +71,8 @@ def test_reports_each_epoch_and_ends_finished(tmp_path: Path) -> None:
     }
 
 
-def test_recorded_weights_give_the_recorded_accuracy(tmp_path: Path) -> None:
-    reports = run(SMALL, tmp_path)
-    checkpoint = reports.saved
+def test_recorded_weights_give_the_recorded_accuracy(small: Reports) -> None:
+    checkpoint = small.saved
     config = from_json(Config, (checkpoint / "config.json").read_text())
     assert config == SMALL
     model = nfnet.create_model(config.model.model).eval()
@@ -77,7 +81,7 @@ def test_recorded_weights_give_the_recorded_accuracy(tmp_path: Path) -> None:
     images, labels = digits.eval_images("test", torch.arange(digits.sizes["test"]))
     pixels = (images.float() / 255 - digits.mean) / digits.std
     top1 = 100 * (model(pixels).argmax(1) == labels).double().mean()
-    assert float(top1) == pytest.approx(reports.metrics[-1]["test_top1"])
+    assert float(top1) == pytest.approx(small.metrics[-1]["test_top1"])
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.99])
@@ -98,11 +102,10 @@ def test_a_resumed_run_is_the_same_to_the_bit(tmp_path: Path, ema_decay: float |
         assert_same(*states)
 
 
-def test_a_finished_run_that_starts_again_only_repeats_its_reports(tmp_path: Path) -> None:
-    first = run(SMALL, tmp_path)
-    written = (first.saved / "state.pt").stat().st_mtime_ns
-    assert run(SMALL, tmp_path).metrics == first.metrics
-    assert (first.saved / "state.pt").stat().st_mtime_ns == written
+def test_a_finished_run_that_starts_again_only_repeats_its_reports(small: Reports) -> None:
+    written = (small.saved / "state.pt").stat().st_mtime_ns
+    assert run(SMALL, small.folder).metrics == small.metrics
+    assert (small.saved / "state.pt").stat().st_mtime_ns == written
 
 
 def assert_same(a: Any, b: Any) -> None:
@@ -192,38 +195,47 @@ def test_seeds_differ_and_repeat(tmp_path: Path) -> None:
     assert losses[0] != losses[2]
 
 
-def _worker(rank: int, world_size: int, folder: Path, text: str) -> None:
+# 100 images a step over 3 workers: slices of 33, 33 and 34.
+# A rate at which rounding is not amplified as it is near divergence.
+SPLIT = replace(SMALL, batch_size=100, base_learning_rate=0.1, mixup=True, augmentation_level=2)
+
+SPLITS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
+    "plain": ({}, {}),
+    "batch norm": ({"model": "preact_resnet_digits"}, {}),
+    # A part of 2 images of the batch leaves a worker without any.
+    "sam": ({"sam_rho": 0.05, "sam_fraction": 0.02}, {"micro_batch_size": 10}),
+    "sam of batch norm": ({"sam_rho": 0.05, "model": "preact_resnet_digits"}, {}),
+}
+"""Settings of a run, and those that it has on several workers only."""
+
+
+def _worker(rank: int, world_size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
     )
-    reports = run(from_json(Config, text), folder / "reports", rank=rank, world_size=world_size)
-    torch.save(reports.metrics, folder / f"metrics{rank}.pt")
+    for name, (settings, pieces) in SPLITS.items():
+        config = replace(SPLIT, **settings, **pieces)
+        reports = run(config, folder / name, rank=rank, world_size=world_size)
+        torch.save(reports.metrics, folder / f"{name}{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    ("settings", "pieces"),
-    [
-        ({}, {}),
-        ({"model": "preact_resnet_digits"}, {}),
-        # A part of 2 images of the batch leaves a worker without any.
-        ({"sam_rho": 0.05, "sam_fraction": 0.02}, {"micro_batch_size": 10}),
-        ({"sam_rho": 0.05, "model": "preact_resnet_digits"}, {}),
-    ],
-)
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each of three processes reported, of each of SPLITS."""
+    folder = tmp_path_factory.mktemp("split")
+    mp.spawn(_worker, (3, folder), nprocs=3)
+    return folder
+
+
+@pytest.mark.parametrize("name", SPLITS)
 def test_the_number_of_workers_changes_nothing_but_rounding(
-    tmp_path: Path, settings: dict[str, Any], pieces: dict[str, int]
+    tmp_path: Path, split: Path, name: str
 ) -> None:
-    # 100 images a step over 3 workers: slices of 33, 33 and 34.
-    # A rate at which rounding is not amplified as it is near divergence.
-    config = replace(
-        SMALL, batch_size=100, base_learning_rate=0.1, mixup=True, augmentation_level=2, **settings
-    )
-    alone = run(config, tmp_path / "alone").metrics
-    mp.spawn(_worker, (3, tmp_path, to_json(replace(config, **pieces))), nprocs=3)
+    alone = run(replace(SPLIT, **SPLITS[name][0]), tmp_path).metrics
     for rank in range(3):
-        together = torch.load(tmp_path / f"metrics{rank}.pt", weights_only=True)
+        together = torch.load(split / f"{name}{rank}.pt", weights_only=True)
         assert len(together) == len(alone)
         for ours, theirs in zip(together, alone, strict=True):
             assert ours.keys() == theirs.keys()
@@ -233,12 +245,10 @@ def test_the_number_of_workers_changes_nothing_but_rounding(
             assert ours["learning_rate"] == theirs["learning_rate"]
 
 
-def test_sam_changes_the_loss(tmp_path: Path) -> None:
+def test_sam_changes_the_loss(small: Reports, tmp_path: Path) -> None:
     """Else the test above would pass without it."""
-    losses = [
-        run(replace(SMALL, sam_rho=rho), tmp_path / str(rho)).metrics[-1]["train_loss"]
-        for rho in (None, 0.05)
-    ]
+    sharp = run(replace(SMALL, sam_rho=0.05), tmp_path)
+    losses = [reports.metrics[-1]["train_loss"] for reports in (small, sharp)]
     assert abs(losses[0] - losses[1]) > 1e-4 * losses[0]
 
 
@@ -258,23 +268,34 @@ def test_a_part_of_a_batch_is_the_same_however_it_is_cut(
     assert len(whole.places_N) == size == max(1, int(batch_size * fraction))
 
 
+ARITHMETIC = replace(SMALL, epochs=2, base_learning_rate=0.2)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Reports:
+    """A run in the usual arithmetic."""
+    return run(ARITHMETIC, tmp_path_factory.mktemp("plain"))
+
+
 @pytest.mark.parametrize(
     ("settings", "tolerance"),
     [
         ({"precision": "bfloat16"}, 0.02),  # 8 bits of mantissa
         # Rounding, which the steps make larger.
         ({"channels_last": True}, 1e-4),
-        ({"compile": True}, 1e-4),
-        ({"precision": "bfloat16", "channels_last": True, "compile": True}, 0.02),
+        pytest.param({"compile": True}, 1e-4, marks=pytest.mark.slow),
+        pytest.param(
+            {"precision": "bfloat16", "channels_last": True, "compile": True},
+            0.02,
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
 )
 def test_another_arithmetic_leaves_the_loss_where_it_was(
-    tmp_path: Path, settings: dict[str, Any], tolerance: float
+    plain: Reports, tmp_path: Path, settings: dict[str, Any], tolerance: float
 ) -> None:
-    config = replace(SMALL, epochs=2, base_learning_rate=0.2)
-    plain = run(config, tmp_path / "plain")
-    other = run(replace(config, **settings), tmp_path / "other")
+    other = run(replace(ARITHMETIC, **settings), tmp_path)
     for name in ("train_loss", "val_loss"):
         curves = [[m[name] for m in reports.metrics] for reports in (plain, other)]
         assert curves[0] != curves[1]

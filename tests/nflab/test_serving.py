@@ -29,7 +29,7 @@ from nflab.settings.config import Config
 from nflab.settings.leaves import replace
 from nflab.settings.recipes import RECIPES
 from nflab.storage.checkpoints import Checkpoints
-from tests.conftest import ROOT, free_port
+from tests.conftest import free_port, run_script
 
 CONFIG = replace(RECIPES["digits"].config, dataset="digits:3-7", epochs=3, batch_size=16)
 
@@ -76,6 +76,7 @@ def test_probabilities_are_the_networks(checkpoint: Path) -> None:
         classifier.probabilities([b"no image"])
 
 
+@pytest.mark.slow
 def test_a_recorded_model_is_loaded_and_served(checkpoint: Path, tmp_path: Path) -> None:
     tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path / "runs"), "train")
     run_id = tracker.start("x", {})
@@ -143,28 +144,20 @@ def ask(port: int, body: dict[str, object], server: "subprocess.Popen[bytes]") -
     raise AssertionError("no answer")
 
 
+@pytest.mark.slow
 def test_export_py_writes_both_kinds_of_files(checkpoint: Path, tmp_path: Path) -> None:
     for name in ("model.onnx", "model.pt2"):
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "experiments" / "export.py"), str(checkpoint), name],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=True,
+        done = run_script(
+            tmp_path, {}, "export.py", str(checkpoint), name, cold=name == "model.pt2"
         )
+        assert done.returncode == 0, done.stderr
         assert done.stdout == f"{name}: images (N, 1, 8, 8), logits (N, 5)\n"
         assert (tmp_path / name).stat().st_size > 100_000
     for arguments, message in (
         ([str(checkpoint), "model.bin"], "must end in .onnx or .pt2"),
         (["nowhere", "model.onnx"], "No such file"),
     ):
-        failed = subprocess.run(
-            [sys.executable, str(ROOT / "experiments" / "export.py"), *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        failed = run_script(tmp_path, {}, "export.py", *arguments)
         assert failed.returncode == 1
         assert failed.stderr.startswith("error: ")
         assert message in failed.stderr

@@ -115,6 +115,7 @@ def test_refuses_nothing_and_other_types() -> None:
         hash_keys(1, torch.ones(3))
 
 
+@pytest.mark.slow
 def test_keys_are_the_same_in_a_compiled_function() -> None:
     def draw(keys_N: torch.Tensor) -> torch.Tensor:
         return uniform(hash_keys(keys_N[:, None], 1, torch.arange(50)))

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 
 
+@pytest.mark.slow
 def test_the_readmes_example_trains_saves_reloads_and_fine_tunes(tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.+?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     check = "\nimport sys\nassert 'ray' not in sys.modules and 'nflab' not in sys.modules\n"

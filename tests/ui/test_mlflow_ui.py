@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from tests.conftest import run_script
+from tests.conftest import Recorded
 from tests.records import family
 from tests.servers import MlflowServer
 
@@ -57,27 +57,9 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A small sweep and a small grid, run by their scripts, in MLflow's server."""
-    folder = tmp_path_factory.mktemp("ui")
-    store = f"sqlite:///{folder}/mlflow.db"
-    env = {
-        "MLFLOW_TRACKING_URI": store,
-        "NFLAB_STORAGE": str(folder / "runs"),
-        "RAY_ADDRESS": ray_address,
-    }
-    short = ("--warmup-epochs", "0.5", "--seed", "5")
-    for words in (
-        ("agc_sweep.py", "--trials", "4", "--epochs", "2", "--name", "small", *short),
-        (
-            "clipping_vs_batch_size.py",
-            *("--epochs", "1", "--batch-sizes", "64", "128", "--clippings", "0.08"),
-            *("--seeds", "1", *short),
-        ),
-    ):
-        done = run_script(folder, env, *words)
-        assert done.returncode == 0, done.stdout + done.stderr
-    with MlflowServer(folder, store=store) as server:
+def site(recorded: Recorded) -> Iterator[Site]:
+    """The session's small sweep and small grid in MLflow's server."""
+    with MlflowServer(recorded.folder, store=recorded.uri) as server:
         yield Site(server.uri)
 
 
