@@ -5,8 +5,8 @@ BIN := $(CURDIR)/.venv/bin
 ARGS ?=
 CLUSTER ?= cluster/gpu.yaml
 
-.PHONY: install sweep ablation report test test-faults test-cluster head up status tunnel submit logs down \
-	ui clean
+.PHONY: install sweep ablation report test test-quick test-faults test-cluster head up status tunnel submit \
+	logs down ui clean
 
 install: .venv/installed
 
@@ -30,6 +30,13 @@ test: install  ## everything that must hold
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest --ignore tests/faults --ignore tests/cluster $(ARGS)
+
+test-quick: install  ## format, types, units: what to run while working
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest tests/nfnet tests/nflab tests/test_architecture.py \
+		--ignore tests/nflab/test_audit.py --ignore tests/nflab/test_costs.py $(ARGS)
 
 test-faults: install  ## processes killed at random moments; takes longer
 	$(BIN)/pytest tests/faults $(ARGS)
