@@ -316,15 +316,32 @@ def test_the_librarys_example_trains_saves_reloads_and_fine_tunes(tmp_path: Path
     assert (tmp_path / "digits.onnx").exists()
 
 
-def test_the_script_of_ones_own_trains_each_cell_once(
-    ray_address: str, store: dict[str, str], tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def own(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], str]:
+    """A store in which the script of one's own, made shorter, has run; and what it printed."""
+    folder = tmp_path_factory.mktemp("own")
+    env = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        "NFLAB_STORAGE": str(folder / "runs"),
+        "RAY_ADDRESS": ray_address,
+    }
+    return env, run_python(own_script(), folder, **env)
+
+
+def own_script() -> str:
+    """The docs' script, with fewer epochs and seeds."""
     code = python_block("docs/own_script.md")
     assert len(code.splitlines()) <= 20
     short = code.replace("epochs=20, seeds=2", "epochs=2, seeds=1")
     assert short != code
-    env = {**store, "RAY_ADDRESS": ray_address}
-    first, again = (run_python(short, tmp_path, **env) for _ in range(2))
+    return short
+
+
+def test_the_script_of_ones_own_trains_each_cell_once(
+    own: tuple[dict[str, str], str], tmp_path: Path
+) -> None:
+    env, first = own
+    again = run_python(own_script(), tmp_path, **env)
     assert "4 cells (0 done)" in first
     assert "4 cells (4 done)" in again
     answer = first[first.index("test top-1 (%)") :]
@@ -336,13 +353,13 @@ def test_the_script_of_ones_own_trains_each_cell_once(
 @pytest.mark.parametrize(
     "block", [b for b in BLOCKS if b.kind == "sh run"], ids=lambda block: block.page
 )
-def test_what_runs_here_runs(block: Block, store: dict[str, str], tmp_path: Path) -> None:
+def test_what_runs_here_runs(block: Block, own: tuple[dict[str, str], str], tmp_path: Path) -> None:
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     subprocess.run(
         ["bash", "-euc", block.text],
         cwd=tmp_path,
-        env={**os.environ, **store, "PATH": path},
+        env={**os.environ, **own[0], "PATH": path},
         check=True,
-        timeout=300,
+        timeout=600,
     )
