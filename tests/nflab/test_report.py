@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
-from nflab.analysis.finals import BASELINE, EARLIER, RECORD, judge
+from nflab.analysis.finalists import BASELINE, EARLIER, RECORD, judge
 from nflab.recording.tracker import Tracker
 from nflab.reporting.report import write_report
 from nflab.settings.config import Config

@@ -88,7 +88,7 @@ def test_a_grid_finds_its_cells_again(before: Before, ray_address: str) -> None:
     assert "a-grid: 3 cells (3 done)" in done.stdout
     identity = read_identity(str(before.storage / "a-grid"))
     client = MlflowClient(before.uri)
-    (parent,) = [r for r in Archive(before.uri).recorded(identity.experiment) if r.parent is None]
+    (parent,) = [r for r in Archive(before.uri).runs(identity.experiment) if r.parent is None]
     assert client.get_run(parent.run_id).data.tags["record"] == identity.id
 
 
@@ -104,7 +104,7 @@ def test_a_sweep_that_was_killed_goes_on(before: Before, ray_address: str) -> No
     assert marker["run"] == read_identity(str(before.storage / "killed-sweep")).id
     trials = [
         run
-        for run in Archive(before.uri).recorded("agc_sweep")
+        for run in Archive(before.uri).runs("agc_sweep")
         if run.tags.get("kind") == "trial" and run.params["parent"] == "killed-sweep"
     ]
     assert sorted(run.tags["trial"] for run in trials) == ["001", "002", "003"]

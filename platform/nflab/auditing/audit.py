@@ -12,7 +12,7 @@ from nflab.auditing.disagreement import Disagreement
 from nflab.auditing.disagreements import judge
 from nflab.auditing.run_folder import run_names
 from nflab.auditing.scene import Scene
-from nflab.recording.archive import Archive, Recorded
+from nflab.recording.archive import Archive, RecordedRun
 from nflab.recording.tracker import Tracker
 from nflab.settings.errors import ConfigError
 from nflab.settings.outcomes import DONE
@@ -88,10 +88,10 @@ class _Auditor:
     def audit(self, names: Sequence[str]) -> Audit:
         """All runs of MLflow, and the folders `names`."""
         archive, found = self._archive, self._found
-        runs = [run for e in archive.experiments() for run in archive.recorded(e)]
+        runs = [run for e in archive.experiments() for run in archive.runs(e)]
         bare = archive.without(runs, "config.json")
-        children: dict[str, list[Recorded]] = defaultdict(list)
-        roots: dict[tuple[str | None, str], list[Recorded]] = defaultdict(list)
+        children: dict[str, list[RecordedRun]] = defaultdict(list)
+        roots: dict[tuple[str | None, str], list[RecordedRun]] = defaultdict(list)
         for run in runs:
             if run.parent is not None:
                 children[run.parent].append(run)
@@ -121,7 +121,7 @@ class _Auditor:
             found.told.append(Told(orphans[0].experiment, what, cure, LEFT))
         return found
 
-    def _being_run(self, names: Sequence[str], roots: Sequence[Recorded]) -> set[str]:
+    def _being_run(self, names: Sequence[str], roots: Sequence[RecordedRun]) -> set[str]:
         """Names of the runs that a living process claims, in their folder or in MLflow, on this
         machine or another; claims of another are watched for a while."""
         boards: dict[str, list[Board]] = {}
@@ -141,8 +141,8 @@ class _Auditor:
         self,
         experiment: str | None,
         name: str,
-        roots: Sequence[Recorded],
-        children: Sequence[Recorded],
+        roots: Sequence[RecordedRun],
+        children: Sequence[RecordedRun],
         bare: set[str],
     ) -> None:
         """One run, sweep or grid: as it was read with all others, and if something disagrees
@@ -164,7 +164,7 @@ class _Auditor:
                 return
             self._settle(look, roots)
 
-    def _settle(self, look: Callable[..., Scene], roots: Sequence[Recorded]) -> None:
+    def _settle(self, look: Callable[..., Scene], roots: Sequence[RecordedRun]) -> None:
         """Mends a run as far as it can be: what is mended may show what else is to be."""
         tried: set[tuple[str, str]] = set()
         while True:
@@ -187,10 +187,10 @@ class _Auditor:
                 tried.add((one.where, one.what))
                 self._found.told.append(_mend(one))
 
-    def _audit_cells(self, runs: Sequence[Recorded]) -> None:
+    def _audit_cells(self, runs: Sequence[RecordedRun]) -> None:
         """Cells with more than one result: the latest counts, as it does for grids."""
         names = {run.run_id: run.name for run in runs}
-        results: dict[tuple[str, str], list[Recorded]] = defaultdict(list)
+        results: dict[tuple[str, str], list[RecordedRun]] = defaultdict(list)
         for run in runs:
             counts = "superseded" not in run.tags and run.tags.get("outcome") in DONE
             if "cell" in run.tags and counts and names.get(run.parent or "") not in self._busy:
@@ -208,11 +208,11 @@ class _Auditor:
                 one = Disagreement(where, what, cure, mend)
                 self._found.told.append(_told(one) if self._dry_run or not mend else _mend(one))
 
-    def _supersede(self, run: Recorded) -> None:
+    def _supersede(self, run: RecordedRun) -> None:
         tracker = Tracker(self._archive.uri, self._storage, run.experiment)
         tracker.tag(run.run_id, "superseded", "true")
 
-    def _is_here(self, roots: Sequence[Recorded], children: Sequence[Recorded]) -> bool:
+    def _is_here(self, roots: Sequence[RecordedRun], children: Sequence[RecordedRun]) -> bool:
         """Whether runs that have no folder in this storage say that they had one."""
         for run in (*roots, *children):
             if "storage" in run.params:
@@ -224,7 +224,7 @@ class _Auditor:
         return True
 
 
-def _result(run: Recorded) -> tuple[str | None, float | None]:
+def _result(run: RecordedRun) -> tuple[str | None, float | None]:
     return run.tags.get("outcome"), run.metrics.get("test_top1")
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from nflab.auditing.disagreement import Disagreement, count
 from nflab.auditing.leftovers import leftovers, lost_checkpoints, strays
 from nflab.auditing.scene import Scene, closed, number_of
-from nflab.recording.archive import Recorded
+from nflab.recording.archive import RecordedRun
 from nflab.recording.tables import STATUS
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import replace
@@ -204,7 +204,7 @@ def configurations(scene: Scene) -> Iterator[Disagreement]:
             yield Disagreement(scene.label(run), what, "stored it again", add)
 
 
-def _configuration(scene: Scene, run: Recorded) -> str | None:
+def _configuration(scene: Scene, run: RecordedRun) -> str | None:
     """The configuration of a run, from what is on disk and in the study."""
     number, whole = number_of(run), scene.folder.config
     saved = scene.folder.config_of(scene.place(run))

@@ -9,7 +9,7 @@ from functools import partial
 from nflab.auditing.disagreement import Disagreement, count
 from nflab.auditing.run_folder import Saved
 from nflab.auditing.scene import Scene, number_of, place_of_trial, standing_of, top1
-from nflab.recording.archive import Recorded
+from nflab.recording.archive import RecordedRun
 from nflab.storage.checkpoints import NO_RIVALS
 
 OVER = ("finished", "pruned", "diverged", "failed")
@@ -58,7 +58,7 @@ def leftovers(scene: Scene) -> Iterator[Disagreement]:
             yield Disagreement(where, what, "deleted the others", prune)
 
 
-def _is_loser(scene: Scene, run: Recorded) -> bool:
+def _is_loser(scene: Scene, run: RecordedRun) -> bool:
     """Whether nothing will ever be read from a run's checkpoints."""
     outcome, number = scene.outcome(run), number_of(run)
     if number is not None:
@@ -80,7 +80,7 @@ def _is_loser(scene: Scene, run: Recorded) -> bool:
     return outcome == "diverged" or (outcome == "finished" and beaten)
 
 
-def _why(scene: Scene, run: Recorded) -> str:
+def _why(scene: Scene, run: RecordedRun) -> str:
     outcome = scene.outcome(run)
     if "superseded" in run.tags:
         return "was run again"
@@ -112,7 +112,7 @@ def lost_checkpoints(scene: Scene) -> Iterator[Disagreement]:
             yield Disagreement(scene.label(run), what, again)
 
 
-def _is_needed(scene: Scene, run: Recorded) -> bool:
+def _is_needed(scene: Scene, run: RecordedRun) -> bool:
     """Whether the checkpoints of a finished cell are to be kept."""
     rivals = run.tags.get("rivals")
     if rivals is None or rivals == NO_RIVALS:

@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import cast
 
 from nflab.auditing.run_folder import RunFolder
-from nflab.recording.archive import Recorded
+from nflab.recording.archive import RecordedRun
 from nflab.recording.outbox import Outbox
 from nflab.recording.tables import STATUS
 from nflab.recording.tracker import Tracker
@@ -26,8 +26,8 @@ class Scene:
         storage: str,
         experiment: str | None,
         name: str,
-        roots: Sequence[Recorded],
-        children: Sequence[Recorded],
+        roots: Sequence[RecordedRun],
+        children: Sequence[RecordedRun],
         bare: set[str],
     ) -> None:
         """Reads the disk and the study.
@@ -56,40 +56,40 @@ class Scene:
                 self.unreadable = str(error)
 
     @property
-    def root(self) -> Recorded | None:
+    def root(self) -> RecordedRun | None:
         """MLflow's run of the whole."""
         return self.roots[0] if self.roots else None
 
     @cached_property
-    def runs(self) -> list[Recorded]:
+    def runs(self) -> list[RecordedRun]:
         """Whole, trials and cells."""
         return [*self.roots, *self.children]
 
     @cached_property
-    def places(self) -> dict[str, Recorded]:
+    def places(self) -> dict[str, RecordedRun]:
         """Folder of a run, below that of the whole -> MLflow's run."""
         return {self.place(run): run for run in reversed(self.runs)}
 
-    def place(self, run: Recorded) -> str:
+    def place(self, run: RecordedRun) -> str:
         """Where a run keeps its checkpoints, below the folder of the whole; "" is itself."""
         if "cell" in run.tags:
             return "/".join(run.tags["folder"].split("/")[-2:])
         number = number_of(run)
         return "" if number is None else place_of_trial(number)
 
-    def label(self, run: Recorded) -> str:
+    def label(self, run: RecordedRun) -> str:
         """How a person calls a run."""
         if "cell" in run.tags:
             return f"{self.name}, cell {run.tags['cell']}"
         number = number_of(run)
         return self.name if number is None else f"{self.name}, trial {number}"
 
-    def trial(self, run: Recorded) -> Trial | None:
+    def trial(self, run: RecordedRun) -> Trial | None:
         """What the study says of a run, if it makes sense."""
         found = self.trials.get(number_of(run) or 0)
         return found if found is not None and found.is_sound else None
 
-    def outcome(self, run: Recorded) -> Outcome:
+    def outcome(self, run: RecordedRun) -> Outcome:
         """What a run became, now that no process runs it: as the study says, else as MLflow's own
         record does."""
         said = run.tags.get("outcome")
@@ -110,9 +110,9 @@ class Scene:
         return min(values, key=lambda number: standing(values[number], number), default=None)
 
     @cached_property
-    def finished_cells(self) -> dict[str, list[Recorded]]:
+    def finished_cells(self) -> dict[str, list[RecordedRun]]:
         """List of cells that compete -> those that finished, the best first."""
-        found: dict[str, list[Recorded]] = {}
+        found: dict[str, list[RecordedRun]] = {}
         for run in sorted(self.children, key=standing_of):
             rivals = run.tags.get("rivals")
             if rivals and self.outcome(run) == "finished":
@@ -120,7 +120,7 @@ class Scene:
         return found
 
     @cached_property
-    def kept_cells(self) -> dict[str, Recorded]:
+    def kept_cells(self) -> dict[str, RecordedRun]:
         """List of cells that compete -> the best of those that have a checkpoint, if any has."""
         return {
             rivals: kept[0]
@@ -128,7 +128,7 @@ class Scene:
             if (kept := [r for r in runs if "superseded" not in r.tags and self.has_checkpoint(r)])
         }
 
-    def has_checkpoint(self, run: Recorded) -> bool:
+    def has_checkpoint(self, run: RecordedRun) -> bool:
         """Whether a run has one that it could go on from."""
         return any(saved.complete for saved in self.folder.checkpoints.get(self.place(run), []))
 
@@ -142,20 +142,20 @@ class Scene:
         """What changes a run's checkpoints."""
         return Checkpoints.of_run(f"{self.folder.address}/{place}".rstrip("/"))
 
-    def finish(self, run: Recorded, outcome: Outcome) -> None:
+    def finish(self, run: RecordedRun, outcome: Outcome) -> None:
         """Closes a run in MLflow."""
         self.tracker.finish(run.run_id, outcome, when=run.ended)
 
-    def add_config(self, run: Recorded, text: str) -> None:
+    def add_config(self, run: RecordedRun, text: str) -> None:
         """Stores the configuration of a run in MLflow."""
         self.tracker.add_text(run.run_id, text, "config.json")
 
-    def add_top1s(self, run: Recorded, top1s: dict[int, float]) -> None:
+    def add_top1s(self, run: RecordedRun, top1s: dict[int, float]) -> None:
         """Records the validation top-1 of epochs in MLflow."""
         for epoch, value in top1s.items():
             self.tracker.log(run.run_id, {"epoch": epoch, "val_top1": value}, epoch)
 
-    def keep_last_and_best(self, run: Recorded, epochs: Sequence[int]) -> None:
+    def keep_last_and_best(self, run: RecordedRun, epochs: Sequence[int]) -> None:
         """Deletes all other checkpoints of a run."""
         top1s = dict(self.tracker.history(run.run_id, "val_top1"))
         best = max(epochs, key=lambda epoch: (top1s.get(epoch, -1.0), -epoch))
@@ -174,17 +174,17 @@ class Scene:
             outbox.close()
 
 
-def number_of(run: Recorded) -> int | None:
+def number_of(run: RecordedRun) -> int | None:
     """Which trial a run is, from 1; None if it is none."""
     return int(run.tags["trial"]) if "trial" in run.tags else None
 
 
-def standing_of(run: Recorded) -> Standing:
+def standing_of(run: RecordedRun) -> Standing:
     """How a run stands among those that it competes with."""
     return standing(top1(run), run.tags.get("cell", ""))
 
 
-def top1(run: Recorded) -> float:
+def top1(run: RecordedRun) -> float:
     """Its last validation top-1; -1 if it has none."""
     return run.metrics.get("val_top1", -1.0)
 
@@ -194,7 +194,7 @@ def place_of_trial(number: int) -> str:
     return trial_folder("", number).lstrip("/")
 
 
-def closed(run: Recorded) -> bool:
+def closed(run: RecordedRun) -> bool:
     """Whether MLflow shows the end of a run, without a contradiction and with its result."""
     outcome = run.tags.get("outcome")
     if outcome not in _ENDS or (outcome == "finished" and "val_top1" not in run.metrics):

@@ -35,7 +35,7 @@ TAGS = {
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedRun:
     """One run as MLflow holds it."""
 
     run_id: str
@@ -87,7 +87,7 @@ class Archive:
         columns = {column: [r.data.tags.get(tag) for r in told] for tag, column in TAGS.items()}
         return rows(told).assign(**columns)
 
-    def find(self, run_id: str) -> Recorded:
+    def find(self, run_id: str) -> RecordedRun:
         """A run by its id.
 
         Raises:
@@ -101,22 +101,22 @@ class Archive:
             raise ConfigError(f"run {run_id} in {self.uri} is none of nflab's")
         return _recorded(run, self._client.get_experiment(run.info.experiment_id).name)
 
-    def recorded(self, experiment: str) -> list[Recorded]:
+    def runs(self, experiment: str) -> list[RecordedRun]:
         """All runs of an experiment that nflab recorded, in the order of their start."""
         found = search(self._client, self._experiment_ids()[experiment])
         return [_recorded(run, experiment) for run in found if _MARKS & run.data.tags.keys()]
 
-    def family(self, root: Recorded) -> list[Recorded]:
+    def family(self, root: RecordedRun) -> list[RecordedRun]:
         """A run and its children, as they are now."""
         run = self._client.get_run(root.run_id)
         below = f"tags.`mlflow.parentRunId` = '{root.run_id}'"
         children = search(self._client, run.info.experiment_id, below)
         return [_recorded(one, root.experiment) for one in (run, *children)]
 
-    def without(self, runs: Sequence[Recorded], file: str) -> set[str]:
+    def without(self, runs: Sequence[RecordedRun], file: str) -> set[str]:
         """Ids of those runs that lack an artifact at the top."""
 
-        def lacks(run: Recorded) -> bool:
+        def lacks(run: RecordedRun) -> bool:
             if run.artifacts.startswith(("mlflow-artifacts:", "dbfs:", "http")):
                 listed = self._client.list_artifacts(run.run_id)
                 return file not in [entry.path for entry in listed]
@@ -126,7 +126,7 @@ class Archive:
             lacking = list(pool.map(lacks, runs))
         return {run.run_id for run, lacks_it in zip(runs, lacking, strict=True) if lacks_it}
 
-    def board(self, run: Recorded) -> Board:
+    def board(self, run: RecordedRun) -> Board:
         """Where processes claim a run."""
         experiment_id = self._client.get_run(run.run_id).info.experiment_id
         return RunBoard(self._client, experiment_id, run.name, run.run_id)
@@ -151,9 +151,9 @@ class Archive:
         return {experiment.name: experiment.experiment_id for experiment in found}
 
 
-def _recorded(run: Run, experiment: str) -> Recorded:
+def _recorded(run: Run, experiment: str) -> RecordedRun:
     info, data = run.info, run.data
-    return Recorded(
+    return RecordedRun(
         run_id=info.run_id,
         name=info.run_name,
         experiment=experiment,

@@ -21,6 +21,6 @@ METRICS = (
 """What is recorded of a report."""
 
 
-def recorded(metrics: Mapping[str, Any]) -> dict[str, float]:
+def to_record(metrics: Mapping[str, Any]) -> dict[str, float]:
     """What of a report is recorded: METRICS, and what is below one of them."""
     return {k: float(v) for k, v in metrics.items() if k.split("/")[0] in METRICS}

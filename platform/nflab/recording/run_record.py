@@ -10,7 +10,7 @@ import pandas as pd
 from nflab.analysis.figures import draw_agc
 from nflab.data import load_dataset
 from nflab.learning.diagnostics import Trace, verdict
-from nflab.recording.metrics import recorded
+from nflab.recording.metrics import to_record
 from nflab.recording.outbox import Outbox
 from nflab.settings.config import Config
 from nflab.settings.leaves import as_text, flat
@@ -68,7 +68,7 @@ class RunRecord:
         self._outbox.put(
             "log",
             self._run,
-            metrics=recorded(metrics) if epoch > self._epoch else {},
+            metrics=to_record(metrics) if epoch > self._epoch else {},
             step=epoch,
             when=int(time.time() * 1000),
             outcome=metrics["outcome"],

@@ -10,7 +10,7 @@ import pandas as pd
 
 from nflab.analysis import augmentation, clipping, layers
 from nflab.analysis.figures import draw_top1
-from nflab.analysis.finals import RECORD, judge
+from nflab.analysis.finalists import RECORD, judge
 from nflab.analysis.findings import Findings, groups
 from nflab.analysis.ranking import ranked
 from nflab.recording.archive import Archive

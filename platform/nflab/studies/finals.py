@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from nflab.analysis.finals import BASELINE, EARLIER, RECORD, judge
+from nflab.analysis.finalists import BASELINE, EARLIER, RECORD, judge
 from nflab.analysis.findings import Findings
 from nflab.settings.config import Config
 from nflab.settings.studies import FinalsConfig

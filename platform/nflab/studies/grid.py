@@ -230,7 +230,7 @@ class _DryRun(Grid):
         self._config = config
         self._budget = Budget(config.grid.max_cost)
         name = config.run.name or experiment
-        before = archive.recorded(experiment) if experiment in archive.experiments() else []
+        before = archive.runs(experiment) if experiment in archive.experiments() else []
         for run in before:
             if run.name == name and run.parent is None:
                 children = archive.family(run)[1:]

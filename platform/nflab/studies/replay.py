@@ -12,7 +12,7 @@ from nflab.learning.evaluation import evaluate_pretrained
 from nflab.learning.loop import train
 from nflab.learning.validation import validate
 from nflab.learning.worker import Worker
-from nflab.recording.archive import Archive, Recorded
+from nflab.recording.archive import Archive, RecordedRun
 from nflab.recording.metrics import METRICS
 from nflab.recording.provenance import code_tags
 from nflab.running.worker_group import Task
@@ -33,7 +33,7 @@ class Replay:
     name: str
     """Of the recorded run."""
     points: int
-    """Recorded points of all metrics that were compared."""
+    """RecordedRun points of all metrics that were compared."""
     differences: list[str]
     """In words, one for each point that is not the same to the last bit."""
     remarks: list[str]
@@ -78,7 +78,7 @@ def replay(run_id: str, uri: str, storage: str) -> Replay:
     )
 
 
-def _config(archive: Archive, recorded: Recorded) -> Config:
+def _config(archive: Archive, recorded: RecordedRun) -> Config:
     with archive.artifact(recorded.run_id, "config.json") as file:
         text = None if file is None else file.read_text(encoding="utf-8", errors="replace")
     if text is None:
@@ -92,7 +92,7 @@ def _config(archive: Archive, recorded: Recorded) -> Config:
         ) from None
 
 
-def _task(recorded: Recorded) -> Task:
+def _task(recorded: RecordedRun) -> Task:
     if recorded.experiment == "evaluate":
         return evaluate_pretrained
     return partial(_train_until, int(recorded.metrics["epoch"]))
@@ -119,7 +119,7 @@ Histories = Mapping[str, list[tuple[int, float]]]
 """Metric -> (step, value) of every point, by step."""
 
 
-def _histories(archive: Archive, run: Recorded) -> Histories:
+def _histories(archive: Archive, run: RecordedRun) -> Histories:
     names = [name for name in run.metrics if name.split("/")[0] in METRICS and name not in TIMES]
     return {name: archive.history(run.run_id, name) for name in sorted(names)}
 
@@ -140,7 +140,7 @@ def compare(recorded: Histories, archive: Archive, run_id: str) -> tuple[int, li
     return points, differences
 
 
-def _remarks(recorded: Recorded, archive: Archive, result: Any) -> list[str]:
+def _remarks(recorded: RecordedRun, archive: Archive, result: Any) -> list[str]:
     """What differs between both runs beside their results."""
     now = {**archive.find(result.run_id).tags, **code_tags()}
     told = {
