@@ -6,7 +6,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from tests.conftest import run_script
-from tests.faults.runs import Run, check_as_undisturbed, train_on
+from tests.faults.runs import ENDS_SECONDS, Run, train_on
 from tests.faults.stores import Stores
 
 GRID = "--epochs 2 --warmup-epochs 1 --seeds 1 --batch-sizes 64 --clippings 0.08".split()
@@ -44,8 +44,7 @@ def test_a_run_of_another_machine_is_left_alone_until_its_heart_stands_still(
     tmp_path: Path,
 ) -> None:
     stores = Stores(tmp_path, "train", "t")
-    flags = ["--epochs", "60", "--batch-size", "32"]
-    there = Run(stores, "train.py", "--name", "t", *flags, elsewhere=True)
+    there = Run(stores, "train.py", "--name", "t", "--epochs", "400", elsewhere=True)
     train_on(there, stores)
     audit = run_script(tmp_path, stores.env, "audit.py")
     assert "t: is being run: not looked at" in audit.stdout, audit.stdout + audit.stderr
@@ -57,7 +56,12 @@ def test_a_run_of_another_machine_is_left_alone_until_its_heart_stands_still(
     there.process.send_signal(signal.SIGKILL)
     there.wait()
     here = Run(stores, "train.py", "--resume", "t")
-    assert here.wait() == 0, here.output()
-    assert "is taken over from process" in here.output()
-    assert stores.outcome() == ("FINISHED", "finished")
-    check_as_undisturbed(stores, flags, 60)
+    train_on(here, stores)
+    assert "t is taken over from process" in here.output()
+    here.process.send_signal(signal.SIGINT)
+    assert here.wait(ENDS_SECONDS) == 130, here.output()
+    assert stores.outcome() == ("KILLED", "interrupted")
+    (recorded,) = stores.runs()
+    steps = stores.steps(recorded)
+    assert steps == list(range(1, len(steps) + 1))
+    assert not [key for key in recorded.data.tags if key.startswith("owner.")]
