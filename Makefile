@@ -20,7 +20,7 @@ install: .venv/installed
 	@echo 'Installing into .venv: some gigabytes, most of them PyTorch with CUDA.'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --constraint constraints.txt uv
-	@# uv takes a fraction of pip's time, but reads none of pip's settings, such as an index of one's own.
+	@# uv reads none of pip's settings, such as an index of one's own: where it fails, pip has them.
 	UV_HTTP_TIMEOUT=$${UV_HTTP_TIMEOUT:-300} $(BIN)/uv pip install --python $(BIN)/python \
 		--constraint constraints.txt --editable '.[test]' \
 		|| { echo 'uv could not: pip tries.' >&2; \
