@@ -214,10 +214,10 @@ def _worker(rank: int, world_size: int, folder: Path) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
     )
-    for name, (settings, pieces) in SPLITS.items():
+    for kind, (settings, pieces) in SPLITS.items():
         config = replace(SPLIT, **settings, **pieces)
-        reports = run(config, folder / name, rank=rank, world_size=world_size)
-        torch.save(reports.metrics, folder / f"{name}{rank}.pt")
+        reports = run(config, folder / kind, rank=rank, world_size=world_size)
+        torch.save(reports.metrics, folder / f"{kind}{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -229,13 +229,13 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", SPLITS)
+@pytest.mark.parametrize("kind", SPLITS)
 def test_the_number_of_workers_changes_nothing_but_rounding(
-    tmp_path: Path, split: Path, name: str
+    tmp_path: Path, split: Path, kind: str
 ) -> None:
-    alone = run(replace(SPLIT, **SPLITS[name][0]), tmp_path).metrics
+    alone = run(replace(SPLIT, **SPLITS[kind][0]), tmp_path).metrics
     for rank in range(3):
-        together = torch.load(split / f"{name}{rank}.pt", weights_only=True)
+        together = torch.load(split / f"{kind}{rank}.pt", weights_only=True)
         assert len(together) == len(alone)
         for ours, theirs in zip(together, alone, strict=True):
             assert ours.keys() == theirs.keys()
