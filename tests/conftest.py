@@ -14,7 +14,7 @@ import pytest
 import ray
 import torch
 
-from tests.warm import ROOT, WarmPython
+from tests.warm import ROOT, python_for
 
 # Worker threads of several processes on few cores only get in each other's way.
 torch.set_num_threads(1)
@@ -29,8 +29,6 @@ os.environ |= {
 
 # Many processes import the same.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-
-WARM = WarmPython()
 
 WHOLE = ("cluster", "experiments", "faults", "ui")
 """Folders of tests of whole commands, services and machines."""
@@ -96,7 +94,7 @@ def run_script(
     inherited = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     path, whole = root / "experiments" / name, {**inherited, **env}
     if root == ROOT and not cold:
-        return WARM.run(path, arguments, folder, whole)
+        return python_for(whole).run(path, arguments, folder, whole)
     return subprocess.run(
         [sys.executable, str(path), *arguments],
         cwd=folder,

@@ -41,7 +41,9 @@ class WarmPython:
     """A Python that has imported all that the scripts import; it starts when first used, and ends
     with the process that uses it."""
 
-    def __init__(self) -> None:
+    def __init__(self, env: dict[str, str]) -> None:
+        """`env` is the environment in which it imports."""
+        self._env = env
         self._process: subprocess.Popen[str] | None = None
         self._one_at_a_time = threading.Lock()
 
@@ -70,6 +72,7 @@ class WarmPython:
             self._process = subprocess.Popen(
                 [sys.executable, __file__],
                 cwd=ROOT,
+                env=self._env,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -97,6 +100,20 @@ class WarmPython:
         if late.is_set():
             raise subprocess.TimeoutExpired(command, seconds)
         return status
+
+
+_PYTHONS: dict[frozenset[tuple[str, str]], WarmPython] = {}
+
+
+def python_for(env: dict[str, str]) -> WarmPython:
+    """The warm Python for scripts of this environment: Ray reads its settings when it is imported,
+    so each set of them has one of its own."""
+    settings = frozenset(
+        (name, value)
+        for name, value in env.items()
+        if name == "HOME" or (name.startswith("RAY_") and name != "RAY_ADDRESS")
+    )
+    return _PYTHONS.setdefault(settings, WarmPython(env))
 
 
 def import_all() -> None:
