@@ -6,14 +6,13 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import ray
 import torch
-import yaml
 
 import nflab
 import nfnet
+from nflab.cluster.autoscaler import launcher_file
 from nflab.cluster.placement import Placement, Resources, most_resources, place
 from nflab.cluster.prices import machines, share_of, worker_prices
 from nflab.cluster.worker_setup import point_at_own_cluster
@@ -42,7 +41,7 @@ def connect(scale: ScaleConfig, priced: bool = False) -> Placement:
         _place_here(scale, priced)
     _start(address)
     present = ray.cluster_resources()
-    launcher = None if own else ray.get(_launcher.remote())
+    launcher = None if own else ray.get(launcher_file.remote())
     launchable = {} if launcher is None else most_resources(launcher)
     cpus, gpus = (max(present.get(key, 0), launchable.get(key, 0)) for key in ("CPU", "GPU"))
     placement = place(scale, Resources(cpus=cpus, gpus=gpus, own=own))
@@ -135,40 +134,3 @@ def _start(address: str) -> None:
                 address, *versions
             )
         ) from None
-
-
-@ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001})
-def _launcher() -> dict[str, Any] | None:
-    """The launcher file of the cluster, as far as it tells of machines; None if it has none.
-
-    Ray tells no driver what its autoscaler may launch, so this reads, on the head, the file that
-    the running autoscaler was given, or on Kubernetes what KubeRay's is given in place of one.
-    """
-    told = ("max_workers", "provider", "head_node_type", "available_node_types")
-    if "RAY_CLUSTER_NAMESPACE" in os.environ:  # KubeRay sets it in the containers of Ray
-        try:
-            launcher = _kuberay_launcher()
-        except OSError:  # only a cluster with an autoscaler may ask Kubernetes
-            return None
-        return {key: launcher[key] for key in told}
-    flag = "--autoscaling-config="
-    # Of this cluster: there may be another one on the machine.
-    own = f"--gcs-address={ray.get_runtime_context().gcs_address}"
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().decode(errors="replace").split("\0")
-        except OSError:  # that process has ended, or is another user's
-            continue
-        files = [Path(w.removeprefix(flag)).expanduser() for w in words if w.startswith(flag)]
-        if own in words and files and files[0].is_file():
-            launcher = yaml.safe_load(files[0].read_text(encoding="utf-8"))
-            return {key: launcher[key] for key in told if key in launcher}
-    return None
-
-
-def _kuberay_launcher() -> dict[str, Any]:
-    """The cluster on Kubernetes whose head this is, as a launcher file would describe it."""
-    from ray.autoscaler._private.kuberay.autoscaling_config import AutoscalingConfigProducer
-
-    name, namespace = os.environ["RAY_CLUSTER_NAME"], os.environ["RAY_CLUSTER_NAMESPACE"]
-    return dict(AutoscalingConfigProducer(name, namespace)())
