@@ -21,7 +21,7 @@ NAME = "head.example"
 
 RECORD = """
 import sys
-from nflab.tracking import Tracker
+from nflab.recording.tracker import Tracker
 tracker = Tracker(sys.argv[1], "/nowhere", "experiment")
 run = tracker.start("run", {})
 tracker.log_params(run, {"clipping": 0.1})

@@ -1,5 +1,7 @@
 """Networks that start from pre-trained weights."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +98,16 @@ def test_weights_that_do_not_fit_are_refused_before_anything_starts(tmp_path: Pa
 def test_fewer_than_two_classes_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="has no two classes"):
         validate(replace(Config(), dataset=name))
+
+
+def test_a_network_is_checked_without_torchs_compiler_and_without_touching_the_dataset() -> None:
+    ask = """
+import sys
+from nflab.data import load_dataset
+from nflab.learning.models import check_model
+from nflab.settings.config import Config
+check_model(Config(), new_head=True)
+print("torch._dynamo" in sys.modules, load_dataset(Config()).mean.device)
+"""
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "cpu"]

@@ -228,8 +228,8 @@ def test_what_was_sent_before_a_kill_is_sent_again_and_changes_nothing(
 CHILD = """
 import sys
 from pathlib import Path
-from nflab.outbox import Outbox
-from nflab.tracking import Tracker
+from nflab.recording.outbox import Outbox
+from nflab.recording.tracker import Tracker
 uri, experiment, folder = sys.argv[1:]
 outbox = Outbox(Tracker(uri, folder, experiment), Path(folder))
 run = outbox.start("a", {})

@@ -197,8 +197,9 @@ def settings(
 
 
 def ranked(table: pd.DataFrame, model: str) -> list[dict[str, object]]:
-    """Settings of the normalizer-free network, the best mean validation top-1 first."""
-    ordered = table[table.network == "NF"].sort_values("val_mean", ascending=False, kind="stable")
+    """Settings of the normalizer-free network, the best mean validation top-1 first; of equals the
+    largest clipping, as in `best_clippings`."""
+    ordered = table[table.network == "NF"].sort_values(["val_mean", "clipping"], ascending=False)
     return [
         {
             "model": model,

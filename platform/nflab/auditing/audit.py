@@ -158,7 +158,10 @@ class _Auditor:
         scene = look(roots, children, bare)
         if not judge(scene):
             return
-        with _held(folder, scene.folder.exists and not self._dry_run) as free:
+        boards: list[Board] = [] if self._dry_run else [self._archive.board(r) for r in roots]
+        if scene.folder.exists and not self._dry_run:
+            boards.append(FolderBoard(folder))
+        with _held(folder, boards) as free:
             if not free:
                 self._found.skipped[name] = "is being run"
                 return
@@ -243,17 +246,18 @@ def _mend(one: Disagreement) -> Told:
 
 
 @contextmanager
-def _held(folder: str, there: bool) -> Iterator[bool]:
+def _held(folder: str, boards: Sequence[Board]) -> Iterator[bool]:
     """Whether no process runs a run; while in use, none begins to.
 
     Args:
-        there: whether its folder is there, and may be written to.
+        boards: where it is claimed for that.
     """
     ownership = Ownership()
     try:
-        if there:
-            ownership.take(FolderBoard(folder), folder)
+        for board in boards:
+            ownership.take(board, folder)
     except Owned:
+        ownership.release()
         yield False
         return
     try:

@@ -47,7 +47,7 @@ def unsent(scene: Scene) -> Iterator[Disagreement]:
     if scene.folder.unsent:
         what = f"{count(scene.folder.unsent, 'request')} to MLflow never sent"
         if scene.experiment is None:
-            cure = "resume it with the script that started it: its file `experiment` is gone"
+            cure = "resume it with the script that started it: its run.json is gone"
             yield Disagreement(scene.name, what, cure)
         else:
             yield Disagreement(scene.name, what, "sent", scene.send)

@@ -32,7 +32,7 @@ def strays(scene: Scene) -> Iterator[Disagreement]:
 
 
 def leftovers(scene: Scene) -> Iterator[Disagreement]:
-    """Checkpoints beyond the bound that `nflab.checkpoints` states."""
+    """Checkpoints beyond the bound that `storage.checkpoints` states."""
     for place, saved in scene.folder.checkpoints.items():
         run = scene.places.get(place)
         if run is None:

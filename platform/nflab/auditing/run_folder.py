@@ -18,6 +18,7 @@ _MARKS = {
     "config.json",
     ".lock",
     "study.db",
+    "study.json",
     "trials",
     "cells",
     "checkpoints",

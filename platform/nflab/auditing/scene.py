@@ -158,7 +158,7 @@ class Scene:
     def keep_last_and_best(self, run: RecordedRun, epochs: Sequence[int]) -> None:
         """Deletes all other checkpoints of a run."""
         top1s = dict(self.tracker.history(run.run_id, "val_top1"))
-        best = max(epochs, key=lambda epoch: (top1s.get(epoch, -1.0), -epoch))
+        best = min(epochs, key=lambda epoch: standing(top1s.get(epoch, -1.0), epoch))
         self.checkpoints(self.place(run)).purge({max(epochs), best})
 
     def send(self) -> None:

@@ -26,6 +26,7 @@ from nflab.learning.models import build_model, model_settings, set_training
 from nflab.learning.network import Network, memory_format, part_of_batch
 from nflab.learning.worker import Worker
 from nflab.settings.config import Config
+from nflab.settings.outcomes import standing
 from nflab.settings.serialization import to_json
 from nflab.settings.streams import Stream, keys
 
@@ -170,8 +171,8 @@ def train(config: Config, worker: Worker) -> None:
         if worker.rank == 0 and worker.checkpoints is not None:
             with tempfile.TemporaryDirectory() as temporary:
                 _save(Path(temporary), config, maker, dataset, history, model, optimizer, ema)
-                best = max(history, key=lambda past: past["val_top1"])["epoch"]
-                worker.checkpoints.save(Path(temporary), epoch + 1, best)
+                ranks = [standing(past["val_top1"], past["epoch"]) for past in history]
+                worker.checkpoints.save(Path(temporary), epoch + 1, int(min(ranks)[1]))
         worker.report(metrics)
 
 

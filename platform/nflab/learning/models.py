@@ -4,7 +4,8 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import nfnet
 from nflab.data import Dataset, load_dataset
@@ -63,9 +64,10 @@ def check_model(config: Config, new_head: bool) -> None:
     Raises:
         ConfigError: likewise.
     """
+    dataset = load_dataset(config)
     try:
-        with torch.device("meta"):
-            model = build_model(config, load_dataset(config), new_head)
+        with torch.device("meta"), _NothingDrawn():
+            model = build_model(config, dataset, new_head)
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from None
     parts = list(dict.fromkeys(nfnet.layer_group(name) for name, _ in model.named_parameters()))
@@ -76,6 +78,18 @@ def check_model(config: Config, new_head: bool) -> None:
         )
     for part in config.optimizer.unclipped:
         require(part in parts, f"{part!r} cannot be unclipped: choose from {', '.join(parts)}")
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Weights without memory are not initialised: torch would import its compiler for that."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"]
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return func(*args, **kwargs)
 
 
 def set_training(model: nn.Module, frozen: tuple[str, ...]) -> None:

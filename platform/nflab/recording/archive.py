@@ -80,7 +80,7 @@ class Archive:
 
     def rows(self, experiment: str) -> pd.DataFrame:
         """A row for each run that nflab recorded in an experiment, in the order of their start:
-        what `tracking.rows` gives, and the columns of TAGS, empty where a run has no such tag.
+        what `tables.rows` gives, and the columns of TAGS, empty where a run has no such tag.
         Runs that were repeated on purpose are left out."""
         found = search(self._client, self._experiment_ids()[experiment])
         told = [r for r in found if "outcome" in r.data.tags and "superseded" not in r.data.tags]

@@ -39,7 +39,12 @@ class RunBoard:
                         raise
 
     def _runs(self) -> list[Run]:
-        return search(self._client, self._experiment_id, f"attributes.run_name = '{self._name}'")
+        own = self._client.get_run(self._run_id)  # which may have been renamed
+        if "'" in self._name:  # not by nflab
+            return [own]
+        named = f"attributes.run_name = '{self._name}'"
+        found = search(self._client, self._experiment_id, named)
+        return [own, *(run for run in found if run.info.run_id != self._run_id)]
 
 
 def claims_on(run: Run) -> dict[str, Claim]:

@@ -6,6 +6,7 @@ from mlflow.entities import Run, ViewType
 
 from nflab.recording.tracker import PARENT, Tracker
 from nflab.settings.errors import ConfigError
+from nflab.storage.files import Away
 from nflab.storage.run_folder import Identity, read_identity
 
 FOLDER = "folder"
@@ -37,6 +38,8 @@ def find_root(tracker: Tracker, identity: Identity, folder: str) -> Run | None:
     if home != folder:
         try:
             known = read_identity(home, patience=0)
+        except Away:
+            raise
         except (ConfigError, OSError, ValueError):
             known = None
         if known is not None and known.id == identity.id:
@@ -85,6 +88,4 @@ def begin_root(
     new = find_root(tracker, identity, folder) is None
     if new:
         refuse_taken(tracker, identity.name)
-    run_id = tracker.start(identity.name, {**tags, FOLDER: folder}, key=identity.id)
-    tracker.tag(run_id, FOLDER, folder)  # it may have moved
-    return run_id, new
+    return tracker.start(identity.name, {**tags, FOLDER: folder}, key=identity.id), new

@@ -5,6 +5,7 @@ One parent run a sweep, one child run a trial; a single training is a run of its
 
 import json
 import logging
+import math
 import os
 import tempfile
 import time
@@ -192,7 +193,11 @@ class Tracker:
         """Records those metrics of a whole, at step 0, whose last value is another: what is
         concluded twice is recorded once."""
         known = self.metrics(run_id)
-        new = {key: value for key, value in metrics.items() if known.get(key) != value}
+        new = {
+            key: value
+            for key, value in metrics.items()
+            if known.get(key) != value and not (math.isnan(value) and key in known)
+        }
         if new:
             self.log(run_id, new, 0)
 

@@ -90,7 +90,9 @@ def open_study(
             pruner=pruner,
         )
         owner = study.user_attrs.get(RUN)
-        if owner is None and (marker is None or not study.get_trials(deepcopy=False)):
+        empty = not study.get_trials(deepcopy=False)
+        # An empty one, and one of another name, cannot be that of a sweep that has trials.
+        if owner is None and (marker is None or empty) and not (begun and empty):
             study.set_user_attr(RUN, identity.id)  # new, or from before studies said whose they are
             owner = identity.id
     except Exception as error:  # drivers of databases raise their own kinds

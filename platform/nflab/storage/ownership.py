@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from nflab.settings.errors import ConfigError
 from nflab.storage.files import delete, list_files, read_text, write_text
@@ -154,33 +154,37 @@ class Ownership:
         """
         heart = _Heart(board, self._claim)
         try:
-            while others := self._living(board, what, say):
+            while others := self._living(board, heart.gone, what, say):
                 ahead = [c for c in others if c.owns or c.token < self._claim.token]
                 if ahead:
                     raise Owned(
                         f"another process is running {what}, {ahead[0]}: wait for it, or end it"
                     )
                 time.sleep(LOOK_SECONDS)  # it has asked too, and will see that it comes after us
+            heart.own()
         except BaseException:
             heart.stop()
             raise
-        heart.own()
         self._hearts.append(heart)
 
     def release(self) -> None:
-        """Takes the claim away from all boards, as far as they can be reached."""
+        """Takes the claim away from all boards, as far as they answer within a few seconds."""
         for heart in self._hearts:
             heart.stop()
         self._hearts.clear()
 
-    def _living(self, board: Board, what: str, say: Callable[[str], None]) -> list[Claim]:
-        """The claims of others; those of processes that have gone are taken away."""
+    def _living(
+        self, board: Board, gone: set[str], what: str, say: Callable[[str], None]
+    ) -> list[Claim]:
+        """The claims of others; those of processes that have gone are taken away, and noted in
+        `gone`."""
         others = {t: c for t, c in board.claims().items() if t != self._claim.token}
         if any(not claim.is_here for claim in others.values()):
             say(f"{what} is claimed by another machine: watching for up to {WATCH_SECONDS:.0f} s")
         alive = living([board], self._claim.token)
         for token in set(others) - set(alive):
             board.remove(token)
+            gone.add(token)
             if others[token].owns:
                 say(f"{what} is taken over from {others[token]}, which has gone")
         return list(alive.values())
@@ -193,38 +197,49 @@ class _Heart:
         self._board, self._claim = board, claim
         self._writing = threading.Lock()
         self._stopped = threading.Event()
+        self.gone: set[str] = set()
+        """Claims of processes that have gone, whose last write may yet come."""
         self.lost = False
         board.put(claim)
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def own(self) -> None:
         """From now on the claim says that its process runs the run."""
-        self._put(dataclasses.replace(self._claim, owns=True))
+        self._put(owns=True)
 
     def stop(self) -> None:
-        """Takes the claim away, if the board can be reached."""
+        """Takes the claim away, if the board answers; one that is left is seen to be of no
+        process."""
         self._stopped.set()
-        self._thread.join(BEAT_SECONDS)
-        if not self.lost:
-            with suppress(Exception):  # a claim that is left is seen to be of no process
-                self._board.remove(self._claim.token)
+        removal = threading.Thread(target=self._remove, name="heartbeat", daemon=True)
+        removal.start()
+        removal.join(BEAT_SECONDS)
 
-    def _put(self, claim: Claim) -> None:
+    def _remove(self) -> None:
+        with self._writing, suppress(Exception):  # after a beat that is on its way
+            self._board.remove(self._claim.token)
+
+    def _put(self, **changes: Any) -> None:
         with self._writing:
-            self._board.put(claim)
-            self._claim = claim
+            if not self._stopped.is_set():
+                claim = dataclasses.replace(self._claim, **changes)
+                self._board.put(claim)
+                self._claim = claim
 
     def _beat(self) -> None:
         while not self._stopped.wait(BEAT_SECONDS):
             try:
                 others = {t: c for t, c in self._board.claims().items() if t != self._claim.token}
-                if self._claim.owns and any(claim.owns for claim in others.values()):
+                for token in self.gone & others.keys():
+                    self._board.remove(token)
+                    del others[token]
+                rivals = [c for c in others.values() if not (c.is_here and c.has_ended)]
+                if self._claim.owns and any(claim.owns for claim in rivals):
                     self.lost = True
                     print("another process has taken this run over: ending", flush=True)
                     os.kill(os.getpid(), signal.SIGINT)
                     return
-                self._put(dataclasses.replace(self._claim, beat=self._claim.beat + 1))
+                self._put(beat=self._claim.beat + 1)
             except Exception:  # whoever watches cannot reach it either
                 continue
 
@@ -232,30 +247,30 @@ class _Heart:
 def living(boards: Sequence[Board], own: str = "") -> dict[str, Claim]:
     """The claims on boards whose processes live, by token.
 
-    Those of this machine are known at once; others are watched until all of them have beaten, for
-    WATCH_SECONDS at most.
+    Those of this machine are known at once; others are watched until all of them have beaten on one
+    board, for WATCH_SECONDS at most.
 
     Args:
         own: token of a claim that does not count.
     """
 
-    def look() -> dict[str, Claim]:
-        found: dict[str, Claim] = {}
-        for board in boards:
-            for token, claim in board.claims().items():
-                if token != own and not (claim.is_here and claim.has_ended):
-                    known = found.get(token, claim)
-                    found[token] = max(claim, known, key=lambda one: one.beat)
-        return found
+    def look() -> dict[tuple[int, str], Claim]:
+        return {
+            (place, token): claim
+            for place, board in enumerate(boards)
+            for token, claim in board.claims().items()
+            if token != own and not (claim.is_here and claim.has_ended)
+        }
 
     first = now = look()
-    alive = {token for token, claim in first.items() if claim.is_here}
+    alive = {token for (_, token), claim in first.items() if claim.is_here}
     deadline = time.monotonic() + WATCH_SECONDS
-    while set(now) - alive and time.monotonic() < deadline:
+    while {token for _, token in now} - alive and time.monotonic() < deadline:
         time.sleep(LOOK_SECONDS)
         now = look()
-        alive |= {t for t, c in now.items() if t not in first or c.beat != first[t].beat}
-    return {token: claim for token, claim in now.items() if token in alive}
+        # A store that is away from its owner shows an old beat: one board that moves is enough.
+        alive |= {at[1] for at, c in now.items() if at not in first or c.beat != first[at].beat}
+    return {token: claim for (_, token), claim in now.items() if token in alive}
 
 
 def _machine() -> str:

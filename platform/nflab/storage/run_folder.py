@@ -30,7 +30,9 @@ class Identity:
     name: str
     experiment: str
     dataset: str | None = None
-    """Fingerprint of what it is trained on; None if the run is older than this file."""
+    """Fingerprint of what it is trained on; None of a grid, or if the run is older than this."""
+    pretrained: str | None = None
+    """Digest of the weights that it begins from; None if there are none, or likewise."""
 
 
 def read_identity(folder: str, patience: float | None = None) -> Identity | None:
@@ -75,7 +77,7 @@ def has_run(folder: str) -> bool:
 
 
 def new_identity(
-    name: str, experiment: str, dataset: str | None, id: str | None = None
+    name: str, experiment: str, dataset: str | None = None, id: str | None = None
 ) -> Identity:
     """Of a run that has none yet; `id` if MLflow knows one for it."""
     return Identity(id or uuid.uuid4().hex, name, experiment, dataset)

@@ -75,7 +75,7 @@ class Grid:
         """
         session = self._session
         run_uri, storage = session.config.run.tracking_uri, session.config.run.storage
-        for one in cells:
+        for one in {repr(c): c for c in ({**cell, "seed": 0} for cell in cells)}.values():
             validate(replace(base, **one))
         base = replace(common_part(base), tracking_uri=run_uri, storage=storage)
         ledger = CellLedger(self._run, base, cells, self._force, keep_weights)

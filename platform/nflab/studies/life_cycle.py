@@ -6,12 +6,12 @@ Here alone stands what an interrupt, a budget, an error and an MLflow that is aw
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Generic
 
 from nflab.cluster import connection
 from nflab.recording.outbox import Outbox
-from nflab.recording.roots import WITHDRAWN, begin_root
+from nflab.recording.roots import FOLDER, WITHDRAWN, begin_root
 from nflab.recording.run_record import ERROR_LENGTH
 from nflab.running.budget import Budget
 from nflab.running.ledger import Ledger
@@ -23,7 +23,12 @@ from nflab.settings.outcomes import Outcome
 from nflab.storage.ownership import Owned
 from nflab.studies.costs import spent
 from nflab.studies.session import Session, open_session
-from nflab.terminal.interrupts import BudgetReached, Interrupted, ignore_interrupts
+from nflab.terminal.interrupts import (
+    BudgetReached,
+    Interrupted,
+    ignore_interrupts,
+    raise_on_interrupt,
+)
 from nflab.terminal.progress import SweepProgress
 from nflab.terminal.wording import say
 
@@ -80,60 +85,86 @@ def live_run(config: C, experiment: str, kind: str, resume: bool) -> Iterator[Li
         Interrupted: Ctrl-C or SIGTERM, or its budget is reached; it can be resumed.
     """
     session = open_session(config, experiment, resume)
-    outbox = Outbox(session.tracker, session.outbox_folder)
+    outbox: Outbox | None = None
     run: LiveRun[C] | None = None
     concluded = False
     try:
+        outbox = _outbox(session)
         run = _begin(session, outbox, kind)
+        run.outbox.put("reopen", run.run_id)
+        run.budget.add(run.read(lambda: spent(session.tracker.children(run.run_id))))
         yield run
         run.finish(run.outcome, run.error)
         concluded = True
-        outbox.drain()
+        run.outbox.drain()
     except KeyboardInterrupt:
         if not concluded:
-            _stop(run, outbox, "interrupted")
+            _stop(run, "interrupted")
         raise Interrupted(session.name) from None
     except BudgetReached:
-        _stop(run, outbox, "interrupted")
+        _stop(run, "interrupted")
         raise
     except BaseException as error:
         if not concluded:
             told = str(error) if isinstance(error, ConfigError) else traceback.format_exc()
-            _stop(run, outbox, "failed", told)
+            _stop(run, "failed", told)
         raise
     finally:
-        outbox.close()
-        session.ownership.release()
+        ignore_interrupts()
+        if outbox is not None:
+            outbox.close()
         connection.disconnect()
+        session.ownership.release()
+        raise_on_interrupt()
+
+
+def _outbox(session: Session[C]) -> Outbox:
+    """What MLflow is to be told of the run.
+
+    Raises:
+        ConfigError: what another run of this name left there has not been sent.
+    """
+    folder = session.outbox_folder
+    owner, waiting = folder / "run", folder / "requests.jsonl"
+    known = owner.read_text() if owner.is_file() else session.identity.id
+    if known != session.identity.id and waiting.is_file() and waiting.stat().st_size:
+        raise ConfigError(
+            f"{folder} holds what another run called {session.name!r} has yet to tell MLflow: "
+            "continue that one first, or move it away"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    owner.write_text(session.identity.id)
+    return Outbox(session.tracker, folder)
 
 
 def _begin(session: Session[C], outbox: Outbox, kind: str) -> LiveRun[C]:
-    """The run in MLflow, made or opened again, and claimed for this process."""
-    tracker, config = session.tracker, session.config
+    """The run in MLflow, made if there is none, and claimed for this process."""
+    tracker = session.tracker
     tags = {**session.tags, "kind": kind}
     run_id, new = outbox.read(lambda: begin_root(tracker, session.identity, session.folder, tags))
     try:
         board = tracker.board(session.name, run_id)
         outbox.read(lambda: session.ownership.take(board, session.name, say))
-    except Owned:
-        if new:
+    except BaseException as error:
+        if new and isinstance(error, Owned):
             tracker.tag(run_id, WITHDRAWN, "true")
             tracker.withdraw(run_id)
+        elif new:
+            when = int(time.time() * 1000)
+            outbox.put("finish", run_id, outcome="interrupted", when=when)
         raise
-    outbox.put("reopen", run_id)
-    before = outbox.read(lambda: spent(tracker.children(run_id)))
-    return LiveRun(session, outbox, run_id, Budget(flat(config).get("max_cost"), before))
+    tracker.tag(run_id, FOLDER, session.folder)  # it may have moved
+    return LiveRun(session, outbox, run_id, Budget(flat(session.config).get("max_cost")))
 
 
-def _stop(
-    run: LiveRun[C] | None, outbox: Outbox, outcome: Outcome, error: str | None = None
-) -> None:
+def _stop(run: LiveRun[C] | None, outcome: Outcome, error: str | None = None) -> None:
     """Leaves nothing marked as running, if MLflow answers; else whoever continues the run, or
     audits it, sets it right."""
     ignore_interrupts()
     if run is None or run.session.ownership.lost:
         return
-    if run.under_way is not None and outbox.empties():
-        run.under_way.release()
+    if run.under_way is not None and run.outbox.empties():
+        with suppress(Exception):  # it has gone meanwhile; how the run ended is written down
+            run.under_way.release()
     run.finish(outcome, error)
-    outbox.empties()
+    run.outbox.empties()

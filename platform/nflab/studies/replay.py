@@ -33,7 +33,7 @@ class Replay:
     name: str
     """Of the recorded run."""
     points: int
-    """RecordedRun points of all metrics that were compared."""
+    """Recorded points of all metrics that were compared."""
     differences: list[str]
     """In words, one for each point that is not the same to the last bit."""
     remarks: list[str]

@@ -9,13 +9,16 @@ from typing import Generic
 from nflab.cluster import connection
 from nflab.cluster.placement import Placement
 from nflab.data import load_dataset
+from nflab.learning.computation import computed
 from nflab.recording.notes import experiment_tags
 from nflab.recording.provenance import code_tags
-from nflab.recording.roots import find_root, named, refuse_taken
+from nflab.recording.roots import FOLDER, find_root, named, refuse_taken
 from nflab.recording.tracker import Tracker
 from nflab.settings import locations
+from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import C, flat, replace
+from nflab.settings.studies import GridOfConfigs
 from nflab.storage.ownership import FolderBoard, Ownership
 from nflab.storage.run_folder import (
     Identity,
@@ -94,43 +97,68 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
     check_writable(storage)
     tracker = Tracker(uri, storage, experiment)
     tracker.introduce(experiment_tags(experiment, tracker.experiment_id))
-    if not resume and has_run(folder):
-        raise ConfigError(
-            f"{name!r} exists: continue it with --resume {name}, or choose another --name"
-        )
     ownership = Ownership()
-    ownership.take(FolderBoard(folder), folder, say)
     try:
+        _refuse_known(folder, name, resume)
+        own = str(own_folder(folder))
+        for place in dict.fromkeys((folder, own)):  # what waits for MLflow is in its driver's own
+            ownership.take(FolderBoard(place), folder, say)
+        _refuse_known(folder, name, resume)
         identity = _identity(tracker, folder, name, experiment)
         with interrupts_deferred():
             priced = flat(config).get("max_cost") is not None
             placement = connection.connect(config.scale, priced)
         dataset = load_dataset(config)
-        if identity is None:
-            identity = new_identity(name, experiment, dataset.fingerprint)
-        elif identity.dataset not in (None, dataset.fingerprint):
-            raise ConfigError(
-                f"{config.data.dataset} is not what {name!r} was begun on: its fingerprint is "
-                f"{dataset.fingerprint} and was {identity.dataset}; put the images back, or start "
-                "anew under another --name"
-            )
-        write_identity(folder, dataclasses.replace(identity, dataset=dataset.fingerprint))
+        identity = _of_same_contents(identity or new_identity(name, experiment), config)
+        tags = {
+            **code_tags(),
+            "mlflow.source.name": f"experiments/{experiment}.py",
+            "mlflow.source.type": "LOCAL",
+            "dataset_fingerprint": dataset.fingerprint,
+            "world_size": str(placement.num_workers),
+            "placement": str(placement),
+            **({"machines": placement.machines} if placement.machines else {}),
+        }
+        # A folder with a configuration alone is begun again.
         write_config(folder, config)
+        write_identity(folder, identity)
     except BaseException:
         ownership.release()
         connection.disconnect()
         raise
-    tags = {
-        **code_tags(),
-        "mlflow.source.name": f"experiments/{experiment}.py",
-        "mlflow.source.type": "LOCAL",
-        "dataset_fingerprint": dataset.fingerprint,
-        "world_size": str(placement.num_workers),
-        "placement": str(placement),
-        **({"machines": placement.machines} if placement.machines else {}),
-    }
     return Session(
         config, folder, tracker, placement, dataset.class_names, tags, identity, ownership
+    )
+
+
+def _refuse_known(folder: str, name: str, resume: bool) -> None:
+    if not resume and has_run(folder):
+        raise ConfigError(
+            f"{name!r} exists: continue it with --resume {name}, or choose another --name"
+        )
+
+
+def _of_same_contents(identity: Identity, config: Config) -> Identity:
+    """The identity with what its run is trained on and begins from, compared with what it was begun
+    with. A grid has neither: each of its cells has its own.
+
+    Raises:
+        ConfigError: something has changed.
+    """
+    if isinstance(config, GridOfConfigs):
+        return identity
+    made_of = computed(config)
+    for what, was, now in (
+        (config.data.dataset, identity.dataset, made_of["dataset"]),
+        (config.model.pretrained, identity.pretrained, made_of["pretrained"]),
+    ):
+        if was not in (None, now):
+            raise ConfigError(
+                f"{what} is not what {identity.name!r} was begun with: its fingerprint is {now} "
+                f"and was {was}; put it back as it was, or start anew under another --name"
+            )
+    return dataclasses.replace(
+        identity, dataset=made_of["dataset"], pretrained=made_of["pretrained"]
     )
 
 
@@ -149,7 +177,12 @@ def _identity(tracker: Tracker, folder: str, name: str, experiment: str) -> Iden
         refuse_taken(tracker, name)
         return None
     # From before runs said which they are: then the name alone did.
-    before = [run for run in named(tracker, name) if "folder" not in run.data.tags]
+    storage = folder.rpartition("/")[0]
+    before = [
+        run
+        for run in named(tracker, name)
+        if FOLDER not in run.data.tags and run.data.params.get("storage", storage) == storage
+    ]
     if not before:
         return None
     mark = before[0].data.tags.get("record")
