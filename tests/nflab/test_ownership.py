@@ -164,7 +164,58 @@ def test_one_whose_run_was_taken_over_ends(
     assert ended.wait(10)
     assert mine.lost
     mine.release()
-    assert ELSEWHERE.token in board.claims()
+    assert list(board.claims()) == [ELSEWHERE.token]
+
+
+class Slow(FolderBoard):
+    """A board whose writes take a while."""
+
+    def put(self, claim: Claim) -> None:
+        time.sleep(0.1)
+        super().put(claim)
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_a_beat_on_its_way_takes_nothing_back(tmp_path: Path, attempt: int) -> None:
+    """Neither that the run is owned, nor that the claim was taken away."""
+    board = Slow(str(tmp_path))
+    mine = Ownership()
+    mine.take(board, "r")
+    time.sleep(0.03 * attempt)
+    for _ in range(20):
+        (claim,) = board.claims().values()
+        assert claim.owns
+        time.sleep(0.02)
+    mine.release()
+    time.sleep(0.3)
+    assert board.claims() == {}
+
+
+def test_the_last_write_of_one_that_has_gone_ends_nobody(
+    board: FolderBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(number))
+    board.put(ELSEWHERE)
+    mine = Ownership()
+    mine.take(board, "r", lambda said: None)
+    board.put(ELSEWHERE)  # which was on its way for longer than one watched
+    deadline = time.monotonic() + 10
+    while ELSEWHERE.token in board.claims() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert list(board.claims()) == [mine._claim.token]
+    assert (killed, mine.lost) == ([], False)
+    mine.release()
+
+
+def test_one_whose_beats_reach_one_of_two_boards_lives(
+    tmp_path: Path, board: FolderBoard, beating: Callable[[Claim], None]
+) -> None:
+    """Its storage is away, say, and shows a beat that is beyond those in MLflow."""
+    still = FolderBoard(str(tmp_path / "still"))
+    still.put(dataclasses.replace(ELSEWHERE, beat=10**9))
+    beating(ELSEWHERE)
+    assert set(living([still, board])) == {ELSEWHERE.token}
 
 
 def test_what_lives_is_told_of_many_boards_at_once(
