@@ -1,4 +1,4 @@
-"""`cluster/gpu.yaml` by the README's six lines, on an emulated AWS (see ec2.py).
+"""`cluster/gpu.yaml` by the six lines of docs/clusters.md, on an emulated AWS (see ec2.py).
 
 What differs from a person's cluster is written down in `overrides`; the machines' image has the
 pinned environment already, and a GPU is there in name only.
@@ -22,10 +22,10 @@ from tests.conftest import ROOT
 
 BUCKET = "nflab-results"
 
-_AWS = (ROOT / "README.md").read_text().partition("\nOn AWS, ")[2]
+_AWS = (ROOT / "docs" / "clusters.md").read_text().partition("\n## AWS\n")[2]
 
 LINES = [line.partition("  #")[0].strip() for line in _AWS.split("```")[1].splitlines()[1:]]
-"""What the README tells a person to type, without comments."""
+"""What the page on clusters tells a person to type."""
 
 MAKE = "make --old-file .venv/installed"  # the laptop reaches no registry
 
@@ -86,7 +86,7 @@ def write_launcher(laptop: Laptop, idle_hours: str = "8") -> None:
 
 @pytest.fixture(scope="module")
 def up(laptop: Laptop, cloud: Cloud) -> Iterator[str]:
-    """A cluster that was just brought up; what the README's first line printed."""
+    """A cluster that was just brought up; what the first of those lines printed."""
     write_launcher(laptop)
     laptop.env |= {
         "CLUSTER": f"/home/{USER}/gpu.yaml",
