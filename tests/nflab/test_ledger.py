@@ -9,12 +9,14 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
 
+from nflab.analysis.ranking import ranked
 from nflab.recording.outbox import Outbox
 from nflab.recording.tracker import Tracker
 from nflab.running.ledger import Proposal
 from nflab.searching.trial_ledger import TrialLedger
 from nflab.settings.leaves import replace
 from nflab.settings.studies import SweepConfig
+from nflab.storage.checkpoints import Checkpoints
 from nflab.storage.run_folder import Identity
 from tests.faults.stores import STATES
 
@@ -135,6 +137,27 @@ def test_what_cannot_be_trained_tells_the_sampler_to_avoid_it(stores: Stores, wh
     assert (trial.state, trial.value) == (TrialState.COMPLETE, 0)
     assert trial.constraints == {"infeasible": 1.0}
     assert stores.runs()[1].data.tags["outcome"] == ("diverged" if why == "diverged" else "failed")
+
+
+def test_of_two_equal_trials_the_lower_number_is_best_whichever_began_first(
+    stores: Stores, tmp_path: Path
+) -> None:
+    ledger = stores.open()
+    first, second = ledger.propose(), ledger.propose()
+    content = tmp_path / "content"
+    content.mkdir()
+    for proposal in (second, first):
+        ledger.started(proposal)
+        Checkpoints.of_run(proposal.folder).save(content, 8)
+        ledger.reported(proposal.number, epoch(8, 90, "finished"))
+    for proposal in (second, first):
+        ledger.ended(proposal.number, "finished", 90)
+    stores.outbox.drain()
+    trials = stores.tracker.trials(stores.parent)
+    assert trials.number.tolist() == [2, 1]  # in the order of their start
+    assert ranked(trials, "number").number.tolist() == [1, 2]
+    kept = [Checkpoints.of_run(proposal.folder).last_epoch() for proposal in (first, second)]
+    assert kept == [8, None]
 
 
 def test_a_failed_trial_is_recorded_with_its_error(stores: Stores) -> None:
