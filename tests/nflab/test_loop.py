@@ -208,6 +208,10 @@ SPLITS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
 }
 """Settings of a run, and those that it has on several workers only."""
 
+ROUNDING = {"sam of batch norm": 2e-4}
+"""How far losses may lie apart where rounding is amplified: SAM divides by a gradient's norm, over
+statistics of the batch. 5e-5 was seen on one kind of CPU, less than 1e-5 on another."""
+
 
 def _worker(rank: int, world_size: int, folder: Path) -> None:
     torch.set_num_threads(1)
@@ -240,7 +244,8 @@ def test_the_number_of_workers_changes_nothing_but_rounding(
         for ours, theirs in zip(together, alone, strict=True):
             assert ours.keys() == theirs.keys()
             for name in ("train_loss", "val_loss"):
-                assert ours[name] == pytest.approx(theirs[name], rel=1e-5), name
+                expected = pytest.approx(theirs[name], rel=ROUNDING.get(kind, 1e-5))
+                assert ours[name] == expected, name
             assert abs(ours["val_top1"] - theirs["val_top1"]) < 0.6  # two images
             assert ours["learning_rate"] == theirs["learning_rate"]
 
