@@ -46,6 +46,8 @@ from nflab.studies.session import Session
 from tests.conftest import run_script
 from tests.nflab.test_ledger import SAMPLES, epoch
 
+pytestmark = pytest.mark.slow  # each test has three runs of its own
+
 SWEEP = replace(SweepConfig(), name="s", epochs=8, warmup_epochs=1.0, trials=6, seed=3)
 CELLS: list[dict[str, Any]] = [{"seed": seed} for seed in range(1, 6)]
 

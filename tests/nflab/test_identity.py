@@ -168,6 +168,7 @@ def test_what_is_concluded_twice_is_recorded_once(place: Place) -> None:
     assert tracker.history(run_id, "seconds") == [(0, 2.5), (0, 3.5)]
 
 
+@pytest.mark.slow
 def test_two_first_processes_lay_out_one_store(tmp_path: Path) -> None:
     ask = f"from nflab.recording.client import connect; connect('sqlite:///{tmp_path}/new/m.db')"
     processes = [
