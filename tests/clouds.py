@@ -69,7 +69,7 @@ def head(folder: Path, node_types: dict[str, dict[str, Any]]) -> Iterator[dict[s
     start = f"ray start --head --port {port} --num-cpus {cpus} --autoscaling-config {file}"
     start += " --include-dashboard=false --disable-usage-stats --node-ip-address 127.0.0.1"
     try:
-        subprocess.run(["ray", "get-auth-token", "--generate"], env=env, check=True, timeout=60)
+        subprocess.run(["ray", "get-auth-token", "--generate"], env=env, check=True, timeout=240)
         subprocess.run(start.split(), env=env, check=True, timeout=240)
         yield driver
     finally:
