@@ -12,7 +12,7 @@ from nflab.settings.config import Config, RunConfig
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import C, replace
 from nflab.settings.serialization import from_json, to_json
-from nflab.storage.files import is_local, open_uri, read_text, write_text
+from nflab.storage.files import PATIENCE_SECONDS, is_local, open_uri, read_text, write_text
 
 IDENTITY, CONFIG = "run.json", "config.json"
 """Files of a run's folder."""
@@ -35,7 +35,7 @@ class Identity:
     """Digest of the weights that it begins from; None if there are none, or likewise."""
 
 
-def read_identity(folder: str, patience: float | None = None) -> Identity | None:
+def read_identity(folder: str, patience: float = PATIENCE_SECONDS) -> Identity | None:
     """Which run a folder holds; None if none, or one from before folders said so.
 
     Raises:
@@ -43,7 +43,7 @@ def read_identity(folder: str, patience: float | None = None) -> Identity | None
         OSError: the storage cannot be read.
     """
     where = f"{folder}/{IDENTITY}"
-    text = read_text(where) if patience is None else read_text(where, patience)
+    text = read_text(where, patience)
     if text is None:
         return None
     try:

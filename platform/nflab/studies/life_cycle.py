@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Generic
+from typing import Generic
 
 from nflab.cluster import connection
 from nflab.recording.outbox import Outbox
@@ -47,10 +47,6 @@ class LiveRun(Generic[C]):
         """Of whose trials some may be running."""
         self.finish: Callable[[Outcome, str | None], None] = self._finish
         """Writes down how it ended."""
-
-    def read(self, ask: Callable[[], Any]) -> Any:
-        """What `ask` reads of MLflow or concludes there, once it answers (see `Outbox.read`)."""
-        return self.outbox.read(ask)
 
     def work(self, base: Config, ledger: Ledger, progress: SweepProgress) -> None:
         """Trains what a ledger misses, unless the budget is reached; whatever happens, nothing of
@@ -92,7 +88,7 @@ def live_run(config: C, experiment: str, kind: str, resume: bool) -> Iterator[Li
         outbox = _outbox(session)
         run = _begin(session, outbox, kind)
         run.outbox.put("reopen", run.run_id)
-        run.budget.add(run.read(lambda: spent(session.tracker.children(run.run_id))))
+        run.budget.add(run.outbox.read(lambda: spent(session.tracker.children(run.run_id))))
         yield run
         run.finish(run.outcome, run.error)
         concluded = True

@@ -99,8 +99,7 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
         progress = SweepProgress(planned, planned - missing, config.schedule.epochs)
         run.work(config.base(), ledger, progress)
         stopped = run.budget.reached and ledger.missing > 0
-        result: SweepResult = run.read(lambda: _conclude(run, stopped))
-    return result
+        return outbox.read(lambda: _conclude(run, stopped))
 
 
 def _samples_per_epoch(config: SweepConfig) -> int:

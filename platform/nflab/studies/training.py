@@ -60,7 +60,7 @@ def run_training(
             f"{experiment} {session.name}: {config.model.model} on {config.data.dataset}, "
             f"{session.placement}"
         )
-        record = RunRecord(outbox, run_id, config, run.read(lambda: tracker.last_epoch(run_id)))
+        record = RunRecord(outbox, run_id, config, outbox.read(lambda: tracker.last_epoch(run_id)))
         run.outcome, run.finish = "failed", record.finish
         outbox.put("add_text", run_id, text=json.dumps(session.class_names), file="classes.json")
         try:
@@ -69,7 +69,7 @@ def run_training(
             first = first_error(failure)
             run.error = first.text if first else str(failure)
         if run.outcome == "finished":
-            run.read(lambda: _keep_model(session, run_id, registered=task is train))
+            outbox.read(lambda: _keep_model(session, run_id, registered=task is train))
     return TrainingResult(
         run.outcome,
         tracker.metrics(run_id),
