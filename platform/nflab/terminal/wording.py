@@ -1,11 +1,13 @@
 """How settings, amounts and results are written where people read them."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:  # it takes a second to import, which a wrong flag need not wait for
+    import pandas as pd
 
 
 def console() -> Console:
@@ -53,7 +55,7 @@ def duration(seconds: float) -> str:
     return f"{amount:.1f} {name}" if amount < 10 else f"{amount:.0f} {name}"
 
 
-def text_table(table: pd.DataFrame) -> Table:
+def text_table(table: "pd.DataFrame") -> Table:
     """A table as a person reads it."""
     drawn = Table(box=None, pad_edge=False)
     for column in table.columns:
