@@ -141,7 +141,7 @@ def fork_for_each_line() -> Command:
     raise SystemExit
 
 
-def become(asked: Command) -> None:
+def become(asked: Command, set_by_imports: dict[str, str]) -> None:
     """Makes this process what a new one for the script would be, and runs it."""
     for name, descriptor, flags in (
         (os.devnull, 0, os.O_RDONLY),
@@ -152,7 +152,7 @@ def become(asked: Command) -> None:
         os.dup2(opened, descriptor)
         os.close(opened)
     os.environ.clear()
-    os.environ.update(asked.env)
+    os.environ.update({**set_by_imports, **asked.env})
     os.chdir(asked.folder)
     sys.argv = [asked.script, *asked.arguments]
     sys.path[0] = str(Path(asked.script).parent)
@@ -161,6 +161,8 @@ def become(asked: Command) -> None:
 
 if __name__ == "__main__":
     sys.path[1:1] = [str(ROOT), str(ROOT / "platform")]
+    before = set(os.environ)
     import_all()
+    set_by_imports = {name: os.environ[name] for name in set(os.environ) - before}
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the tests' and the scripts'
-    become(fork_for_each_line())
+    become(fork_for_each_line(), set_by_imports)

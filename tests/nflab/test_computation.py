@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -365,6 +366,7 @@ def test_cells_fail_on_another_checkpoint_and_go_on_with_other_software(
         shutil.copytree(stopped, Path(proposal.folder) / "checkpoints")
     ledger.release()
     run_trials(SMALL, Placement(1, 1.0, 0.0, 1), ledger, SweepProgress(2, 0, 2, "cell"))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not Tune's
     told = f"continues after epoch 1 with torch 1.2 -> {torch.__version__}"
     refused, went_on = (MlflowClient(store.tracker.uri).get_run(i) for i in store.cells().run_id)
     assert (refused.data.tags["outcome"], refused.info.status) == ("failed", "FAILED")

@@ -1,6 +1,7 @@
 """Running a sweep's trials with Ray Tune; what they are and became stands in the ledger."""
 
 import dataclasses
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -55,6 +56,8 @@ def run_trials(
                 verbose=0,
             ),
         )
+        # Tune would keep Ctrl-C for itself, after its end too; whoever calls has a way with it.
+        os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
         with progress, told_of_waiting(progress.say):
             tuner.fit()
 

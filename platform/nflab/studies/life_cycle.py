@@ -20,6 +20,7 @@ from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import C, flat
 from nflab.settings.outcomes import Outcome
+from nflab.storage.files import read_text, write_text
 from nflab.storage.ownership import Owned
 from nflab.studies.costs import spent
 from nflab.studies.session import Session, open_session
@@ -122,14 +123,13 @@ def _outbox(session: Session[C]) -> Outbox:
     """
     folder = session.outbox_folder
     owner, waiting = folder / "run", folder / "requests.jsonl"
-    known = owner.read_text() if owner.is_file() else session.identity.id
+    known = read_text(str(owner)) or session.identity.id
     if known != session.identity.id and waiting.is_file() and waiting.stat().st_size:
         raise ConfigError(
             f"{folder} holds what another run called {session.name!r} has yet to tell MLflow: "
             "continue that one first, or move it away"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    owner.write_text(session.identity.id)
+    write_text(str(owner), session.identity.id)
     return Outbox(session.tracker, folder)
 
 
