@@ -1,5 +1,6 @@
 """What all tests share: one local Ray, and a way to run a script as a user does."""
 
+import gc
 import os
 import shutil
 import socket
@@ -43,6 +44,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         needs = SERVICES & {*getattr(item, "fixturenames", ())}
         if needs or item.path.relative_to(ROOT / "tests").parts[0] in WHOLE:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is no garbage: it is not searched again, nor at the end, for seconds."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

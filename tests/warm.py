@@ -4,19 +4,23 @@ An import of PyTorch, Ray and MLflow takes longer than most small trainings. All
 own: its process, folder, environment, output and end.
 
 Run as a program, this is the process that is forked: it reads what to run from its standard input,
-a line of JSON each, and answers with the new process's id, then with its exit status.
+a line of JSON each, and answers with the new process's id, and when it ends with its exit status.
 """
 
 import ast
+import gc
 import importlib
 import json
 import os
+import queue
 import runpy
+import select
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,6 +41,45 @@ class Command:
     """File of what it prints as errors."""
 
 
+class Process:
+    """A script that runs; as far as is needed, a `subprocess.Popen`."""
+
+    def __init__(self, pid: int, command: list[str]) -> None:
+        self.pid, self._command = pid, command
+        self._status: int | None = None
+        self._ended = threading.Event()
+
+    def poll(self) -> int | None:
+        """Its exit status, a signal's number negative; None while it runs."""
+        return self._status
+
+    def wait(self, timeout: float) -> int:
+        """Its exit status.
+
+        Raises:
+            subprocess.TimeoutExpired: it still runs.
+        """
+        if not self._ended.wait(timeout):
+            raise subprocess.TimeoutExpired(self._command, timeout)
+        assert self._status is not None
+        return self._status
+
+    def send_signal(self, number: int) -> None:
+        """Does nothing if it has ended."""
+        if self._status is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """As `send_signal` does."""
+        self.send_signal(signal.SIGKILL)
+
+    def ended(self, status: int) -> None:
+        """Tells those who wait."""
+        self._status = status
+        self._ended.set()
+
+
 class WarmPython:
     """A Python that has imported all that the scripts import; it starts when first used, and ends
     with the process that uses it."""
@@ -44,8 +87,10 @@ class WarmPython:
     def __init__(self, env: dict[str, str]) -> None:
         """`env` is the environment in which it imports."""
         self._env = env
-        self._process: subprocess.Popen[str] | None = None
-        self._one_at_a_time = threading.Lock()
+        self._python: subprocess.Popen[str] | None = None
+        self._asking = threading.Lock()
+        self._answers: queue.Queue[int] = queue.Queue()
+        self._running: dict[int, Process] = {}
 
     def run(
         self, script: Path, arguments: tuple[str, ...], folder: Path, env: dict[str, str]
@@ -58,48 +103,63 @@ class WarmPython:
         Raises:
             subprocess.TimeoutExpired: it was ended after 15 minutes.
         """
-        with self._one_at_a_time, tempfile.TemporaryDirectory() as written:
+        with tempfile.TemporaryDirectory() as written:
             output, errors = Path(written) / "output", Path(written) / "errors"
-            asked = Command(str(script), arguments, str(folder), env, str(output), str(errors))
+            process = self.start(script, arguments, folder, env, output, errors)
+            try:
+                status = process.wait(900)
+            except BaseException:  # as `subprocess.run`
+                process.kill()
+                raise
             command = [sys.executable, str(script), *arguments]
-            status = self._ask(asked, command)
             return subprocess.CompletedProcess(
                 command, status, output.read_text(), errors.read_text()
             )
 
-    def _ask(self, asked: Command, command: list[str], seconds: float = 900) -> int:
-        if self._process is None:
-            self._process = subprocess.Popen(
-                [sys.executable, __file__],
-                cwd=ROOT,
-                env=self._env,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-        told, answers = self._process.stdin, self._process.stdout
-        assert told is not None and answers is not None
-        told.write(json.dumps(asdict(asked)) + "\n")
-        told.flush()
-        pid = int(answers.readline())
-        late = threading.Event()
+    def start(
+        self,
+        script: Path,
+        arguments: tuple[str, ...],
+        folder: Path,
+        env: dict[str, str],
+        output: Path,
+        errors: Path,
+    ) -> Process:
+        """Starts a script in a session of its own, as `subprocess.Popen` does.
 
-        def end() -> None:
-            late.set()
-            os.kill(pid, signal.SIGKILL)
+        Args:
+            env: all of its environment.
+            output: file to which what it prints is appended.
+            errors: likewise.
+        """
+        asked = Command(str(script), arguments, str(folder), env, str(output), str(errors))
+        with self._asking:
+            if self._python is None:
+                self._python = subprocess.Popen(
+                    [sys.executable, __file__],
+                    cwd=ROOT,
+                    env=self._env,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+                threading.Thread(target=self._listen, daemon=True).start()
+            assert self._python.stdin is not None
+            self._python.stdin.write(json.dumps(asdict(asked)) + "\n")
+            self._python.stdin.flush()
+            pid = self._answers.get(timeout=300)
+            return self._running[pid]
 
-        timer = threading.Timer(seconds, end)
-        timer.start()
-        try:
-            status = int(answers.readline())
-        except BaseException:  # as `subprocess.run`
-            end()
-            raise
-        finally:
-            timer.cancel()
-        if late.is_set():
-            raise subprocess.TimeoutExpired(command, seconds)
-        return status
+    def _listen(self) -> None:
+        """Hears of processes that have begun, and that have ended."""
+        assert self._python is not None and self._python.stdout is not None
+        for line in self._python.stdout:
+            pid, *status = map(int, line.split())
+            if status:
+                self._running.pop(pid).ended(*status)
+            else:
+                self._running[pid] = Process(pid, [sys.executable, __file__])
+                self._answers.put(pid)
 
 
 _PYTHONS: dict[frozenset[tuple[str, str]], WarmPython] = {}
@@ -113,7 +173,7 @@ def python_for(env: dict[str, str]) -> WarmPython:
         for name, value in env.items()
         if name == "HOME" or (name.startswith("RAY_") and name != "RAY_ADDRESS")
     )
-    return _PYTHONS.setdefault(settings, WarmPython(env))
+    return _PYTHONS.setdefault(settings, WarmPython({**os.environ, **dict(settings)}))
 
 
 def import_all() -> None:
@@ -129,24 +189,39 @@ def import_all() -> None:
 
 def fork_for_each_line() -> Command:
     """Returns only in the processes forked, with what each is to run."""
-    for line in sys.stdin:
-        asked = Command(**json.loads(line))
-        pid = os.fork()
-        if pid == 0:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            return asked
-        print(pid, flush=True)
-        _, status = os.waitpid(pid, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
-    raise SystemExit
+    running: set[int] = set()
+    read = b""
+    while True:
+        ready, _, _ = select.select([0], [], [], 0.05)
+        if ready:
+            got = os.read(0, 1 << 16)
+            if not got:
+                for pid in running:
+                    os.kill(pid, signal.SIGKILL)
+                raise SystemExit
+            read += got
+        while b"\n" in read:
+            line, _, read = read.partition(b"\n")
+            pid = os.fork()
+            if pid == 0:
+                os.setsid()
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                return Command(**json.loads(line))
+            running.add(pid)
+            print(pid, flush=True)
+        for pid in [*running]:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                running.remove(pid)
+                print(pid, os.waitstatus_to_exitcode(status), flush=True)
 
 
 def become(asked: Command, set_by_imports: dict[str, str]) -> None:
     """Makes this process what a new one for the script would be, and runs it."""
     for name, descriptor, flags in (
         (os.devnull, 0, os.O_RDONLY),
-        (asked.output, 1, os.O_WRONLY | os.O_CREAT),
-        (asked.errors, 2, os.O_WRONLY | os.O_CREAT),
+        (asked.output, 1, os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+        (asked.errors, 2, os.O_WRONLY | os.O_CREAT | os.O_APPEND),
     ):
         opened = os.open(name, flags, 0o600)
         os.dup2(opened, descriptor)
@@ -162,7 +237,10 @@ def become(asked: Command, set_by_imports: dict[str, str]) -> None:
 if __name__ == "__main__":
     sys.path[1:1] = [str(ROOT), str(ROOT / "platform")]
     before = set(os.environ)
+    gc.disable()
     import_all()
+    gc.freeze()  # what was imported is no garbage, and is shared by all
+    gc.enable()
     set_by_imports = {name: os.environ[name] for name in set(os.environ) - before}
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the tests' and the scripts'
     become(fork_for_each_line(), set_by_imports)

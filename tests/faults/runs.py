@@ -17,6 +17,7 @@ from nflab.settings.config import Config
 from nflab.settings.serialization import from_json
 from tests.conftest import ROOT
 from tests.faults.stores import Stores
+from tests.warm import Process, python_for
 
 KILLS = int(os.environ.get("NFLAB_TEST_KILLS", "2"))
 """How often one thing is killed."""
@@ -28,7 +29,10 @@ ENDS_SECONDS = 120
 """What is to end at once ends in this time, on a busy machine too; stores are waited for longer."""
 
 MARK = f"faults-{os.getpid()}"
-"""By which all processes of these scripts are known."""
+"""By which all processes that these scripts start are known."""
+
+STARTED: list["subprocess.Popen[bytes] | Process"] = []
+"""The scripts' own."""
 
 
 class Run:
@@ -39,33 +43,30 @@ class Run:
         stores: Stores,
         script: str,
         *arguments: str,
-        root: Path = ROOT,
         elsewhere: bool = False,
     ) -> None:
         """`elsewhere`: as on another machine, whose processes cannot be seen from here."""
-        apart = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"]
         env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         self.log = (stores.folder / "output.log").open("a+")
         self.begun = self.output().count(" a run, on CPU")
-        self.process = subprocess.Popen(
-            [
-                *(apart if elsewhere else []),
-                sys.executable,
-                str(root / "experiments" / script),
-                *arguments,
-            ],
-            # A Ray without its GCS is given up sooner than after a minute.
-            env={
-                **env,
-                **stores.env,
-                "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
-                "NFLAB_TEST": MARK,
-            },
-            cwd=stores.folder,
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        # A Ray without its GCS is given up sooner than after a minute.
+        env |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "20", "NFLAB_TEST": MARK} | stores.env
+        path = ROOT / "experiments" / script
+        self.process: subprocess.Popen[bytes] | Process
+        if elsewhere:
+            apart = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"]
+            self.process = subprocess.Popen(
+                [*apart, sys.executable, str(path), *arguments],
+                env=env,
+                cwd=stores.folder,
+                stdout=self.log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        else:
+            log = Path(self.log.name)
+            self.process = python_for(env).start(path, arguments, stores.folder, env, log, log)
+        STARTED.append(self.process)
 
     def wait(self, timeout: float = HANGS_SECONDS) -> int:
         return self.process.wait(timeout)
@@ -123,13 +124,13 @@ def check_exact(stores: Stores, run: Recorded) -> None:
         assert reports[-1][metric] == run.data.metrics[metric]
 
 
-def check_as_undisturbed(stores: Stores, arguments: list[str], epochs: int) -> None:
-    """The training that there is has each epoch once, and the very result of one that is now run
-    with the same arguments on as many workers."""
-    (disturbed,) = stores.runs()
-    run = Run(stores, "train.py", "--name", "undisturbed", *arguments)
-    assert run.wait() == 0, run.output()
-    (whole,) = (r for r in stores.runs() if r.info.run_id != disturbed.info.run_id)
-    assert stores.steps(disturbed) == stores.steps(whole) == list(range(1, epochs + 1))
+DISTURBED = "--epochs 10 --batch-size 64 --num-workers 2".split()
+"""What is trained by a run that `check_as_undisturbed` looks at."""
+
+
+def check_as_undisturbed(stores: Stores, undisturbed: Stores) -> None:
+    """The training that there is has each epoch once, and the very result of the other."""
+    (disturbed,), (whole,) = stores.runs(), undisturbed.runs()
+    assert stores.steps(disturbed) == undisturbed.steps(whole) == list(range(1, 11))
     for metric in ("train_loss", "val_loss", "test_top1"):
         assert disturbed.data.metrics[metric] == whole.data.metrics[metric]

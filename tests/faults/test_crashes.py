@@ -9,7 +9,7 @@ import ray
 from ray.util import placement_group_table
 
 from tests.conftest import edited_copy, run_script
-from tests.faults.runs import ENDS_SECONDS, Run, check_as_undisturbed, train_on
+from tests.faults.runs import DISTURBED, ENDS_SECONDS, Run, check_as_undisturbed, train_on
 from tests.faults.stores import Stores
 
 
@@ -72,17 +72,18 @@ def test_a_crash_of_one_worker_ends_its_run_and_shows_that_workers_traceback(
     assert stores.parent().info.end_time / 1000 - log.stat().st_mtime < ENDS_SECONDS
 
 
-def test_a_training_that_loses_a_worker_goes_on_to_the_same_result(tmp_path: Path) -> None:
+def test_a_training_that_loses_a_worker_goes_on_to_the_same_result(
+    tmp_path: Path, undisturbed: Stores
+) -> None:
     stores = Stores(tmp_path, "train", "t")
-    what = "--epochs 12 --batch-size 32 --num-workers 2".split()
-    run = Run(stores, "train.py", "--name", "t", *what)
+    run = Run(stores, "train.py", "--name", "t", *DISTURBED)
     train_on(run, stores)
     workers = run.family("RayTrainWorker")
     assert len(workers) == 2, run.output()
     workers[1].kill()
     assert run.wait() == 0, run.output()
     assert run.output().count("a process of the run was lost: it goes on from epoch") == 1
-    check_as_undisturbed(stores, what, epochs=12)
+    check_as_undisturbed(stores, undisturbed)
 
 
 def test_a_sweep_whose_trials_all_fail_says_so(tmp_path: Path, ray_address: str) -> None:

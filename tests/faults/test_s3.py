@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.buckets import Bucket
-from tests.conftest import edited_copy
 from tests.faults.runs import ENDS_SECONDS, Run, check_exact, reported, train_on, wait_until
 from tests.faults.stores import Stores
 from tests.servers import MlflowServer
@@ -26,12 +25,6 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
         yield started
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A copy, in whose `runs` the drivers keep what is their own."""
-    return edited_copy(tmp_path / "copy", {})
-
-
 class InBucket(Stores):
     """The stores of a run that keeps its results in a bucket."""
 
@@ -41,6 +34,7 @@ class InBucket(Stores):
         super().__init__(folder, experiment, name, uri)
         self._bucket = bucket
         self.env["NFLAB_STORAGE"] = f"s3://{bucket.name}/runs"
+        self.env["NFLAB_OF_DRIVERS"] = str(folder / "runs")
 
     def files(self) -> set[str]:
         """What of the run is in the bucket."""
@@ -59,11 +53,11 @@ class InBucket(Stores):
 
 
 def test_a_sweep_whose_bucket_fails_for_a_while_has_all_in_it(
-    checkout: Path, bucket: Bucket
+    tmp_path: Path, bucket: Bucket
 ) -> None:
-    stores = InBucket(checkout, bucket, "agc_sweep", "s")
+    stores = InBucket(tmp_path, bucket, "agc_sweep", "s")
     arguments = "--name s --trials 3 --epochs 8".split()
-    run = Run(stores, "agc_sweep.py", *arguments, root=checkout)
+    run = Run(stores, "agc_sweep.py", *arguments)
     wait_until(lambda: reported(stores) > 1, run)
     with bucket.failing("answers 503"):
         time.sleep(FAILING_SECONDS)
@@ -94,10 +88,10 @@ def test_a_sweep_whose_bucket_fails_for_a_while_has_all_in_it(
 
 
 def test_a_training_goes_on_to_the_same_result_whatever_its_bucket_does(
-    tmp_path: Path, checkout: Path, bucket: Bucket
+    tmp_path: Path, bucket: Bucket
 ) -> None:
     with MlflowServer(tmp_path, f"s3://{bucket.name}/mlflow-artifacts") as server:
-        stores = InBucket(checkout, bucket, "train", "t", server.uri)
+        stores = InBucket(tmp_path, bucket, "train", "t", server.uri)
         flags = "--epochs 24 --batch-size 32".split()
 
         def killed(run: Run) -> None:
@@ -117,7 +111,7 @@ def test_a_training_goes_on_to_the_same_result_whatever_its_bucket_does(
 
         arguments = ["--name", "t", *flags]
         for happens in (killed, interrupted_while_it_waits, left_waiting):
-            run = Run(stores, "train.py", *arguments, root=checkout)
+            run = Run(stores, "train.py", *arguments)
             train_on(run, stores)
             happens(run)
             arguments = ["--resume", "t"]

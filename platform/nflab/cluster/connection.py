@@ -15,7 +15,7 @@ import nfnet
 from nflab.cluster.autoscaler import launcher_file
 from nflab.cluster.placement import Placement, Resources, most_resources, place
 from nflab.cluster.prices import machines, share_of, worker_prices
-from nflab.cluster.worker_setup import point_at_own_cluster
+from nflab.cluster.worker_setup import set_up_worker
 from nflab.settings.config import ScaleConfig
 from nflab.settings.errors import ConfigError
 
@@ -117,7 +117,7 @@ def _start(address: str) -> None:
             logging_level=logging.ERROR,
             runtime_env={
                 "py_modules": [str(Path(m.__path__[0])) for m in (nflab, nfnet)],
-                "worker_process_setup_hook": point_at_own_cluster,
+                "worker_process_setup_hook": set_up_worker,
             },
         )
     except (ConnectionError, ray.exceptions.RayError) as error:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import gc
 import io
 import sys
 from collections.abc import Callable, Sequence
@@ -67,6 +68,8 @@ def main(
         _end(f"interrupted; to go on: {command}", 130)
     except KeyboardInterrupt:
         _end("interrupted before anything was started", 130)
+    finally:
+        _end_soon()
 
 
 def command(kind: type[T], run: Callable[[T], None], description: str) -> None:
@@ -95,6 +98,13 @@ def command(kind: type[T], run: Callable[[T], None], description: str) -> None:
         _end(f"{interrupted} was interrupted", 130)
     except KeyboardInterrupt:
         _end("interrupted", 130)
+    finally:
+        _end_soon()
+
+
+def _end_soon() -> None:
+    """Else the interpreter's end searches all that was imported for garbage, for seconds."""
+    gc.freeze()
 
 
 def parse(
