@@ -21,6 +21,7 @@ from nfnet.ema import EMA
 from nfnet.export import export_onnx, export_torch
 from nfnet.flops import count_flops
 from nfnet.haiku import load_haiku
+from nfnet.images import IMAGE_ENDINGS, check_image, read_image
 from nfnet.model import layer_group
 from nfnet.optim import SGD_AGC, param_groups
 from nfnet.preprocessing import (
@@ -29,6 +30,7 @@ from nfnet.preprocessing import (
     Preprocessing,
     eval_transform,
     preprocessing,
+    to_pixels,
 )
 from nfnet.propagation import BlockSignal, signal_propagation
 from nfnet.random import hash_keys, uniform
@@ -40,11 +42,13 @@ __all__ = [
     "EMA",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "IMAGE_ENDINGS",
     "SAM",
     "SGD_AGC",
     "BlockSignal",
     "Preprocessing",
     "adaptive_clip_grad_",
+    "check_image",
     "count_flops",
     "create_model",
     "eval_transform",
@@ -57,7 +61,9 @@ __all__ = [
     "num_units",
     "param_groups",
     "preprocessing",
+    "read_image",
     "signal_propagation",
+    "to_pixels",
     "uniform",
     "warmup_cosine",
 ]

@@ -1,16 +1,15 @@
-"""How images become a network's input: sizes, crops and pixel statistics of each model.
-
-torchvision is imported where it is used: it takes seconds, which most processes can save.
-"""
+"""How images become a network's input: sizes, crops and pixel statistics of each model."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from nfnet.images import convert_image
 from nfnet.zoo import find_variant
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -32,17 +31,17 @@ class Preprocessing:
     squash: bool
     """Resize to a square whatever the image's shape; else its shorter side is resized."""
 
-    def crop_image(self, image: Any) -> Any:
-        """A PIL image or tensor resized (bicubic) and cropped in its centre for evaluation."""
-        from torchvision.transforms.v2 import InterpolationMode
-        from torchvision.transforms.v2 import functional as TF
-
+    def crop_image(self, image: Image.Image) -> Image.Image:
+        """An image resized (bicubic) and cropped in its centre for evaluation."""
         # timm rounds down; a crop that is a ratio of whole pixels loses nothing to its rounding.
-        size = math.floor(self.test_size / self.crop + 1e-6)
-        resized = TF.resize(
-            image, [size, size] if self.squash else [size], InterpolationMode.BICUBIC
-        )
-        return TF.center_crop(resized, [self.test_size, self.test_size])
+        side = math.floor(self.test_size / self.crop + 1e-6)
+        width, height = image.size
+        shorter = min(width, height)
+        size = (side, side) if self.squash else (side * width // shorter, side * height // shorter)
+        resized = image.resize(size, Image.Resampling.BICUBIC)
+        # A half is rounded to the even number, as by torchvision.
+        left, top = (round((length - self.test_size) / 2) for length in size)
+        return resized.crop((left, top, left + self.test_size, top + self.test_size))
 
 
 # arXiv 2102.06171, table 1: pixels of training and of evaluation.
@@ -104,8 +103,10 @@ def preprocessing(name: str) -> Preprocessing:
     return Preprocessing(224, 224, 0.9, squash=False)
 
 
-def eval_transform(name: str) -> Callable[[Any], Tensor]:
+def eval_transform(name: str) -> Callable[[Image.Image], Tensor]:
     """A function from a PIL image to the tensor (3, H, W) that an ImageNet model evaluates.
+
+    The image may be of any kind that `nfnet.images` reads.
 
     Args:
         name: one of `list_models()`.
@@ -113,14 +114,16 @@ def eval_transform(name: str) -> Callable[[Any], Tensor]:
     Raises:
         ValueError: there is no model of this name.
     """
-    from torchvision.transforms import v2
+    sizes = preprocessing(name)
+    mean, std = (torch.tensor(s).view(-1, 1, 1) for s in (IMAGENET_MEAN, IMAGENET_STD))
 
-    crop = preprocessing(name).crop_image
-    return v2.Compose(
-        [
-            crop,
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(list(IMAGENET_MEAN), list(IMAGENET_STD)),
-        ]
-    )
+    def transform(image: Image.Image) -> Tensor:
+        return (to_pixels(sizes.crop_image(convert_image(image))).float() / 255 - mean) / std
+
+    return transform
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """uint8 (C, H, W)."""
+    pixels_HWC = torch.from_numpy(np.array(image)).view(image.height, image.width, -1)
+    return pixels_HWC.permute(2, 0, 1)

@@ -8,6 +8,7 @@ a line of JSON each, and answers with the new process's id, and when it ends wit
 """
 
 import ast
+import atexit
 import gc
 import importlib
 import json
@@ -23,6 +24,7 @@ import threading
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -231,7 +233,21 @@ def become(asked: Command, set_by_imports: dict[str, str]) -> None:
     os.chdir(asked.folder)
     sys.argv = [asked.script, *asked.arguments]
     sys.path[0] = str(Path(asked.script).parent)
-    runpy.run_path(asked.script, run_name="__main__")
+    status: Any = 0
+    try:
+        runpy.run_path(asked.script, run_name="__main__")
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    if isinstance(status, str):
+        print(status, file=sys.stderr)
+    # Python's own end would search all that was imported for garbage, for seconds.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else int(status is not None))
 
 
 if __name__ == "__main__":

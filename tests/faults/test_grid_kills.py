@@ -12,7 +12,7 @@ from tests.faults.stores import STATES, Stores
 from tests.servers import MlflowServer
 
 NAME = "clipping_vs_batch_size"
-EPOCHS = 16
+EPOCHS = 32
 FLAGS = f"--batch-sizes 64 128 --clippings 0.08 --seeds 1 --epochs {EPOCHS}".split()
 CELLS = 6  # two batch sizes by no clipping, one, and the batch-normalised twin
 
@@ -79,8 +79,8 @@ def test_a_grid_whose_trials_and_machine_are_killed_goes_on_where_it_was(
             run.wait()
     run = start(stores)
     assert run.wait() == 0, run.output()
-    for cell in finished(check(stores)):
-        check_exact(stores, cell)
+    cells = check(stores)
+    check_exact(stores, chance.choice(finished(cells)))
 
 
 def waiting(stores: Stores) -> int:
@@ -97,7 +97,7 @@ def test_a_grid_outlives_its_mlflow_server_and_goes_on_after_a_kill_without_it(
         train_on(run, stores)
         time.sleep(chance.uniform(0, 1))
         server.stop()
-        time.sleep(chance.uniform(20, 30))
+        time.sleep(chance.uniform(8, 12))
         assert run.process.poll() is None, run.output()
         assert waiting(stores) > 0
         server.start()

@@ -1,6 +1,7 @@
 """Datasets on disk: folders of images and CIFAR's files."""
 
 import dataclasses
+import json
 import math
 import pickle
 import shutil
@@ -17,6 +18,7 @@ from torchvision import datasets
 import nfnet
 from nflab.data import Dataset, DatasetError, load_dataset
 from nflab.data.batches import eval_batches, train_batches
+from nflab.data.crop import random_crops
 from nflab.data.folder import ImageFolder, random_crop
 from nflab.learning.validation import validate
 from nflab.settings.config import Config
@@ -24,6 +26,9 @@ from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import replace
 from tests.photos import write_photos
 
+TENSORFLOW = json.loads(
+    (Path(__file__).parents[1] / "golden" / "random_crop.json").read_text(encoding="utf-8")
+)
 SIZES = nfnet.Preprocessing(train_size=24, test_size=32, crop=32 / 40, squash=True)
 
 
@@ -79,18 +84,41 @@ def test_a_random_crop_lies_within_the_image(width: int, height: int, seed: int)
     assert 0 <= top < bottom <= height
 
 
-def test_random_crops_have_the_papers_areas_and_ratios() -> None:
-    keys = nfnet.hash_keys(0, torch.arange(2000))
-    boxes = np.array([random_crop(600, 600, key) for key in keys])
-    w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-    area, ratio = w * h / 600**2, np.log(w / h)
-    assert area.min() > 0.079
-    assert abs(ratio).max() < math.log(4 / 3) + 0.02
-    # Large and narrow ones that do not fit are drawn again, so the mean is below 0.54.
-    assert 0.45 < area.mean() < 0.54
-    assert abs(ratio.mean()) < 0.02
-    centres = (boxes[:, 0] + boxes[:, 2]) / 2
-    assert abs(centres.mean() - 300) < 10
+@pytest.mark.parametrize("shape", TENSORFLOW)
+def test_random_crops_follow_tensorflows_law(shape: str) -> None:
+    """Quantiles of 40,000 draws: TensorFlow's, of the authors' arguments, and ours."""
+    golden = TENSORFLOW[shape]
+    height, width = map(int, shape.split("x"))
+    keys = nfnet.hash_keys(7, torch.arange(golden["draws"]))
+    boxes = random_crops(torch.tensor([[width, height]]).expand(len(keys), 2), keys).double()
+    left, top, right, bottom = boxes.unbind(1)
+    w, h = right - left, bottom - top
+    area = w * h / (width * height)
+    room_down, room_across = height - h, width - w
+    ours = {
+        "area": area,
+        "ratio": w / h,
+        "height": h / height,
+        "top_share": (top / room_down)[room_down > 0],
+        "left_share": (left / room_across)[room_across > 0],
+    }
+    at = torch.tensor(golden["quantiles"], dtype=torch.float64)
+    for name, drawn in ours.items():
+        assert drawn.quantile(at).tolist() == pytest.approx(golden[name], abs=0.01), name
+    assert float(area.mean()) == pytest.approx(golden["area_mean"], abs=0.005)
+    assert float((area == 1).double().mean()) == golden["whole_image"]
+    assert float((area < 0.25).double().mean()) == pytest.approx(
+        golden["area_below_quarter"], abs=0.01
+    )
+
+
+def test_crops_are_the_same_however_many_are_drawn_together() -> None:
+    sizes = torch.tensor([[400, 400], [800, 200], [30, 1], [1, 1], [1000, 3]])
+    keys = nfnet.hash_keys(3, torch.arange(5))
+    alone = [random_crop(*size, key) for size, key in zip(sizes.tolist(), keys, strict=True)]
+    assert random_crops(sizes, keys).tolist() == [list(box) for box in alone]
+    # Nothing of its area and ratio fits into a line of pixels: the centre.
+    assert alone[4] == (499, 1, 501, 3)
 
 
 def test_training_images_are_functions_of_their_keys(photos: Path) -> None:
@@ -253,9 +281,13 @@ def small_config(folder: str) -> Config:
     return replace(Config(), dataset=folder, image_size=8, batch_size=2)
 
 
-def test_pixels_that_would_be_clipped_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="16 files are no images, or have more than 8 bits"):
-        validate(small_config(small_folder(tmp_path, "ab", "I;16")))
+def test_pixels_whose_white_is_unknown_are_refused(tmp_path: Path) -> None:
+    small_folder(tmp_path, "ab")
+    for path in (tmp_path / "train").rglob("*.png"):
+        Image.new("F", (20, 20)).save(path.with_suffix(".tif"))
+        path.unlink()
+    with pytest.raises(ConfigError, match="8 files are no images, or have 32 bits a channel"):
+        validate(small_config(str(tmp_path)))
 
 
 def test_even_a_small_folder_has_validation_images(tmp_path: Path) -> None:

@@ -39,15 +39,36 @@ def test_golden_images_cover_all_operations_but_cutout() -> None:
     assert torch.equal(OPERATIONS["Solarize"](image, 10, POSITIVE), image)
 
 
-@pytest.mark.parametrize("size", [96, 224])
-def test_cutout_greys_a_square_around_a_pixel_of_the_image(size: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "level", "half"),
+    # The paper's sizes have the same pixels; a small image has its own, 40 x 32 / 224.
+    [(192, 10, 40), (192, 15, 60), (320, 10, 40), (320, 15, 60), (32, 10, 5)],
+)
+def test_cutout_greys_a_square_around_a_pixel_of_the_image(
+    size: int, level: float, half: int
+) -> None:
     image = torch.zeros(1, 3, size, size, dtype=torch.uint8)
     draws = torch.tensor([[0.0, 0.5, 0.0]])
-    cut = OPERATIONS["Cutout"](image, 10, draws)[0]
-    half = int(40 * size / 224)
+    cut = OPERATIONS["Cutout"](image, level, draws)[0]
     expected = torch.zeros(3, size, size, dtype=torch.uint8)
     expected[:, size // 2 - half : size // 2 + half, :half] = 128
     assert torch.equal(cut, expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "level", "moved"),
+    [(192, 5, 50), (192, 15, 150), (320, 5, 50), (320, 15, 150), (448, 15, 150), (56, 10, 25)],
+)
+@pytest.mark.parametrize("name", ["TranslateX", "TranslateY"])
+def test_translations_are_of_the_same_pixels_at_every_size(
+    name: str, size: int, level: float, moved: int
+) -> None:
+    ramp = torch.arange(size).remainder(100).to(torch.uint8).expand(1, 3, size, size)
+    image = ramp if name == "TranslateX" else ramp.transpose(2, 3)
+    result = OPERATIONS[name](image, level, POSITIVE)
+    result = result if name == "TranslateX" else result.transpose(2, 3)
+    assert (result[..., size - moved :] == 128).all()
+    assert torch.equal(result[..., : size - moved], ramp[..., moved:])
 
 
 def test_signs_mirror() -> None:

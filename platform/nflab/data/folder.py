@@ -5,16 +5,14 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 import nfnet
+from nflab.data.crop import random_crop as random_crop
+from nflab.data.crop import random_crops
 from nflab.data.dataset import DatasetError, Split
-
-ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"})
-"""Of file names that are images."""
 
 MAX_HELD_OUT = 10_000
 """Images of ImageNet's training set that the authors set aside to choose settings on."""
@@ -22,10 +20,8 @@ MAX_HELD_OUT = 10_000
 CHECKED = 20_000
 """Files whose headers are read before anything starts, spread over all of them."""
 
-# Random resized crop (paper, section 5; arXiv 1409.4842).
-_AREA = (0.08, 1.0)
-_LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
-_ATTEMPTS = 10
+AT_ONCE = 32
+"""Decoded images that are held at the same time."""
 
 _Files = list[tuple[Path, int]]
 
@@ -87,7 +83,7 @@ class ImageFolder:
         for label, class_name in enumerate(self.class_names):
             folder = self._root / name / class_name
             paths = (
-                sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS)
+                sorted(p for p in folder.iterdir() if p.suffix.lower() in nfnet.IMAGE_ENDINGS)
                 if folder.is_dir()
                 else []
             )
@@ -104,34 +100,38 @@ class ImageFolder:
         unreadable = []
         for path in paths[:: math.ceil(len(paths) / CHECKED)]:
             try:
-                with Image.open(path) as image:
-                    _check_depth(image)
-            except Exception:  # a damaged file can fail in any way
+                nfnet.check_image(path)
+            except ValueError:
                 unreadable.append(str(path))
         if unreadable:
             raise DatasetError(
-                f"{len(unreadable)} files are no images, or have more than 8 bits a channel: "
+                f"{len(unreadable)} files are no images, or have 32 bits a channel: "
                 f"{', '.join(unreadable[:3])}{', ...' if len(unreadable) > 3 else ''}; "
                 "remove or replace them"
             )
 
     def train_images(self, indices_N: Tensor, keys_N: Tensor) -> tuple[Tensor, Tensor]:
         """Random resized crops (bicubic), half of them mirrored."""
-        size = self.preprocessing.train_size
-        images = []
-        for index, key in zip(indices_N.tolist(), keys_N, strict=True):
-            image = self._read("train", index)
-            box = random_crop(*image.size, key)
-            image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-            pixels = _pixels(image)
-            flip = nfnet.uniform(nfnet.hash_keys(key, -1)) < 0.5
-            images.append(pixels.flip(2) if flip else pixels)
-        return torch.stack(images), self._labels["train"][indices_N]
+        side = (self.preprocessing.train_size,) * 2
+        pixels = []
+        for some_N, of_some_N in zip(indices_N.split(AT_ONCE), keys_N.split(AT_ONCE), strict=True):
+            images = [self._read("train", index) for index in some_N.tolist()]
+            boxes_N4 = random_crops(torch.tensor([image.size for image in images]), of_some_N)
+            pixels += [
+                nfnet.to_pixels(image.resize(side, Image.Resampling.BICUBIC, box=tuple(box)))
+                for image, box in zip(images, boxes_N4.tolist(), strict=True)
+            ]
+        cropped_NCHW = torch.stack(pixels)
+        flip_N111 = (nfnet.uniform(nfnet.hash_keys(keys_N, -1)) < 0.5).view(-1, 1, 1, 1)
+        return (
+            torch.where(flip_N111, cropped_NCHW.flip(3), cropped_NCHW),
+            self._labels["train"][indices_N],
+        )
 
     def eval_images(self, split: Split, indices_N: Tensor) -> tuple[Tensor, Tensor]:
         """The model's own evaluation crop."""
         images = [
-            _pixels(self.preprocessing.crop_image(self._read(split, index)))
+            nfnet.to_pixels(self.preprocessing.crop_image(self._read(split, index)))
             for index in indices_N.tolist()
         ]
         return torch.stack(images), self._labels[split][indices_N]
@@ -139,39 +139,9 @@ class ImageFolder:
     def _read(self, split: Split, index: int) -> Image.Image:
         path = self._files[split][index]
         try:
-            with Image.open(path) as image:
-                _check_depth(image)
-                return image.convert("RGB")
-        except Exception as error:
+            return nfnet.read_image(path)
+        except ValueError as error:
             raise DatasetError(f"cannot read the image {path}: {error}") from None
-
-
-def _check_depth(image: Image.Image) -> None:
-    """Refuses pixels that `convert` would clip instead of scale."""
-    if image.mode[0] in "IF":
-        raise ValueError("it has more than 8 bits a channel")
-
-
-def _pixels(image: Image.Image) -> Tensor:
-    """uint8 (C, H, W)."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def random_crop(width: int, height: int, key: Tensor) -> tuple[int, int, int, int]:
-    """A random part of an image, by area and ratio of its sides, from a key alone.
-
-    Returns:
-        (left, top, right, bottom) in pixels: the first of ten draws that fits, else the whole.
-    """
-    draws = nfnet.uniform(nfnet.hash_keys(key, torch.arange(4 * _ATTEMPTS))).view(-1, 4)
-    for area, ratio, across, down in draws.tolist():
-        pixels = width * height * (_AREA[0] + (_AREA[1] - _AREA[0]) * area)
-        sides = math.exp(_LOG_RATIO[0] + (_LOG_RATIO[1] - _LOG_RATIO[0]) * ratio)
-        w, h = round(math.sqrt(pixels * sides)), round(math.sqrt(pixels / sides))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = int(across * (width - w + 1)), int(down * (height - h + 1))
-            return left, top, left + w, top + h
-    return 0, 0, width, height
 
 
 def _class_names(root: Path) -> tuple[str, ...]:

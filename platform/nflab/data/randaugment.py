@@ -22,8 +22,13 @@ import nfnet
 FILL = 128
 """Grey level of pixels that come from outside the image, and of what is cut out."""
 
-REFERENCE_SIZE = 224
-"""Pixels along a side for which the distances of Translate and Cutout are given."""
+TRANSLATED, CUT_OUT = 100, 40
+"""Pixels by which Translate moves an image at level 10, and half of the side that Cutout greys:
+the same at every image size, as in the authors' code."""
+
+SMALL, SMALL_REFERENCE = 64, 224
+"""Images of no more pixels along a side would be moved out of sight: theirs are scaled down from a
+side of 224 pixels. The authors trained on none so small."""
 
 # Takes uint8 images (N, C, H, W), the level, and numbers in [0, 1) for each image (N, 3): below 1/2
 # the first means a positive sign; the others are a place in the image.
@@ -65,9 +70,10 @@ def _sign(draws_N3: Tensor) -> Tensor:
     return torch.where(draws_N3[:, 0] < 0.5, 1.0, -1.0)
 
 
-def _size(images_NCHW: Tensor) -> float:
-    """The images' larger side as a multiple of the reference size."""
-    return max(images_NCHW.shape[-2:]) / REFERENCE_SIZE
+def _distance(pixels: int, level: float, images_NCHW: Tensor) -> float:
+    """Pixels at a level, of which level 10 has so many."""
+    side = max(images_NCHW.shape[-2:])
+    return pixels * level / 10 * (side / SMALL_REFERENCE if side <= SMALL else 1)
 
 
 def _blend(degenerate: Tensor, images: Tensor, level: float) -> Tensor:
@@ -173,17 +179,17 @@ def shear_y(images: Tensor, level: float, draws: Tensor) -> Tensor:
 
 def translate_x(images: Tensor, level: float, draws: Tensor) -> Tensor:
     """Sideways by 10 pixels x level."""
-    return _affine(images, [1, 0, _sign(draws) * 100 * level / 10 * _size(images)], [0, 1, 0])
+    return _affine(images, [1, 0, _sign(draws) * _distance(TRANSLATED, level, images)], [0, 1, 0])
 
 
 def translate_y(images: Tensor, level: float, draws: Tensor) -> Tensor:
     """Up or down by 10 pixels x level."""
-    return _affine(images, [1, 0, 0], [0, 1, _sign(draws) * 100 * level / 10 * _size(images)])
+    return _affine(images, [1, 0, 0], [0, 1, _sign(draws) * _distance(TRANSLATED, level, images)])
 
 
 def cutout(images: Tensor, level: float, draws: Tensor) -> Tensor:
     """Makes a square around a random pixel grey, to 4 pixels x level on each side."""
-    half = int(40 * level / 10 * _size(images))
+    half = int(_distance(CUT_OUT, level, images))
     inside = []
     for draw_N, size in ((draws[:, 1], images.shape[2]), (draws[:, 2], images.shape[3])):
         centre_N1 = (draw_N * size).floor()[:, None]

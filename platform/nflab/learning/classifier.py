@@ -7,9 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 import nfnet
@@ -84,13 +82,11 @@ class ImageClassifier:
 
     def _read(self, data: bytes) -> Tensor:
         try:
-            with Image.open(io.BytesIO(data)) as file:
-                image = file.convert("L" if len(self._mean) == 1 else "RGB")
-        except Exception as error:
+            image = nfnet.read_image(io.BytesIO(data), channels=len(self._mean))
+        except ValueError as error:
             raise ValueError(
                 f"an input is no image ({error}); send the bytes of a file such as JPEG or PNG."
             ) from None
-        pixels_HW = torch.from_numpy(np.array(self._preprocessing.crop_image(image)))
-        pixels_CHW = pixels_HW.view(*pixels_HW.shape[:2], -1).permute(2, 0, 1).float() / 255
+        pixels_CHW = nfnet.to_pixels(self._preprocessing.crop_image(image)).float() / 255
         mean, std = (torch.tensor(s).view(-1, 1, 1) for s in (self._mean, self._std))
         return (pixels_CHW - mean) / std

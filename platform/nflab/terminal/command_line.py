@@ -104,7 +104,8 @@ def command(kind: type[T], run: Callable[[T], None], description: str) -> None:
 
 def _end_soon() -> None:
     """Else the interpreter's end searches all that was imported for garbage, for seconds."""
-    gc.freeze()
+    if "triton" not in sys.modules:  # it would call what it cannot free leaked
+        gc.freeze()
 
 
 def parse(

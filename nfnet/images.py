@@ -1,0 +1,92 @@
+"""One way to read an image file, for training, evaluation and serving alike.
+
+What is in a file, and what is read:
+
+| in the file | read as |
+| --- | --- |
+| EXIF orientation | ignored: pixels as they are stored, as in the authors' and timm's pipelines |
+| 16 bits a channel | scaled to 8 (a colour by Pillow, which rounds down) |
+| 32-bit integers, floats | refused: their white is not known |
+| a palette | its colours |
+| transparency | ignored: the colours beneath, as in the authors' and timm's pipelines |
+| CMYK, YCbCr, LAB | converted by Pillow, without a colour profile |
+| several frames | the first |
+| more than 178,956,970 pixels | refused, as by Pillow: a small file may hold them |
+| a truncated file | refused |
+"""
+
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+IMAGE_ENDINGS = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif"),
+        *(".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
+    }
+)
+"""Of the names of files that are images, in small letters."""
+
+
+def read_image(file: Path | str | BinaryIO, channels: int = 3) -> Image.Image:
+    """The pixels of an image file.
+
+    Args:
+        file: its path, or what its bytes are read from.
+        channels: 3 for colours, 1 for grey levels (ITU-R 601-2 luma).
+
+    Returns:
+        8 bits a channel, as RGB or L.
+
+    Raises:
+        ValueError: it is no image that can be read; says why.
+    """
+    try:
+        with _opened(file) as image:
+            return convert_image(image, channels)
+    except Exception as error:  # a damaged file can fail in any way
+        raise ValueError(str(error) or type(error).__name__) from None
+
+
+def check_image(file: Path | str) -> tuple[int, int]:
+    """Looks at a file's header alone: (width, height) in pixels.
+
+    Raises:
+        ValueError: as `read_image`, of what the header says.
+    """
+    try:
+        with _opened(file) as image:
+            _require_known_white(image)
+            return image.size
+    except Exception as error:
+        raise ValueError(str(error) or type(error).__name__) from None
+
+
+def convert_image(image: Image.Image, channels: int = 3) -> Image.Image:
+    """An opened image as `read_image` returns it.
+
+    Raises:
+        ValueError, OSError: likewise.
+    """
+    _require_known_white(image)
+    if image.mode.startswith("I;16"):
+        levels = np.asarray(image, dtype=np.uint32)
+        image = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
+    elif image.mode in ("P", "PA"):
+        image = image.convert("RGB")  # else a palette of greys is dithered
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def _opened(file: Path | str | BinaryIO) -> Image.Image:
+    with warnings.catch_warnings():
+        # Pillow warns of half the pixels that it refuses.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(file)
+
+
+def _require_known_white(image: Image.Image) -> None:
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels are 32-bit numbers, of which it is not known what is white")
