@@ -29,6 +29,8 @@ def main(config: Config, resume: bool) -> None:
     result = run_training(config, "evaluate", resume, evaluate_pretrained)
     if result.outcome == "failed":
         raise SystemExit(f"error: the evaluation failed:\n{result.error}\nlogs: {result.logs}")
+    if result.outcome == "diverged":
+        raise SystemExit("error: the network does not answer every image with finite logits")
     metrics, published = result.metrics, PUBLISHED.get(config.model.model)
     out = console()
     out.print(f"test top-1 {metrics['test_top1']:.2f} %, top-5 {metrics['test_top5']:.2f} %")

@@ -24,6 +24,8 @@ def main(config: Config, resume: bool) -> None:
     if config.model.pretrained is None:
         raise ConfigError("fine-tuning needs weights to start from: give --pretrained FILE or hub")
     result = run_training(config, "finetune", resume)
+    if result.outcome == "diverged":
+        raise SystemExit("error: the run diverged: a loss or a logit was not finite")
     if result.outcome != "finished":
         raise SystemExit(f"error: the run {result.outcome}:\n{result.error}\nlogs: {result.logs}")
     out = console()

@@ -1,3 +1,5 @@
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -21,18 +23,82 @@ def saved(tmp_path: Path, text: str) -> Path:
 
 
 def last(checkpoints: Checkpoints) -> str | None:
-    with checkpoints.last() as folder:
-        return None if folder is None else (folder / "state.pt").read_text()
+    with checkpoints.last() as found:
+        return None if found.folder is None else (found.folder / "state.pt").read_text()
 
 
-def test_the_last_checkpoint_is_kept_and_no_other(tmp_path: Path, address: str) -> None:
+def test_the_last_two_checkpoints_are_kept_and_the_best(tmp_path: Path, address: str) -> None:
     checkpoints = Checkpoints(address)
     assert last(checkpoints) is None
-    for epoch in (9, 10, 11):
-        checkpoints.save(saved(tmp_path, str(epoch)), epoch)
+    for epoch in (7, 9, 10, 11):
+        checkpoints.save(saved(tmp_path, str(epoch)), epoch, best=7)
         assert last(Checkpoints(address)) == str(epoch)
     folder = Path(address.removeprefix("file://"))
-    assert [path.name for path in folder.iterdir()] == ["epoch-000011"]
+    kept = [f"epoch-{epoch:06d}" for epoch in (7, 10, 11)]
+    assert sorted(path.name for path in folder.iterdir()) == kept
+
+
+@pytest.mark.parametrize("how", ["a bit", "cut off", "gone", "the mark"])
+def test_a_checkpoint_that_is_not_as_written_is_left_aside(
+    tmp_path: Path, address: str, how: str
+) -> None:
+    checkpoints = Checkpoints(address)
+    for epoch in (1, 2):
+        checkpoints.save(saved(tmp_path, f"state {epoch}"), epoch)
+    folder = Path(address.removeprefix("file://")) / "epoch-000002"
+    file = folder / ("complete" if how == "the mark" else "state.pt")
+    if how == "gone":
+        file.unlink()
+    else:
+        data = bytearray(file.read_bytes())
+        data[3] ^= 16
+        file.write_bytes(data[:5] if how == "cut off" else data)
+    with checkpoints.last() as found:
+        assert found.folder is not None
+        assert (found.folder / "state.pt").read_text() == "state 1"
+    assert found.damaged == (
+        f"the checkpoint of epoch 2 is left aside, for {file.name} is not what was written"
+    )
+
+
+def test_a_checkpoint_from_before_it_said_what_is_in_it_is_read(
+    tmp_path: Path, address: str
+) -> None:
+    checkpoints = Checkpoints(address)
+    checkpoints.save(saved(tmp_path, "old"), 1)
+    mark = Path(address.removeprefix("file://")) / "epoch-000001" / "complete"
+    assert json.loads(mark.read_text())["state.pt"]["bytes"] == 3
+    mark.write_bytes(b"")
+    assert last(checkpoints) == "old"
+
+
+def test_nothing_is_on_disk_without_the_mark_before_all_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the power takes with it is at most what came after: all files are synced before the
+    mark is made, and the mark and its folders before others are forgotten."""
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def spy(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        marked = (tmp_path / "run" / "epoch-000002" / "complete").exists()
+        before = (tmp_path / "run" / "epoch-000000").exists()
+        synced.append(f"{path.name} {'marked' if marked else 'unmarked'} {before}")
+        fsync(descriptor)
+
+    checkpoints = Checkpoints(str(tmp_path / "run"))
+    for epoch in (0, 1):
+        checkpoints.save(saved(tmp_path, str(epoch)), epoch)
+    monkeypatch.setattr(os, "fsync", spy)
+    checkpoints.save(saved(tmp_path, "2"), 2)
+    assert synced == [
+        "state.pt unmarked True",
+        "complete marked True",
+        "epoch-000002 marked True",
+        "run marked True",
+    ]
+    assert not (tmp_path / "run" / "epoch-000000").exists()
 
 
 def test_a_checkpoint_that_was_not_finished_does_not_count(tmp_path: Path, address: str) -> None:

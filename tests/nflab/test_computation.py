@@ -157,8 +157,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stopped(trained: Path, tmp_path: Path) -> Path:
-    """A copy of those after the first epoch."""
-    return Path(shutil.copytree(trained / "1", tmp_path / "stopped"))
+    """A copy of those after the first epoch, to edit."""
+    copy = Path(shutil.copytree(trained / "1", tmp_path / "stopped"))
+    unseal(copy)
+    return copy
+
+
+def unseal(checkpoints: Path) -> None:
+    """Lets checkpoints not say any more what was written, for they are edited."""
+    for mark in checkpoints.glob("*/complete"):
+        mark.write_bytes(b"")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -173,6 +181,7 @@ def edit(checkpoints: Path, **changes: str) -> None:
     """Lets the last checkpoint say that it was made by other software."""
     file = max(checkpoints.glob("epoch-*")) / "made_by.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    unseal(checkpoints)
 
 
 def test_a_checkpoint_says_what_it_is_of(stopped: Path) -> None:

@@ -10,10 +10,12 @@ import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 
+import nflab.learning.loop
 import nfnet
 import nfnet.model
-from nflab.data import load_dataset
+from nflab.data import DatasetError, load_dataset
 from nflab.data.batches import Batch, cut
+from nflab.learning.evaluation import evaluate_pretrained
 from nflab.learning.loop import train
 from nflab.learning.network import part_of_batch
 from nflab.learning.worker import Worker
@@ -106,6 +108,85 @@ def test_a_finished_run_that_starts_again_only_repeats_its_reports(small: Report
     written = (small.saved / "state.pt").stat().st_mtime_ns
     assert run(SMALL, small.folder).metrics == small.metrics
     assert (small.saved / "state.pt").stat().st_mtime_ns == written
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_one_that_is_damaged(tmp_path: Path) -> None:
+    """PyTorch's reader does not look at the checksums of a file's parts."""
+    config = replace(SMALL, epochs=3)
+    whole = run(config, tmp_path / "whole", copies=tmp_path / "copies")
+    state = tmp_path / "copies" / "2" / "epoch-000002" / "state.pt"
+    data = bytearray(state.read_bytes())
+    for place in range(len(data) // 4, len(data) // 2, 499):
+        data[place] ^= 64
+    state.write_bytes(data)
+    torch.load(state, weights_only=True)
+    rest = run(config, tmp_path / "copies" / "2")
+    assert [m.pop("remark", None) for m in rest.metrics] == [
+        "the checkpoint of epoch 2 is left aside, for state.pt is not what was written",
+        None,
+        None,
+    ]
+    assert rest.metrics == whole.metrics
+
+
+def test_a_test_image_that_cannot_be_read_costs_no_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(SMALL, tmp_path / "whole")
+    evaluate = nflab.learning.loop.evaluate
+
+    def unreadable(*args: Any) -> dict[str, float]:
+        if args[3] == "test":
+            raise DatasetError("cannot read the image")
+        return evaluate(*args)
+
+    monkeypatch.setattr(nflab.learning.loop, "evaluate", unreadable)
+    broken = Reports(tmp_path / "run")
+    with pytest.raises(DatasetError):
+        train(SMALL, Worker(report=broken, checkpoints=Checkpoints(str(tmp_path / "run"))))
+    assert [m["epoch"] for m in broken.metrics] == [1]
+    monkeypatch.undo()
+    written = max((tmp_path / "run").glob("epoch-*/state.pt")).stat().st_mtime_ns
+    rest = run(SMALL, tmp_path / "run")
+    assert rest.metrics == whole.metrics
+    assert (rest.saved / "state.pt").stat().st_mtime_ns == written  # nothing was trained again
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_no_accuracy_is_told_of_weights_that_do_not_answer_with_numbers(
+    small: Reports, tmp_path: Path, value: float
+) -> None:
+    weights = torch.load(small.saved / "weights.pt", weights_only=True)
+    weights["head.fc.bias"][3] = value  # of one class: each image has nine finite logits
+    torch.save(weights, tmp_path / "broken.pt")
+    config = replace(SMALL, pretrained=str(tmp_path / "broken.pt"))
+    asked = Reports(tmp_path)
+    evaluate_pretrained(config, Worker(report=asked))
+    (told,) = asked.metrics
+    assert told["outcome"] == "diverged"
+    assert not {"test_top1", "test_top5"} & told.keys()
+
+
+def test_fine_tuning_of_features_that_are_no_numbers_has_diverged(
+    small: Reports, tmp_path: Path
+) -> None:
+    weights = torch.load(small.saved / "weights.pt", weights_only=True)
+    weights["stem.conv.weight"][0] = math.nan
+    torch.save(weights, tmp_path / "broken.pt")
+    tuned = run(replace(SMALL, pretrained=str(tmp_path / "broken.pt")), tmp_path)
+    (told,) = tuned.metrics
+    assert (told["outcome"], told["val_top1"]) == ("diverged", 0)
+    assert not {"val_top5", "test_top1", "test_top5"} & told.keys()
+
+
+def test_evaluation_is_in_float32_whatever_the_training_is_in(small: Reports) -> None:
+    plain = replace(SMALL, pretrained=str(small.saved / "weights.pt"))
+    told = []
+    for precision in ("float32", "bfloat16"):
+        asked = Reports(small.folder)
+        evaluate_pretrained(replace(plain, precision=precision), Worker(report=asked))
+        told += asked.metrics
+    assert told[0] == told[1]
 
 
 def assert_same(a: Any, b: Any) -> None:

@@ -35,10 +35,10 @@ class Store:
         return run_id
 
     def add_model(self, run_id: str, trained_by: str | None = None) -> None:
-        with self._checkpoints.last() as folder:
-            assert folder is not None
+        with self._checkpoints.last() as found:
+            assert found.folder is not None
             example = example_image(CONFIG)
-            self.tracker.add_model(run_id, folder, example, trained_by=trained_by)
+            self.tracker.add_model(run_id, found.folder, example, trained_by=trained_by)
 
     def register(self, run_id: str, dataset: str = "digits", fingerprint: str = FINGERPRINT) -> int:
         uri = self.client.get_run(run_id).data.tags["model_uri"]

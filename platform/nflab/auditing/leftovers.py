@@ -52,7 +52,7 @@ def leftovers(scene: Scene) -> Iterator[Disagreement]:
             what = f"{_told(broken)} on disk without the mark that they are complete"
             cure = "may be the only copy: delete it, or add an empty file `complete` if it is whole"
             yield Disagreement(where, what, cure)
-        elif len(complete) > (2 if outcome in OVER else 3):
+        elif len(complete) > (2 if outcome == "finished" else 3 if outcome in OVER else 4):
             what = f"{_told(complete)} on disk, where the last and the best are enough"
             prune = partial(scene.keep_last_and_best, run, [one.epoch for one in complete])
             yield Disagreement(where, what, "deleted the others", prune)

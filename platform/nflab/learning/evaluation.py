@@ -1,6 +1,8 @@
 """Accuracy of a network over a split, on any number of workers."""
 
+import math
 import os
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
@@ -11,7 +13,7 @@ from nflab.data import Dataset, load_dataset
 from nflab.data.batches import eval_batches
 from nflab.data.dataset import Split
 from nflab.learning.models import build_model, check_model
-from nflab.learning.network import autocast, memory_format
+from nflab.learning.network import memory_format
 from nflab.learning.worker import Worker
 from nflab.settings.config import Config
 from nflab.settings.errors import require
@@ -30,12 +32,14 @@ def check_pretrained(config: Config) -> None:
 
 
 def evaluate_pretrained(config: Config, worker: Worker) -> None:
-    """Reports loss, top-1 and top-5 of pre-trained weights on the test split, as they are."""
+    """Reports loss, top-1 and top-5 of pre-trained weights on the test split, as they are; outcome
+    "diverged" if their logits are not finite."""
     dataset = load_dataset(config)
     model = build_model(config, dataset, new_head=False).to(worker.device)
     model = model.to(memory_format=memory_format(config))
     metrics = evaluate(config, model, dataset, "test", worker)
-    worker.report({"epoch": 0, **metrics, "outcome": "finished"})
+    outcome = "finished" if answered(metrics) else "diverged"
+    worker.report({"epoch": 0, **metrics, "outcome": outcome})
 
 
 @torch.no_grad()
@@ -44,11 +48,16 @@ def evaluate(
 ) -> dict[str, float]:
     """Mean cross-entropy (nats), top-1 and top-5 accuracy (percent) over a split.
 
-    Each image counts once, on any number of workers.
+    Each image counts once, on any number of workers. Computed in float32 whatever the precision of
+    the training, as by the authors: with 8 bits of mantissa classes tie.
+
+    Returns:
+        `SPLIT_loss`, `SPLIT_top1` and `SPLIT_top5`. Of a network that does not answer every image
+        with finite logits no accuracy is told, and the loss is NaN (see `answered`).
     """
     was_training = model.training
     model.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=worker.device)
+    sums = torch.zeros(4, dtype=torch.float64, device=worker.device)
     slice_size = max(1, config.optimizer.batch_size // worker.world_size)
     batches = eval_batches(
         dataset,
@@ -59,19 +68,28 @@ def evaluate(
         loaders(config, dataset, worker),
     )
     for images, labels in batches:
-        with autocast(config, worker.device):
-            logits_NK = model(images.to(worker.device, memory_format=memory_format(config)))
-        logits_NK, labels = logits_NK.float(), labels.to(worker.device)
+        logits_NK = model(images.to(worker.device, memory_format=memory_format(config)))
+        labels = labels.to(worker.device)
         sums[0] += F.cross_entropy(logits_NK, labels, reduction="sum")
         ranked_NK = logits_NK.topk(min(5, logits_NK.shape[1]), dim=1).indices
         hits_NK = ranked_NK == labels[:, None]
         sums[1] += hits_NK[:, 0].sum()
         sums[2] += hits_NK.sum()
+        sums[3] += (~logits_NK.isfinite()).sum()
     model.train(was_training)
     if worker.world_size > 1:
         dist.all_reduce(sums)
-    loss, top1, top5 = (sums / dataset.sizes[split]).tolist()
+    loss, top1, top5, unanswered = (sums / dataset.sizes[split]).tolist()
+    if unanswered or not math.isfinite(loss):
+        return {f"{split}_loss": math.nan}
     return {f"{split}_loss": loss, f"{split}_top1": 100 * top1, f"{split}_top5": 100 * top5}
+
+
+def answered(metrics: Mapping[str, float]) -> bool:
+    """Whether all that `evaluate` returned, of any splits, is of a network that answers with
+    numbers."""
+    losses = [value for name, value in metrics.items() if name in ("val_loss", "test_loss")]
+    return all(math.isfinite(loss) for loss in losses)
 
 
 def loaders(config: Config, dataset: Dataset, worker: Worker) -> int:

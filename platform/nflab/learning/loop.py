@@ -21,7 +21,7 @@ from nflab.data.batches import train_batches
 from nflab.learning.classifier import WEIGHTS, write_description
 from nflab.learning.computation import CONFIG, MADE_BY, made_by, require_same
 from nflab.learning.diagnostics import Diagnostics
-from nflab.learning.evaluation import evaluate, loaders
+from nflab.learning.evaluation import answered, evaluate, loaders
 from nflab.learning.models import build_model, model_settings, set_training
 from nflab.learning.network import Network, memory_format, part_of_batch
 from nflab.learning.worker import Worker
@@ -41,8 +41,8 @@ def train(config: Config, worker: Worker) -> None:
     (percent), `learning_rate` (of the last step), `images_per_second`, `seconds`, `samples_seen`
     and, where the machines have a price, `cost_usd` (since the start, with what earlier processes
     took), `clipped_fraction/<layer group>`, and `outcome`: "running", then "finished"
-    with `test_loss`, `test_top1` and `test_top5`, or "diverged" as soon as a loss is not finite
-    (its val_top1 is 0: a diverged network classifies nothing).
+    with `test_loss`, `test_top1` and `test_top5`, or "diverged" as soon as a loss or a logit is not
+    finite (its val_top1 is 0: a diverged network classifies nothing).
 
     With `diagnostics` each has `agc` too, what AGC did to each layer (see `Diagnostics.pop`).
 
@@ -74,25 +74,48 @@ def train(config: Config, worker: Worker) -> None:
     sam = None if rho is None else nfnet.SAM(optimizer, rho)
     ema = None if decay is None else nfnet.EMA(model, decay)
     history: list[dict[str, Any]] = []
+    metrics: dict[str, Any]
     remark: str | None = None
     maker: dict[str, Any] = {}
     if worker.checkpoints is not None:
         maker = made_by(config)
-        with worker.checkpoints.last() as folder:
-            if folder is not None:
-                history, remark = _load(folder, maker, model, optimizer, ema, worker.device)
+        with worker.checkpoints.last() as found:
+            if found.folder is not None:
+                history, remark = _load(found.folder, maker, model, optimizer, ema, worker.device)
+            remark = "; ".join(filter(None, (found.damaged, remark))) or None
     evaluated = model if ema is None else ema.model
+
+    def tested(metrics: dict[str, Any]) -> dict[str, Any]:
+        """The last epoch's metrics, with those of the test split."""
+        metrics = {**metrics, **evaluate(config, evaluated, dataset, "test", worker)}
+        if worker.rank == 0 and worker.checkpoints is not None:
+            worker.checkpoints.purge({metrics["epoch"], _best(history)})
+        return {**metrics, "outcome": "finished"} if answered(metrics) else _diverged(metrics)
+
     if history:
         if history[-1]["epoch"] == config.schedule.epochs:
-            remark = None  # nothing is left to be computed by another
+            remark = found.damaged  # nothing is left to be trained by another
+            if history[-1]["outcome"] == "running":
+                history[-1] = tested(history[-1])
         print(remark or f"continues after epoch {history[-1]['epoch']}")
     elif config.model.pretrained is not None:
         before = [evaluate(config, evaluated, dataset, split, worker) for split in ("val", "test")]
-        history = [{"epoch": 0, **before[0], **before[1], "samples_seen": 0, "outcome": "running"}]
-    for past in history:
+        metrics = {"epoch": 0, **before[0], **before[1], "samples_seen": 0, "outcome": "running"}
+        if not answered(metrics):
+            worker.report(_diverged(metrics))
+            return
+        history = [metrics]
+    elif remark is not None:
+        print(remark)
+
+    def report(metrics: dict[str, Any]) -> None:
+        nonlocal remark
         # Not in the history itself: told by the process that goes on, and by none after it.
-        worker.report(past if remark is None else {**past, "remark": remark})
+        worker.report(metrics if remark is None else {**metrics, "remark": remark})
         remark = None
+
+    for past in history:
+        report(past)
     network = Network(config, model, worker.device, worker.world_size)
 
     batch_size = config.optimizer.batch_size
@@ -142,7 +165,7 @@ def train(config: Config, worker: Worker) -> None:
                     break
         seconds = time.monotonic() - started
 
-        metrics: dict[str, Any] = {
+        metrics = {
             "epoch": epoch + 1,
             "train_loss": train_loss / steps_per_epoch,
             "learning_rate": learning_rate,
@@ -159,21 +182,17 @@ def train(config: Config, worker: Worker) -> None:
         metrics["seconds"] = earlier + seconds
         metrics |= _cost(history, seconds, usd_per_hour)
         # The last step of an epoch may be what broke the network.
-        if not finite or not math.isfinite(metrics["val_loss"]):
-            worker.report({**metrics, "outcome": "diverged", "val_top1": 0.0})
+        if not finite or not answered(metrics):
+            report(_diverged(metrics))
             return
-        if epoch + 1 == config.schedule.epochs:
-            metrics |= evaluate(config, evaluated, dataset, "test", worker)
-            metrics["outcome"] = "finished"
-        else:
-            metrics["outcome"] = "running"
+        metrics["outcome"] = "running"
         history.append(metrics)
         if worker.rank == 0 and worker.checkpoints is not None:
             with tempfile.TemporaryDirectory() as temporary:
                 _save(Path(temporary), config, maker, dataset, history, model, optimizer, ema)
-                ranks = [standing(past["val_top1"], past["epoch"]) for past in history]
-                worker.checkpoints.save(Path(temporary), epoch + 1, int(min(ranks)[1]))
-        worker.report(metrics)
+                worker.checkpoints.save(Path(temporary), epoch + 1, _best(history))
+        # After all is saved: a test image that cannot be read costs no epoch.
+        report(tested(metrics) if epoch + 1 == config.schedule.epochs else metrics)
 
 
 class ClippedFraction:
@@ -206,6 +225,17 @@ class ClippedFraction:
             clipped[group] = clipped.get(group, 0) + count * float(total) / self._steps
         self._steps, self._sums = 0, []
         return {f"clipped_fraction/{group}": clipped[group] / units[group] for group in units}
+
+
+def _best(history: list[dict[str, Any]]) -> int:
+    """The epoch with the best validation top-1."""
+    return int(min(standing(past["val_top1"], past["epoch"]) for past in history)[1])
+
+
+def _diverged(metrics: dict[str, Any]) -> dict[str, Any]:
+    """A report that ends a run; a network that answers with no numbers classifies nothing."""
+    told = {k: v for k, v in metrics.items() if k not in ("val_top5", "test_top1", "test_top5")}
+    return {**told, "outcome": "diverged", "val_top1": 0.0}
 
 
 def _sum_over_workers(value: Tensor, worker: Worker) -> float:

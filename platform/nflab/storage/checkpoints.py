@@ -1,15 +1,21 @@
-"""The checkpoints of one run, in a folder or in object storage: the last and the best, never half.
+"""The checkpoints of one run, in a folder or in object storage: the last two and the best.
 
-While a run goes on it has two at most (three in the moment of saving), and so has a training that
-has ended; of a sweep or grid only the best run, and those that failed, keep theirs when they end.
+While a run goes on it has three at most (four in the moment of saving): the last may turn out to be
+damaged when it is read again. A training that has finished has the last and the best; of a sweep or
+grid only the best run, and those that failed, keep theirs when they end.
 """
 
+import hashlib
+import json
+import os
 import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pyarrow import fs
 
@@ -17,7 +23,7 @@ from nflab.settings.outcomes import Standing, standing
 from nflab.storage.files import open_uri, patiently
 
 COMPLETE = "complete"
-"""File that is written last into a checkpoint."""
+"""File that is written last into a checkpoint: size in bytes and SHA-256 of each of the others."""
 
 CHUNK_BYTES = 8 << 20
 """Read and written at once."""
@@ -40,9 +46,11 @@ class Checkpoints:
         return cls(f"{folder}/checkpoints")
 
     def save(self, folder: Path, epoch: int, best: int | None = None) -> None:
-        """Copies `folder` as the checkpoint of `epoch`; then forgets all others but `best`.
+        """Copies `folder` as the checkpoint of `epoch`; then forgets all but it, the one before it
+        and `best`.
 
-        A process killed at any moment leaves either this checkpoint or the one before it.
+        A process killed at any moment, and a machine that loses its power, leaves either this
+        checkpoint or the one before it.
 
         Raises:
             OSError: it cannot be written.
@@ -52,18 +60,24 @@ class Checkpoints:
             files, root = open_uri(self._uri)
             target = f"{root}/epoch-{epoch:06d}"
             files.create_dir(target, recursive=True)
+            _delete_file(files, f"{target}/{COMPLETE}")
+            written = {}
             # Not fs.copy_files: it is silent about an upload that fails when its file is closed.
-            for path in folder.iterdir():
+            for path in sorted(folder.iterdir()):
                 with (
                     path.open("rb") as file,
                     files.open_output_stream(f"{target}/{path.name}") as stream,
                 ):
-                    shutil.copyfileobj(file, stream, CHUNK_BYTES)
+                    written[path.name] = _copy(file, stream)
+                _to_disk(files, f"{target}/{path.name}")
             with files.open_output_stream(f"{target}/{COMPLETE}") as marker:
-                marker.write(b"")
+                marker.write(json.dumps(written, indent=2).encode())
+            for path_on_disk in (f"{target}/{COMPLETE}", target, root):
+                _to_disk(files, path_on_disk)
 
         patiently(self._uri, copy)
-        self.purge({epoch, epoch if best is None else best})
+        before = [kept for kept in self._epochs() if kept < epoch][-1:]
+        self.purge({epoch, epoch if best is None else best, *before})
 
     def purge(self, kept: Collection[int] = ()) -> None:
         """Forgets all of them but those of the epochs `kept`.
@@ -77,6 +91,7 @@ class Checkpoints:
             spared = {f"{root}/epoch-{epoch:06d}" for epoch in kept}
             for path in _folders(files, root):
                 if path not in spared:
+                    _delete_file(files, f"{path}/{COMPLETE}")  # first: half of one is none
                     files.delete_dir(path)
 
         patiently(self._uri, delete)
@@ -87,44 +102,109 @@ class Checkpoints:
         Raises:
             OSError: it cannot be read.
         """
-        path = patiently(self._uri, lambda: _last_complete(*open_uri(self._uri)))
-        return None if path is None else int(path.rpartition("-")[2])
+        return max(self._epochs(), default=None)
+
+    def _epochs(self) -> list[int]:
+        """Those of the checkpoints that were written whole, in order."""
+
+        def look() -> list[int]:
+            files, root = open_uri(self._uri)
+            return [
+                int(path.rpartition("-")[2])
+                for path in _folders(files, root)
+                if files.get_file_info(f"{path}/{COMPLETE}").type == fs.FileType.File
+            ]
+
+        return patiently(self._uri, look)
 
     @contextmanager
-    def last(self) -> Iterator[Path | None]:
-        """A local folder with the last checkpoint, while in use; None if there is none.
+    def last(self) -> Iterator["Last"]:
+        """A local copy of the last checkpoint that holds what was written, while in use.
 
         Raises:
             OSError: it cannot be read.
         """
-        with tempfile.TemporaryDirectory() as folder:
+        damaged: list[str] = []
+        with tempfile.TemporaryDirectory() as temporary:
+            for epoch in reversed(self._epochs()):
+                folder = Path(temporary) / str(epoch)
+                wrong = self._fetch(epoch, folder)
+                if not wrong:
+                    yield Last(folder, " and ".join(damaged) or None)
+                    return
+                damaged.append(
+                    f"the checkpoint of epoch {epoch} is left aside, for {' and '.join(wrong)} "
+                    f"{'is' if len(wrong) == 1 else 'are'} not what was written"
+                )
+            yield Last(None, " and ".join(damaged) or None)
 
-            def copy() -> bool:
-                files, root = open_uri(self._uri)
-                path = _last_complete(files, root)
-                if path is None:
-                    return False
-                for info in files.get_file_info(fs.FileSelector(path)):
-                    copied = Path(folder) / info.base_name
-                    with files.open_input_stream(info.path) as file, copied.open("wb") as to:
-                        shutil.copyfileobj(file, to, CHUNK_BYTES)
-                return True
+    def _fetch(self, epoch: int, folder: Path) -> list[str]:
+        """Copies a checkpoint into a folder; returns the names of files that are not as written."""
 
-            yield Path(folder) if patiently(self._uri, copy) else None
+        def copy() -> list[str]:
+            files, root = open_uri(self._uri)
+            path = f"{root}/epoch-{epoch:06d}"
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            found = {}
+            for info in files.get_file_info(fs.FileSelector(path)):
+                with (
+                    files.open_input_stream(info.path) as file,
+                    (folder / info.base_name).open("wb") as to,
+                ):
+                    found[info.base_name] = _copy(file, to)
+            text = (folder / COMPLETE).read_bytes()
+            if not text:  # of a checkpoint from before it said what is in it
+                return []
+            try:
+                written = json.loads(text)
+                return [name for name, what in written.items() if found.get(name) != what]
+            except (ValueError, AttributeError):
+                return [COMPLETE]
+
+        return patiently(self._uri, copy)
+
+
+@dataclass(frozen=True)
+class Last:
+    """What a run can go on from."""
+
+    folder: Path | None
+    """Local; None if there is no checkpoint."""
+    damaged: str | None
+    """A sentence on later ones that do not hold what was written."""
+
+
+def _copy(source: Any, target: Any) -> dict[str, Any]:
+    """Copies a stream; returns what COMPLETE says of a file."""
+    digest, size = hashlib.sha256(), 0
+    while chunk := source.read(CHUNK_BYTES):
+        target.write(chunk)
+        digest.update(chunk)
+        size += len(chunk)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _to_disk(files: fs.FileSystem, path: str) -> None:
+    """Waits until a file, or the names in a folder, would outlive a loss of power."""
+    if not isinstance(files, fs.LocalFileSystem):
+        return  # a store of objects has done so when it answers
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _delete_file(files: fs.FileSystem, path: str) -> None:
+    if files.get_file_info(path).type == fs.FileType.File:
+        files.delete_file(path)
 
 
 def _folders(files: fs.FileSystem, root: str) -> list[str]:
     """The folders of all checkpoints, oldest first, complete or not."""
     found = files.get_file_info(fs.FileSelector(root, allow_not_found=True))
     return sorted(f.path for f in found if re.fullmatch(r"epoch-\d{6}", f.base_name))
-
-
-def _last_complete(files: fs.FileSystem, root: str) -> str | None:
-    """The folder of the last checkpoint that was written whole."""
-    for path in reversed(_folders(files, root)):
-        if files.get_file_info(f"{path}/{COMPLETE}").type == fs.FileType.File:
-            return path
-    return None
 
 
 class Winner:

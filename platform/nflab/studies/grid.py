@@ -164,7 +164,11 @@ class Grid:
         best = ranked(table, "cell").iloc[0]
         if best.outcome != "finished":
             return
-        with Checkpoints.of_run(best.folder).last() as checkpoint:
+        with Checkpoints.of_run(best.folder).last() as last:
+            if last.damaged is not None:
+                console().print(f"{last.damaged}: no weights are stored", markup=False)
+                return
+            checkpoint = last.folder
             if checkpoint is None:
                 said = f"the weights of the best cell, {best['name']}, are not stored any more"
                 if best.parent != self.parent:

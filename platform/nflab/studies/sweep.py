@@ -149,7 +149,7 @@ def _conclude(run: LiveRun[SweepConfig], stopped: bool) -> SweepResult:
     if settled is not None:
         for name, draw in settled.drawings.items():
             draw(folder / f"{name}.png")
-    said = [] if settled is None else settled.text
+    said = [] if settled is None else [*settled.text]
     drawn = sorted(folder.glob("*.png"), reverse=True)
     for path in [*drawn, folder / "trials.csv"]:
         tracker.add_file(parent, path)
@@ -158,9 +158,11 @@ def _conclude(run: LiveRun[SweepConfig], stopped: bool) -> SweepResult:
         tracker.log_anew(parent, {key: float(best[key]) for key in ("val_top1", "test_top1")})
     if best.outcome == "finished" and not stopped:  # a better one may yet come
         checkpoints = Checkpoints.of_run(trial_folder(session.folder, best.number))
-        with checkpoints.last() as checkpoint:
-            if checkpoint is not None:
-                tracker.add_model(parent, checkpoint, example_image(config), "best_trial")
+        with checkpoints.last() as last:
+            if last.damaged is not None:
+                said.append(f"{last.damaged}: no weights are stored")
+            elif last.folder is not None:
+                tracker.add_model(parent, last.folder, example_image(config), "best_trial")
                 tracker.register_model(
                     parent,
                     config.data.dataset,

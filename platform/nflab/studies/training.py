@@ -111,10 +111,13 @@ def _train(session: Session[Config], record: RunRecord, task: Task) -> Outcome:
 def _keep_model(session: Session[Config], run_id: str, registered: bool) -> None:
     """Stores the network of the last checkpoint, if there is one, as a model."""
     config, tracker = session.config, session.tracker
-    with Checkpoints.of_run(session.folder).last() as folder:
-        if folder is None:
+    with Checkpoints.of_run(session.folder).last() as last:
+        if last.damaged is not None:
+            say(f"{last.damaged}: no weights are stored")
             return
-        tracker.add_model(run_id, folder, example_image(config))
+        if last.folder is None:
+            return
+        tracker.add_model(run_id, last.folder, example_image(config))
         if registered:
             tracker.register_model(
                 run_id,
