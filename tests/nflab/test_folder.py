@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import math
+import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ import nfnet
 from nflab.data import Dataset, DatasetError, load_dataset
 from nflab.data.batches import eval_batches, train_batches
 from nflab.data.crop import random_crops
+from nflab.data.dataset import changes
 from nflab.data.folder import ImageFolder, random_crop
 from nflab.learning.validation import validate
 from nflab.settings.config import Config
@@ -130,6 +133,82 @@ def test_training_images_are_functions_of_their_keys(photos: Path) -> None:
     again, _ = dataset.train_images(index[:2], keys[[5, 40]])
     assert torch.equal(again, images[[5, 40]])
     assert len({image.numpy().tobytes() for image in images}) == 60
+
+
+def swap_contents(own: Path) -> None:
+    """Of one size, between two classes; times are put back."""
+    files = [own / "train" / name / "0.bmp" for name in ("china", "flower")]
+    data, times = [f.read_bytes() for f in files], [f.stat().st_mtime_ns for f in files]
+    for file, other, time in zip(files, reversed(data), times, strict=True):
+        file.write_bytes(other)
+        os.utime(file, ns=(time, time))
+
+
+def turn(own: Path) -> None:
+    """Upside down: of the same size, and of the same pixels."""
+    file = own / "val" / "china" / "000.jpg"
+    file.write_bytes(file.read_bytes()[:-2] + b"\x00\x00")
+
+
+def exchange_names(own: Path) -> None:
+    first, second = (own / "train" / "china" / name for name in ("000.jpg", "001.jpg"))
+    first.rename(own / "x")
+    second.rename(first)
+    (own / "x").rename(second)
+
+
+def move_to_another_class(own: Path) -> None:
+    (own / "train" / "china" / "000.jpg").rename(own / "train" / "flower" / "zzz.jpg")
+
+
+def move_to_another_split(own: Path) -> None:
+    (own / "train" / "china" / "000.jpg").rename(own / "val" / "china" / "zzz.jpg")
+
+
+def rename_a_class(own: Path) -> None:
+    for split in ("train", "val"):
+        (own / split / "flower").rename(own / split / "rose")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        swap_contents,
+        turn,
+        exchange_names,
+        move_to_another_class,
+        move_to_another_split,
+        rename_a_class,
+    ],
+    ids=lambda change: change.__name__,
+)
+def test_the_fingerprint_changes_with_every_byte_label_and_split(
+    own: Path, change: Callable[[Path], None]
+) -> None:
+    for name, colour in (("china", "red"), ("flower", "blue")):
+        Image.new("RGB", (20, 20), colour).save(own / "train" / name / "0.bmp")
+    before = ImageFolder(own, SIZES)
+    assert ImageFolder(own, SIZES).fingerprint == before.fingerprint
+    change(own)
+    after = ImageFolder(own, SIZES)
+    assert after.fingerprint != before.fingerprint
+    assert after.contents != before.contents
+
+
+def test_the_fingerprint_is_of_contents_wherever_they_are(photos: Path, own: Path) -> None:
+    here, there = ImageFolder(photos, SIZES), ImageFolder(own, SIZES)
+    assert here.fingerprint == there.fingerprint
+    (own / "train" / "china" / "000.jpg").rename(own / "train" / "china" / "000.jpeg")
+    assert ImageFolder(own, SIZES).fingerprint == there.fingerprint
+
+
+def test_what_changed_is_named() -> None:
+    before = {"train/a": "3 images 11", "train/b": "4 images 22", "val/a": "2 images 33"}
+    now = {"train/a": "3 images 44", "train/c": "4 images 22", "val/a": "2 images 33"}
+    assert changes(before, now) == (
+        "train/a (other contents), train/b (4 images -> no images), train/c (no images -> 4 images)"
+    )
+    assert changes(before, now, most=1) == "train/a (other contents), and 2 more"
 
 
 def test_half_of_the_training_images_are_mirrored(tmp_path: Path) -> None:

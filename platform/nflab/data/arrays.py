@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import nfnet
-from nflab.data.dataset import DatasetError, Split
+from nflab.data.dataset import DatasetError, Split, contents
 
 
 class ArrayDataset:
@@ -26,6 +26,7 @@ class ArrayDataset:
     """
 
     in_memory = True
+    earlier_fingerprint: str | None = None
 
     def __init__(
         self,
@@ -47,6 +48,15 @@ class ArrayDataset:
         for split_images, split_labels in splits.values():
             digest.update(split_images.numpy().tobytes() + split_labels.numpy().tobytes())
         self.fingerprint = digest.hexdigest()[:16]
+        self.contents: Mapping[str, str] = contents(
+            {split: labels.tolist() for split, (_, labels) in splits.items()},
+            self.class_names,
+            (
+                hashlib.sha256(image.tobytes()).digest()
+                for images, _ in splits.values()
+                for image in images.numpy()
+            ),
+        )
 
     def train_images(self, indices_N: Tensor, keys_N: Tensor) -> tuple[Tensor, Tensor]:
         """Images shifted, and mirrored where the dataset says so."""

@@ -1,7 +1,8 @@
 """The one interface of every dataset."""
 
-from collections.abc import Mapping
-from typing import Literal, Protocol
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -29,10 +30,17 @@ class Dataset(Protocol):
     """Mean over the training images, per channel (C,), of pixels scaled to 0..1."""
     std: Tensor
     """Standard deviation likewise."""
+    contents: Mapping[str, str]
+    """SPLIT/CLASS -> how many images there are, and a digest of them in their order."""
     fingerprint: str
     """Changes whenever an image, a label or a split does."""
     in_memory: bool
     """Whether images are at hand, without reading files."""
+
+    @property
+    def earlier_fingerprint(self) -> str | None:
+        """What earlier versions of nflab called the fingerprint, where that was another."""
+        ...
 
     def train_images(self, indices_N: Tensor, keys_N: Tensor) -> tuple[Tensor, Tensor]:
         """Randomly cropped training images, uint8 (N, C, H, W), and labels (N,).
@@ -44,3 +52,45 @@ class Dataset(Protocol):
     def eval_images(self, split: Split, indices_N: Tensor) -> tuple[Tensor, Tensor]:
         """Images of a split as they are evaluated, uint8 (N, C, H, W), and labels (N,)."""
         ...
+
+
+def contents(
+    labels: Mapping[Split, Sequence[int]], class_names: Sequence[str], digests: Iterable[bytes]
+) -> dict[str, str]:
+    """What `Dataset.contents` says.
+
+    Args:
+        labels: of each image of each split.
+        digests: of each image, of all splits in their order.
+    """
+    counts: dict[str, int] = {}
+    parts: dict[str, Any] = {}
+    each = iter(digests)
+    for split, of_split in labels.items():
+        for label in of_split:
+            part = f"{split}/{class_names[label]}"
+            counts[part] = counts.get(part, 0) + 1
+            parts.setdefault(part, hashlib.sha256()).update(next(each))
+    return {part: f"{counts[part]} images {of.hexdigest()[:16]}" for part, of in parts.items()}
+
+
+def fingerprint(contents: Mapping[str, str]) -> str:
+    """16 hex digits of all contents, in their order."""
+    text = "\n".join(f"{part} {said}" for part, said in contents.items())
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def changes(before: Mapping[str, str], now: Mapping[str, str], most: int = 3) -> str:
+    """In words, where two contents differ: 'train/ant (12 images -> 11 images), ...'.
+
+    Args:
+        most: how many are named.
+    """
+    found = []
+    for part in dict.fromkeys((*before, *now)):
+        was, is_ = (of.get(part, "no images ").rpartition(" ") for of in (before, now))
+        if was != is_:
+            how = "other contents" if was[0] == is_[0] else f"{was[0]} -> {is_[0]}"
+            found.append(f"{part} ({how})")
+    more = f", and {len(found) - most} more" if len(found) > most else ""
+    return ", ".join(found[:most]) + more

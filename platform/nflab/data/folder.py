@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -10,9 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 import nfnet
+from nflab.data.contents import digests
 from nflab.data.crop import random_crop as random_crop
 from nflab.data.crop import random_crops
-from nflab.data.dataset import DatasetError, Split
+from nflab.data.dataset import DatasetError, Split, contents, fingerprint
 
 MAX_HELD_OUT = 10_000
 """Images of ImageNet's training set that the authors set aside to choose settings on."""
@@ -69,13 +71,24 @@ class ImageFolder:
         self.image_shape = (3, sizes.train_size, sizes.train_size)
         self.mean = torch.tensor(nfnet.IMAGENET_MEAN)
         self.std = torch.tensor(nfnet.IMAGENET_STD)
+        paths = [path for files in splits.values() for path, _ in files]
+        self._check(paths)
+        self.contents: Mapping[str, str] = contents(
+            {split: labels.tolist() for split, labels in self._labels.items()},
+            self.class_names,
+            digests(root, paths),
+        )
+        self.fingerprint = fingerprint(self.contents)
+
+    @cached_property
+    def earlier_fingerprint(self) -> str | None:
+        """Of names and sizes alone."""
         digest = hashlib.sha256()
-        for split, files in splits.items():
-            for path, _ in files:
+        for split, paths in self._files.items():
+            for path in paths:
                 size = path.stat().st_size
-                digest.update(f"{split} {path.relative_to(root)} {size}\n".encode())
-        self.fingerprint = digest.hexdigest()[:16]
-        self._check([path for files in splits.values() for path, _ in files])
+                digest.update(f"{split} {path.relative_to(self._root)} {size}\n".encode())
+        return digest.hexdigest()[:16]
 
     def _scan(self, name: str) -> _Files:
         """Files and labels of a subfolder, in the order of their names."""

@@ -102,7 +102,9 @@ def made_by(config: Config) -> dict[str, Any]:
     return {"digest": _digest(found), "computed": found, **software()}
 
 
-def require_same(folder: Path, epoch: int, own: Mapping[str, Any]) -> str | None:
+def require_same(
+    folder: Path, epoch: int, own: Mapping[str, Any], earlier_fingerprint: str | None = None
+) -> str | None:
     """Refuses to go on from a checkpoint of another computation.
 
     Compared are all settings that count, the dataset's contents and those of the pre-trained
@@ -114,6 +116,7 @@ def require_same(folder: Path, epoch: int, own: Mapping[str, Any]) -> str | None
         folder: of the checkpoint.
         epoch: its epoch.
         own: `made_by` of the run that is to go on.
+        earlier_fingerprint: what an older checkpoint may call the same dataset.
 
     Returns:
         a sentence if other code or another version of torch goes on than made it; else None.
@@ -128,6 +131,8 @@ def require_same(folder: Path, epoch: int, own: Mapping[str, Any]) -> str | None
         now = {key: own["computed"][key] for key in before}
     else:
         before, now = {**_settings(Config()), **made["computed"]}, own["computed"]
+        if before["dataset"] == earlier_fingerprint:
+            before["dataset"] = now["dataset"]
     # Not the digests: they differ with what is written 1 or 1.0, and with a setting that is new.
     if found := differences(before, now):
         raise OtherComputation(

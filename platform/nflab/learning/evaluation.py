@@ -35,6 +35,7 @@ def evaluate_pretrained(config: Config, worker: Worker) -> None:
     """Reports loss, top-1 and top-5 of pre-trained weights on the test split, as they are; outcome
     "diverged" if their logits are not finite."""
     dataset = load_dataset(config)
+    worker.check(dataset)
     model = build_model(config, dataset, new_head=False).to(worker.device)
     model = model.to(memory_format=memory_format(config))
     metrics = evaluate(config, model, dataset, "test", worker)

@@ -56,8 +56,10 @@ def train(config: Config, worker: Worker) -> None:
 
     Raises:
         OtherComputation: the last checkpoint is of another computation; nothing was trained.
+        DatasetError: the dataset cannot be used, or is not the driver's; likewise.
     """
     dataset = load_dataset(config)
+    worker.check(dataset)
     model = build_model(config, dataset, new_head=True).to(worker.device)
     model = model.to(memory_format=memory_format(config))
     optimizer = nfnet.SGD_AGC(
@@ -81,7 +83,7 @@ def train(config: Config, worker: Worker) -> None:
         maker = made_by(config)
         with worker.checkpoints.last() as found:
             if found.folder is not None:
-                history, remark = _load(found.folder, maker, model, optimizer, ema, worker.device)
+                history, remark = _load(found.folder, maker, dataset, model, optimizer, ema)
             remark = "; ".join(filter(None, (found.damaged, remark))) or None
     evaluated = model if ema is None else ema.model
 
@@ -298,10 +300,10 @@ def _save(
 def _load(
     folder: Path,
     maker: dict[str, Any],
+    dataset: Dataset,
     model: nn.Module,
     optimizer: nfnet.SGD_AGC,
     ema: nfnet.EMA | None,
-    device: torch.device,
 ) -> tuple[list[dict[str, Any]], str | None]:
     """Restores what `_save` wrote, if that is of the same computation.
 
@@ -309,6 +311,7 @@ def _load(
         the metrics of each epoch so far; and the remark of `require_same`.
     """
     try:
+        device = next(model.parameters()).device
         state = torch.load(folder / "state.pt", map_location=device, weights_only=True)
     except Exception:  # torch advises to trust the file
         raise ValueError(
@@ -316,7 +319,8 @@ def _load(
             "which nothing was executed: delete that checkpoint to go on from the one before it"
         ) from None
     history: list[dict[str, Any]] = state["history"]
-    remark = require_same(folder, history[-1]["epoch"], maker)
+    epoch = history[-1]["epoch"]
+    remark = require_same(folder, epoch, maker, dataset.earlier_fingerprint)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     if ema is not None:

@@ -1,11 +1,13 @@
 """One process among those that train or evaluate together."""
 
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from nflab.data import Dataset, DatasetError
 from nflab.storage.checkpoints import Checkpoints
 
 
@@ -24,3 +26,17 @@ class Worker:
     """What this process costs, where that is known."""
     checkpoints: Checkpoints | None = None
     """Where rank 0 saves after each epoch, and what all continue from; None saves nothing."""
+    fingerprint: str | None = None
+    """Of the driver's copy of the dataset; None if there is no other."""
+
+    def check(self, dataset: Dataset) -> None:
+        """Refuses a dataset that is not what the driver has.
+
+        Raises:
+            DatasetError: a part of it differs.
+        """
+        if self.fingerprint not in (None, dataset.fingerprint):
+            raise DatasetError(
+                f"the dataset on {platform.node()} is not the driver's: its fingerprint is "
+                f"{dataset.fingerprint} here and {self.fingerprint} there; make them the same"
+            )

@@ -48,6 +48,7 @@ def trainable(base: Config, placement: Placement) -> Callable[[dict[str, Any]], 
                     device=_device(placement),
                     usd_per_hour=price_here(placement),
                     checkpoints=Checkpoints.of_run(folder),
+                    fingerprint=proposal["fingerprint"],
                 )
                 train(replace(base, **proposal["settings"]), worker)
         except Away:
@@ -58,7 +59,14 @@ def trainable(base: Config, placement: Placement) -> Callable[[dict[str, Any]], 
     def with_own_workers(proposal: dict[str, Any]) -> None:
         config = replace(base, **proposal["settings"])
         try:
-            fit(config, placement, proposal["folder"], TuneReportCallback())
+            told = proposal["fingerprint"]
+            fit(
+                config,
+                placement,
+                proposal["folder"],
+                TuneReportCallback(),
+                fingerprint=told,
+            )
         except TrainingFailedError as failure:
             error = first_error(failure)
             ray.tune.report(_failed(error.text if error else str(failure)))

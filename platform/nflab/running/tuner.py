@@ -14,10 +14,12 @@ from ray.tune.search import Searcher
 
 from nflab.cluster.placement import Placement
 from nflab.cluster.waiting import told_of_waiting
+from nflab.data import load_dataset
 from nflab.running.ledger import METRIC, Ledger, Proposal
 from nflab.running.trial_process import trainable
 from nflab.running.worker_group import LOST_PROCESSES
 from nflab.settings.config import Config
+from nflab.settings.leaves import replace
 from nflab.terminal.progress import SweepProgress
 
 # Tune would show keys in the arguments of processes, and in logs; every node has its own.
@@ -43,7 +45,7 @@ def run_trials(
             tune_config=TuneConfig(
                 num_samples=ledger.missing,
                 max_concurrent_trials=placement.max_concurrent,
-                search_alg=_Searcher(ledger),
+                search_alg=_Searcher(config, ledger),
                 scheduler=_Scheduler(ledger, progress, stopped),
                 # A process imports for seconds: the next run of one worker takes over the last's.
                 reuse_actors=placement.num_workers == 1,
@@ -72,14 +74,16 @@ class _Unsaved:
 class _Searcher(_Unsaved, Searcher):
     """Hands Tune what the ledger proposes."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, config: Config, ledger: Ledger) -> None:
         super().__init__()
-        self._ledger = ledger
+        self._config, self._ledger = config, ledger
 
     def suggest(self, trial_id: str) -> Any:
         if self._ledger.budget.reached:
             return Searcher.FINISHED
-        return dataclasses.asdict(self._ledger.propose())
+        proposal = self._ledger.propose()
+        dataset = load_dataset(replace(self._config, **proposal.settings))
+        return {**dataclasses.asdict(proposal), "fingerprint": dataset.fingerprint}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -134,7 +138,7 @@ class _Observer(_Unsaved, Callback):
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        proposal = Proposal(**trial.config)
+        proposal = Proposal(*(trial.config[part.name] for part in dataclasses.fields(Proposal)))
         self._ledger.started(proposal)
         self._progress.started(proposal.number, proposal.settings)
 

@@ -56,6 +56,7 @@ class _Job:
     placement: Placement
     folder: str
     task: Task
+    fingerprint: str | None
 
 
 def fit(
@@ -64,6 +65,7 @@ def fit(
     folder: str,
     callback: UserCallback,
     task: Task = train,
+    fingerprint: str | None = None,
 ) -> None:
     """Trains `config` on the workers of `placement`, continuing from what `folder` holds.
 
@@ -75,6 +77,7 @@ def fit(
         callback: told of every report, in Ray Train's controller process; of those before the
             last checkpoint again when all begin again.
         task: what every worker does, instead of training.
+        fingerprint: of the driver's copy of the dataset, which each worker's must have too.
 
     Raises:
         ray.train.TrainingFailedError: a worker raised an error, or was lost (see `first_error`).
@@ -83,7 +86,7 @@ def fit(
     lost, epoch = 0, checkpoints.last_epoch()
     while True:
         try:
-            _fit_once(_Job(config, placement, folder, task), callback)
+            _fit_once(_Job(config, placement, folder, task, fingerprint), callback)
             return
         except WorkerGroupError as failure:
             # A driver that was told to end has no Ray any more.
@@ -140,6 +143,7 @@ def _train_worker(parameters: dict[str, _Job]) -> None:
                 device=get_device(),
                 usd_per_hour=price_here(job.placement),
                 checkpoints=Checkpoints.of_run(job.folder),
+                fingerprint=job.fingerprint,
             )
             job.task(job.config, worker)
     except Exception as error:

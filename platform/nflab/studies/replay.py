@@ -63,11 +63,11 @@ def replay(run_id: str, uri: str, storage: str) -> Replay:
     if "epoch" not in recorded.metrics:
         raise ConfigError(f"run {run_id} ({recorded.name}) recorded no epoch: nothing to compare")
     validate(config, trains=recorded.experiment != "evaluate")
-    was, now = recorded.tags["dataset_fingerprint"], load_dataset(config).fingerprint
-    if was != now:
+    was, dataset = recorded.tags["dataset_fingerprint"], load_dataset(config)
+    if was not in (dataset.fingerprint, dataset.earlier_fingerprint):
         raise ConfigError(
             f"{config.data.dataset} is not what run {run_id} was trained on: its fingerprint is "
-            f"{now} and was {was}"
+            f"{dataset.fingerprint} and was {was}"
         )
     result = run_training(config, "replay", task=_task(recorded))
     if result.outcome == "failed":

@@ -1,14 +1,17 @@
 """What every recorded run begins with: its identity, its stores and its place on the cluster."""
 
 import dataclasses
+import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic
 
 from nflab.cluster import connection
 from nflab.cluster.placement import Placement
-from nflab.data import load_dataset
+from nflab.data import Dataset, load_dataset
+from nflab.data.dataset import changes
 from nflab.learning.computation import computed
 from nflab.recording.notes import experiment_tags
 from nflab.recording.provenance import code_tags
@@ -19,6 +22,7 @@ from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import C, flat, replace
 from nflab.settings.studies import GridOfConfigs
+from nflab.storage.files import read_text, write_text
 from nflab.storage.ownership import FolderBoard, Ownership
 from nflab.storage.run_folder import (
     Identity,
@@ -32,6 +36,9 @@ from nflab.storage.run_folder import (
 )
 from nflab.terminal.interrupts import interrupts_deferred
 from nflab.terminal.wording import say
+
+CONTENTS = "dataset.json"
+"""File in a run's folder that says what is in its dataset (see `Dataset.contents`)."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,9 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
             priced = flat(config).get("max_cost") is not None
             placement = connection.connect(config.scale, priced)
         dataset = load_dataset(config)
-        identity = _of_same_contents(identity or new_identity(name, experiment), config)
+        identity = _of_same_contents(
+            identity or new_identity(name, experiment), config, dataset, folder
+        )
         tags = {
             **code_tags(),
             "mlflow.source.name": f"experiments/{experiment}.py",
@@ -122,6 +131,8 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
         # A folder with a configuration alone is begun again.
         write_config(folder, config)
         write_identity(folder, identity)
+        if identity.dataset is not None:
+            write_text(f"{folder}/{CONTENTS}", json.dumps(dataset.contents, indent=0))
     except BaseException:
         ownership.release()
         connection.disconnect()
@@ -138,7 +149,9 @@ def _refuse_known(folder: str, name: str, resume: bool) -> None:
         )
 
 
-def _of_same_contents(identity: Identity, config: Config) -> Identity:
+def _of_same_contents(
+    identity: Identity, config: Config, dataset: Dataset, folder: str
+) -> Identity:
     """The identity with what its run is trained on and begins from, compared with what it was begun
     with. A grid has neither: each of its cells has its own.
 
@@ -147,16 +160,20 @@ def _of_same_contents(identity: Identity, config: Config) -> Identity:
     """
     if isinstance(config, GridOfConfigs):
         return identity
+    begun = f"is not what {identity.name!r} was begun with"
+    put_back = "put it back as it was, or start anew under another --name"
     made_of = computed(config)
-    for what, was, now in (
-        (config.data.dataset, identity.dataset, made_of["dataset"]),
-        (config.model.pretrained, identity.pretrained, made_of["pretrained"]),
-    ):
-        if was not in (None, now):
-            raise ConfigError(
-                f"{what} is not what {identity.name!r} was begun with: its fingerprint is {now} "
-                f"and was {was}; put it back as it was, or start anew under another --name"
-            )
+    if identity.dataset not in (None, dataset.fingerprint, dataset.earlier_fingerprint):
+        how = f"its fingerprint is {dataset.fingerprint} and was {identity.dataset}"
+        with suppress(ValueError, TypeError, AttributeError):
+            before = json.loads(read_text(f"{folder}/{CONTENTS}") or "{}")
+            how = changes(before, dataset.contents) if before else how
+        raise ConfigError(f"{config.data.dataset} {begun}: {how}; {put_back}")
+    if identity.pretrained not in (None, made_of["pretrained"]):
+        raise ConfigError(
+            f"{config.model.pretrained} {begun}: its digest is {made_of['pretrained']} and was "
+            f"{identity.pretrained}; {put_back}"
+        )
     return dataclasses.replace(
         identity, dataset=made_of["dataset"], pretrained=made_of["pretrained"]
     )

@@ -91,7 +91,15 @@ def _train(session: Session[Config], record: RunRecord, task: Task) -> Outcome:
     mail = mailbox()
     # In a thread: Ctrl-C is for this one, which knows what to write down.
     pool = ThreadPoolExecutor(max_workers=1)
-    training = pool.submit(fit, config, session.placement, session.folder, Listener(mail), task)
+    training = pool.submit(
+        fit,
+        config,
+        session.placement,
+        session.folder,
+        Listener(mail),
+        task,
+        session.tags["dataset_fingerprint"],
+    )
     reached: Outcome = "failed"
     with told_of_waiting(progress.say):
         ended: set[Future[None]] = set()
