@@ -1,6 +1,8 @@
 """The outbox against a real MLflow server that dies, loses answers and comes back."""
 
 import http.client
+import io
+import json
 import math
 import random
 import signal
@@ -13,6 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -64,8 +67,18 @@ class Place:
         return [(point.step, point.value) for point in sorted(found, key=lambda p: p.timestamp)]
 
     def nothing_waits(self) -> bool:
-        files = list(self.folder.iterdir())
-        return [file.name for file in files] == ["requests.jsonl"] and not files[0].read_bytes()
+        rejected = self.rejected()
+        kept = {
+            Path(r["arguments"]["path"]).parent.name for r in rejected if r["call"] == "add_file"
+        }
+        expected = {"requests.jsonl", *kept, *(["rejected.jsonl"] if rejected else [])}
+        waiting = self.folder / "requests.jsonl"
+        return {f.name for f in self.folder.iterdir()} == expected and not waiting.read_bytes()
+
+    def rejected(self) -> list[dict[str, Any]]:
+        """The requests that MLflow refused."""
+        file = self.folder / "rejected.jsonl"
+        return [json.loads(line) for line in file.open()] if file.exists() else []
 
 
 @pytest.fixture
@@ -152,6 +165,74 @@ def forgetful(server: MlflowServer) -> Iterator[tuple[str, set[bytes]]]:
         finally:
             proxy.shutdown()
             thread.join()
+
+
+class Gateway(Forgetful):
+    """Passes requests on, but while it forbids them."""
+
+    answer: tuple[int, str, bytes] | None = None
+
+    def forward(self) -> None:
+        if self.answer is None:
+            self.seen.add(  # no answer is lost
+                f"{self.command} {self.path} ".encode()
+                + (body := self.rfile.read(int(self.headers.get("Content-Length", 0))))
+            )
+            self.rfile = io.BytesIO(body)
+            super().forward()
+            return
+        status, kind, content = self.answer
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = forward
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (403, "text/html", b"<h1>Forbidden</h1>"),
+        (403, "application/json", b'{"message": "token expired"}'),
+        (401, "text/plain", b"log in"),
+        (404, "text/html", b"no such service"),
+        (400, "text/html", b"bad request"),
+        (429, "text/plain", b"slowly"),
+        (200, "text/html", b"<h1>Please log in</h1>"),
+        (502, "text/html", b"bad gateway"),
+    ],
+    ids=lambda answer: f"{answer[0]}-{answer[1]}",
+)
+def test_what_a_gateway_forbids_for_a_while_is_sent_later(
+    server: MlflowServer, tmp_path: Path, answer: tuple[int, str, bytes]
+) -> None:
+    handler = type("Handler", (Gateway,), {"port": server.port, "seen": set()})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as proxy:
+        threading.Thread(target=proxy.serve_forever).start()
+        try:
+            place = Place(f"http://127.0.0.1:{proxy.server_port}", tmp_path)
+            run = place.outbox.start("a", {})
+            for step in range(1, 4):
+                log(place.outbox, run, step)
+            place.outbox.drain()
+            handler.answer = answer
+            for step in range(4, 9):
+                log(place.outbox, run, step)
+            time.sleep(1.5)
+            assert (place.folder / "requests.jsonl").read_bytes()
+            handler.answer = None
+            for step in range(9, 12):
+                log(place.outbox, run, step)
+            place.outbox.put("finish", run, outcome="finished", when=2000)
+            place.outbox.drain()
+            assert place.points(place.run()) == steps(11)
+            assert place.run().info.status == "FINISHED"
+            assert not place.rejected()
+        finally:
+            place.outbox.close()
+            proxy.shutdown()
 
 
 def tell(outbox: Outbox) -> None:
@@ -284,6 +365,8 @@ def test_a_deleted_run_is_told_once_and_is_in_no_other_runs_way(place: Place) ->
     with pytest.raises(Refused, match=r"MLflow refused 'log' of a run: .*deleted") as refused:
         place.outbox.drain()
     assert "\n" not in str(refused.value)
+    assert [r["call"] for r in place.rejected()] == ["log"] * 3 + ["add_file"]
+    assert all(r["run"] == deleted and r["reason"] for r in place.rejected())
     assert place.points(place.run()) == steps(3)
     place.outbox.drain()
     log(place.outbox, kept, 4)

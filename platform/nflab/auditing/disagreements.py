@@ -26,6 +26,7 @@ def judge(scene: Scene) -> list[Disagreement]:
         return doubts
     rules = (
         unsent,
+        rejected,
         unreadable,
         names,
         endings,
@@ -51,6 +52,15 @@ def unsent(scene: Scene) -> Iterator[Disagreement]:
             yield Disagreement(scene.name, what, cure)
         else:
             yield Disagreement(scene.name, what, "sent", scene.send)
+
+
+def rejected(scene: Scene) -> Iterator[Disagreement]:
+    """Requests that MLflow itself refused."""
+    if scene.folder.rejected:
+        what = f"{count(scene.folder.rejected, 'request')} that MLflow rejected"
+        yield Disagreement(
+            scene.name, what, f"see {scene.folder.own}/unsent/rejected.jsonl, with the reasons"
+        )
 
 
 def unreadable(scene: Scene) -> Iterator[Disagreement]:

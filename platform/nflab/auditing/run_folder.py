@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from pyarrow import fs
 
+from nflab.recording.outbox import REJECTED
 from nflab.settings.errors import ConfigError
 from nflab.storage.checkpoints import COMPLETE
 from nflab.storage.files import open_uri, read_text
@@ -84,6 +85,12 @@ class RunFolder:
     def unsent(self) -> int:
         """How many requests wait for MLflow."""
         file = self.own / "unsent" / "requests.jsonl"
+        return len(file.read_bytes().splitlines()) if file.is_file() else 0
+
+    @property
+    def rejected(self) -> int:
+        """How many requests MLflow will never take."""
+        file = self.own / "unsent" / REJECTED
         return len(file.read_bytes().splitlines()) if file.is_file() else 0
 
     @cached_property

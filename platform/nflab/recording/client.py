@@ -2,7 +2,7 @@
 
 import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -15,6 +15,18 @@ from nflab.settings.errors import ConfigError
 
 _AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
 """What MLflow's client says of a server that cannot be reached, or cannot answer now."""
+
+_REJECTED = (
+    "BAD_REQUEST",
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+)
+"""What MLflow says of a request that it will never take."""
+
+_NOT_ITS_WORDS = "API request to "
+"""How MLflow's client begins to tell of an answer that is not in MLflow's own form."""
 
 
 def connect(uri: str) -> MlflowClient:
@@ -88,12 +100,26 @@ def history(client: MlflowClient, run_id: str, metric: str) -> list[tuple[int, f
     return sorted((point.step, point.value) for point in points)
 
 
+def is_rejected(error: BaseException) -> bool:
+    """Whether MLflow itself says, in its own words, that it will never take a request.
+
+    What stands between here and MLflow (a gateway, a proxy, a login that has run out) may answer
+    with the same status, and take the request a minute later.
+    """
+    if isinstance(error, MlflowException):
+        return error.error_code in _REJECTED and not str(error).startswith(_NOT_ITS_WORDS)
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        with suppress(ValueError, AttributeError):
+            return error.response.json().get("error_code") in _REJECTED
+    return False
+
+
 def is_away(error: BaseException) -> bool:
     """Whether an error says that MLflow cannot be reached or cannot answer now."""
     if isinstance(error, MlflowException):
-        return error.error_code in _AWAY
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return error.response.status_code >= 500
+        return error.error_code in _AWAY or str(error).startswith(_NOT_ITS_WORDS)
+    if isinstance(error, requests.HTTPError):
+        return not is_rejected(error)
     return isinstance(error, requests.RequestException) or _bucket_is_away(error)
 
 

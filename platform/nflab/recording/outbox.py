@@ -2,7 +2,8 @@
 
 Runs go on while MLflow's server is away: every request is written to a file before it is sent, and
 a thread sends them in their order as soon as the server answers. A request that MLflow has already
-taken changes nothing when it is sent again, so one whose answer was lost is simply repeated.
+taken changes nothing when it is sent again, so one whose answer was lost is simply repeated. Only
+what MLflow itself rejects is not sent again; it is kept in REJECTED.
 """
 
 import json
@@ -17,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nflab.recording.client import is_away
+from nflab.recording.client import is_away, is_rejected
 from nflab.recording.tracker import Tracker
 from nflab.settings.errors import ConfigError
 from nflab.terminal.wording import console
@@ -30,6 +31,9 @@ PATIENCE_SECONDS = 600.0
 
 SHORT_PATIENCE_SECONDS = 5.0
 """How long one that was interrupted waits for it."""
+
+REJECTED = "rejected.jsonl"
+"""File of the requests that MLflow will never take, each with the reason."""
 
 _NEW = "new-"
 
@@ -49,7 +53,7 @@ class Outbox:
         self._file = folder / "requests.jsonl"
         self._ids: dict[str, str] = {}
         self._refused: Refused | None = None
-        self._away = False
+        self._away: str | None = None
         self._closed = False
         folder.mkdir(parents=True, exist_ok=True)
         self._waiting = deque(self._left())
@@ -98,11 +102,12 @@ class Outbox:
         with self._changed:
             while self._waiting:
                 if time.monotonic() > deadline:
-                    raise self._silent()
+                    raise self._silent(self._away)
                 if self._away and not told:
                     told = True
                     console().print(
-                        f"waiting for MLflow at {self._tracker.uri}, which does not answer",
+                        f"waiting for MLflow at {self._tracker.uri}, which does not take what it "
+                        f"is told: {self._away}",
                         markup=False,
                     )
                 self._changed.wait(0.5)
@@ -125,7 +130,7 @@ class Outbox:
                 if not is_away(error):
                     raise
                 if time.monotonic() > deadline:
-                    raise self._silent() from None
+                    raise self._silent(_reason(error)) from None
             time.sleep(RETRY_SECONDS)
 
     def empties(self) -> bool:
@@ -157,16 +162,22 @@ class Outbox:
             length += len(line)
         if content:
             os.truncate(self._file, length)
-        files = {Path(r["arguments"]["path"]).parent for r in requests if r["call"] == "add_file"}
+        kept = [*requests, *self._rejected()]
+        files = {Path(r["arguments"]["path"]).parent for r in kept if r["call"] == "add_file"}
         for folder in self._folder.iterdir():
             if folder.is_dir() and folder not in files:
                 shutil.rmtree(folder)
         return requests
 
-    def _silent(self) -> ConfigError:
+    def _rejected(self) -> list[dict[str, Any]]:
+        file = self._folder / REJECTED
+        return [json.loads(line) for line in file.open(encoding="utf-8")] if file.exists() else []
+
+    def _silent(self, reason: str | None) -> ConfigError:
         return ConfigError(
             f"MLflow at {self._tracker.uri} does not answer: what it has not taken is kept in "
             f"{self._folder}, and sent when the same run is continued"
+            + (f" ({reason})" if reason else "")
         )
 
     def _send_all(self) -> None:
@@ -189,16 +200,21 @@ class Outbox:
                     self._log.truncate(0)
                 self._changed.notify_all()
 
-    def _try(self, request: dict[str, Any]) -> tuple[Refused | None, bool]:
-        """Sends a request; returns why MLflow will never take it, and whether it is away."""
+    def _try(self, request: dict[str, Any]) -> tuple[Refused | None, str | None]:
+        """Sends a request; returns why MLflow will never take it, and why it does not now."""
         try:
             self._send(request)
         except Exception as error:  # clients and drivers of stores raise their own kinds
-            if is_away(error):
-                return None, True
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            return Refused(f"MLflow refused {request['call']!r} of a run: {reason}"), False
-        return None, False
+            reason = _reason(error)
+            if not (is_rejected(error) or isinstance(error, ConfigError)):
+                return None, reason
+            with (self._folder / REJECTED).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**request, "reason": reason}) + "\n")
+            return Refused(
+                f"MLflow refused {request['call']!r} of a run, which is kept in {file.name}: "
+                f"{reason}"
+            ), None
+        return None, None
 
     def _send(self, request: dict[str, Any]) -> None:
         call, key, arguments = request["call"], request["run"], request["arguments"]
@@ -212,3 +228,7 @@ class Outbox:
         getattr(self._tracker, call)(run_id, **arguments)
         if file is not None:
             shutil.rmtree(file.parent)
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
