@@ -88,19 +88,20 @@ def _grads(params: list[Tensor]) -> list[Tensor]:
     return [p.grad for p in params if p.grad is not None]
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """A tensor of half precision as float32; any other as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _norms(tensors: list[Tensor]) -> list[Tensor]:
     """The norm of each tensor, 0-d."""
-    return list(torch._foreach_norm([_at_least_float32(x) for x in tensors]))
+    return list(torch._foreach_norm([at_least_float32(x) for x in tensors]))
 
 
 def _row_norms(tensors: list[Tensor]) -> list[Tensor]:
     """The norms over all axes but the first, one vector per tensor."""
     return [
-        torch.linalg.vector_norm(_at_least_float32(x), dim=tuple(range(1, x.ndim))) for x in tensors
+        torch.linalg.vector_norm(at_least_float32(x), dim=tuple(range(1, x.ndim))) for x in tensors
     ]
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nfnet.agc import at_least_float32
+
 
 class EMA:
     """Keeps a slowly following copy of a model, to evaluate instead of it.
@@ -18,7 +20,8 @@ class EMA:
         decay: d in the long run.
 
     Attributes:
-        model: the averaged copy, in evaluation mode, its parameters without gradient.
+        model: the averaged copy, in evaluation mode, its parameters without gradient; in float32
+            where the model is in half precision, in which a step so small would be rounded away.
 
     Raises:
         ValueError: `decay` is not in [0, 1).
@@ -33,6 +36,8 @@ class EMA:
             )
         self.decay = decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        for tensor in _tensors(self.model):
+            tensor.data = at_least_float32(tensor.data)
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
@@ -48,7 +53,7 @@ class EMA:
         for shadow, source in zip(_tensors(self.model), _tensors(model), strict=True):
             if shadow.is_floating_point():
                 shadows.append(shadow)
-                sources.append(source)
+                sources.append(source.to(shadow.dtype))
             else:
                 shadow.copy_(source)
         torch._foreach_lerp_(shadows, sources, 1 - decay)

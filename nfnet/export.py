@@ -67,13 +67,15 @@ class _Evaluating:
     """Puts a model in evaluation mode on the CPU for a while."""
 
     def __init__(self, model: ResNet) -> None:
-        self._model, self._training = model, model.training
+        self._model = model
+        self._training = [module for module in model.modules() if module.training]
 
     def __enter__(self) -> None:
         self._model.eval()
 
     def __exit__(self, *error: object) -> None:
-        self._model.train(self._training)
+        for module in self._training:  # not those that were frozen
+            module.training = True
 
 
 def _images(model: ResNet, image_size: int | tuple[int, int]) -> Tensor:
@@ -83,7 +85,7 @@ def _images(model: ResNet, image_size: int | tuple[int, int]) -> Tensor:
 
 
 def _program(model: ResNet, images: Tensor) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim("batch", min=1, max=4096)
+    batch = torch.export.Dim("batch", min=1)
     return torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
 
 

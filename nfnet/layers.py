@@ -10,6 +10,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nfnet.agc import at_least_float32
+
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "relu": (F.relu, 1.7139588594436646),
     "gelu": (partial(F.gelu, approximate="tanh"), 1.7015043497085571),
@@ -161,16 +163,20 @@ class ScaledStdConv2d(SameConv2d):
         nn.init.zeros_(self.bias)
 
     def kernel(self) -> Tensor:
-        """The standardised kernel w_hat (O, I / groups, kh, kw), times the input's scale."""
-        centred = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        """The standardised kernel w_hat (O, I / groups, kh, kw), times the input's scale.
+
+        Of weights in half precision it is computed in float32, and rounded once.
+        """
+        weight = at_least_float32(self.weight)
+        centred = weight - weight.mean((1, 2, 3), keepdim=True)
         if self.eps is None:
             norm = torch.linalg.vector_norm(centred, dim=(1, 2, 3), keepdim=True)
             norm = norm.clamp_min(self.MIN_NORM)
         else:
-            fan_in = self.weight[0].numel()
+            fan_in = weight[0].numel()
             norm = (centred.square().sum((1, 2, 3), keepdim=True) + self.eps * fan_in).sqrt()
-        w_hat: Tensor = centred * (self.gain * self.input_scale / norm)
-        return w_hat
+        w_hat: Tensor = centred * (at_least_float32(self.gain) * self.input_scale / norm)
+        return w_hat.to(self.weight.dtype)
 
 
 class SqueezeExcite(nn.Module):

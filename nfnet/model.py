@@ -234,6 +234,8 @@ class ResNet(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """Put a new, freshly initialised classifier of that many classes on the features.
 
+        It is frozen where the old one was.
+
         Raises:
             ValueError: `num_classes` is not a whole number of 1 or more.
         """
@@ -241,6 +243,7 @@ class ResNet(nn.Module):
         old = self.head.fc.weight
         head = Head(self.head.fc.in_features, num_classes, self.head.drop_rate)
         self.head = head.to(old.device, old.dtype).train(self.training)
+        self.head.requires_grad_(old.requires_grad)
 
     def forward(self, x_NCHW: Tensor, keys_N: Tensor | None = None) -> Tensor:
         """Classify images.

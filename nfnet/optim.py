@@ -98,7 +98,7 @@ class SGD_AGC(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.clipped_fraction = {}
+        self.clipped_fraction.clear()  # a new one would be lost where this is compiled
         if self.ratios is not None:
             self.ratios.clear()
         for group in self.param_groups:

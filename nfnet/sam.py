@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from nfnet.agc import at_least_float32
+
 
 class SAM:
     """Takes the gradient of a step not at the weights but where the loss nearby is highest.
@@ -46,12 +48,15 @@ class SAM:
         params = [p for group in self.optimizer.param_groups for p in group["params"]]
         params = [p for p in params if p.grad is not None]
         if params:
-            grads = [p.grad for p in params]
+            grads = [p.grad for p in params if p.grad is not None]
             # The origin is kept, not computed back: rounding would move the weights.
             self._origin = [(p, p.clone()) for p in params]
-            norms = torch._foreach_norm(grads)
-            total = torch.linalg.vector_norm(torch.stack([n.float() for n in norms]))
-            torch._foreach_add_(params, torch._foreach_mul(grads, self.rho / (total + 1e-12)))
+            # Squares of half precision would overflow, and their steps vanish.
+            wide = [at_least_float32(g) for g in grads]
+            total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(wide)))
+            moves = torch._foreach_mul(wide, self.rho / (total + 1e-12))
+            moved = torch._foreach_add([at_least_float32(p) for p in params], moves)
+            torch._foreach_copy_(params, moved)
         self.optimizer.zero_grad()
 
     @torch.no_grad()

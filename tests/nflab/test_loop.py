@@ -15,7 +15,7 @@ import nfnet
 import nfnet.model
 from nflab.data import DatasetError, load_dataset
 from nflab.data.batches import Batch, cut
-from nflab.learning.evaluation import evaluate_pretrained
+from nflab.learning.evaluation import evaluate, evaluate_pretrained
 from nflab.learning.loop import train
 from nflab.learning.network import part_of_batch
 from nflab.learning.worker import Worker
@@ -336,6 +336,27 @@ def test_sam_changes_the_loss(small: Reports, tmp_path: Path) -> None:
     sharp = run(replace(SMALL, sam_rho=0.05), tmp_path)
     losses = [reports.metrics[-1]["train_loss"] for reports in (small, sharp)]
     assert abs(losses[0] - losses[1]) > 1e-4 * losses[0]
+
+
+def test_batch_norm_follows_each_batch_once_with_sam(tmp_path: Path) -> None:
+    config = replace(SMALL, model="preact_resnet_digits", sam_rho=1e-9, sam_fraction=0.2, epochs=1)
+    found = []
+    for rho in (None, 1e-9):  # which moves the weights by nothing
+        reports = run(replace(config, sam_rho=rho), tmp_path / str(rho))
+        found.append(torch.load(reports.saved / "weights.pt", weights_only=True))
+    names = [name for name in found[0] if name.endswith(("running_mean", "running_var"))]
+    assert names
+    for name in names:
+        torch.testing.assert_close(found[1][name], found[0][name], rtol=1e-3, atol=1e-4)
+
+
+def test_evaluation_leaves_what_was_frozen_as_it_is() -> None:
+    dataset = load_dataset(SMALL)
+    model = nfnet.create_model("preact_resnet_digits").train()
+    model.stem.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    evaluate(SMALL, model, dataset, "val", Worker(report=lambda _: None))
+    assert {name: module.training for name, module in model.named_modules()} == before
 
 
 @given(st.integers(1, 60), st.integers(1, 5), st.floats(0.001, 1))

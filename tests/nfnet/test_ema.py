@@ -49,3 +49,15 @@ def test_state_goes_round() -> None:
 def test_refuses_a_decay_out_of_range() -> None:
     with pytest.raises(ValueError, match=r"decay is 1.0, expected a number in \[0, 1\)"):
         EMA(nn.Linear(1, 1), decay=1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_shadows_of_half_precision_move_by_less_than_its_last_bit(dtype: torch.dtype) -> None:
+    net = nn.Linear(1, 1).to(dtype)
+    nn.init.constant_(net.weight, 1.0)
+    ema = EMA(net, decay=0.9999)
+    nn.init.constant_(net.weight, 2.0)
+    for step in range(10**6, 10**6 + 100):
+        ema.update(net, step)
+    assert ema.model.weight.item() == pytest.approx(2 - 0.9999**100, rel=1e-5)
+    assert net.weight.dtype == dtype

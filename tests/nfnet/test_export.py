@@ -43,6 +43,15 @@ def test_exported_logits_are_the_models(
         torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=0, atol=tolerance)
 
 
+def test_an_export_leaves_what_was_frozen_in_evaluation_mode(tmp_path: Path) -> None:
+    model = nfnet.create_model("preact_resnet_digits").train()
+    model.stem.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    nfnet.export_torch(model, tmp_path / "model.pt2", 8)
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert len(set(before.values())) == 2
+
+
 def test_a_difference_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = nfnet.create_model("dm_nf_resnet_digits")
     load = torch.export.load

@@ -1,5 +1,6 @@
 """Padding, standardised kernels and gammas against their definitions."""
 
+import copy
 import math
 
 import numpy as np
@@ -88,6 +89,16 @@ def test_under_autocast_a_kernel_loses_no_digits_before_it_is_standardised(
     assert y.dtype == torch.bfloat16
     expected = F.conv2d(x.double(), kernel, padding=1)
     torch.testing.assert_close(y.double(), expected, rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("eps", [None, 1e-6])
+def test_a_kernel_in_half_precision_is_rounded_once(eps: float | None) -> None:
+    conv = ScaledStdConv2d(64, 32, 3, eps=eps)
+    torch.nn.init.normal_(conv.weight, mean=1.0)
+    half = copy.deepcopy(conv).bfloat16()
+    exact = copy.deepcopy(half).float().kernel()
+    assert half.kernel().dtype == torch.bfloat16
+    assert torch.equal(half.kernel(), exact.bfloat16())
 
 
 def test_input_scale_scales_the_input_but_not_the_bias() -> None:

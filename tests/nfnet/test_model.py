@@ -302,6 +302,14 @@ def test_a_new_classifier_keeps_the_features() -> None:
         model.reset_classifier(0)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_new_classifier_is_frozen_where_the_old_one_was(frozen: bool) -> None:
+    model = nfnet.create_model("dm_nf_resnet_digits")
+    model.head.fc.requires_grad_(not frozen)
+    model.reset_classifier(3)
+    assert [p.requires_grad for p in model.head.parameters()] == [not frozen] * 2
+
+
 def test_gradient_checkpointing_changes_no_gradient() -> None:
     model = nfnet.create_model("dm_nf_resnet_digits", **RANDOM, depths=(2, 2, 2))
     randomise_skip_gains(model)

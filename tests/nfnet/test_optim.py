@@ -57,6 +57,18 @@ def test_clipped_fraction_counts_units_of_clipped_parameters_only() -> None:
     assert torch.equal(classifier.grad, torch.full((2, 2), 9.0))
 
 
+def test_clipped_fraction_is_the_same_mapping_at_every_step() -> None:
+    """A compiled step gives a new one to nobody."""
+    p = torch.nn.Parameter(torch.ones(3, 4))
+    optimizer = nfnet.SGD_AGC([p], lr=0.1, clipping=0.01)
+    found = optimizer.clipped_fraction
+    for size in (1.0, 0.0):
+        p.grad = torch.full_like(p, size)
+        optimizer.step()
+        assert found is optimizer.clipped_fraction
+        assert float(found[p]) == size
+
+
 def test_a_restored_optimizer_continues_where_the_first_one_stopped() -> None:
     net = make_net()
     first = nfnet.SGD_AGC(net.parameters(), lr=0.1, weight_decay=0.01)

@@ -69,3 +69,11 @@ def test_refuses_what_cannot_be() -> None:
     sam.ascend()
     with pytest.raises(RuntimeError, match="ascend was called twice"):
         sam.ascend()
+
+
+def test_gradients_in_float16_whose_squares_overflow_move_the_weights_by_rho() -> None:
+    p = nn.Parameter(torch.zeros(1000, dtype=torch.float16))
+    sam = nfnet.SAM(torch.optim.SGD([p], lr=0.1), rho=0.05)
+    p.grad = torch.full_like(p, 60.0 * 256)
+    sam.ascend()
+    assert p.float().norm().item() == pytest.approx(0.05, rel=1e-3)

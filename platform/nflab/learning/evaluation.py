@@ -56,7 +56,7 @@ def evaluate(
         `SPLIT_loss`, `SPLIT_top1` and `SPLIT_top5`. Of a network that does not answer every image
         with finite logits no accuracy is told, and the loss is NaN (see `answered`).
     """
-    was_training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=worker.device)
     slice_size = max(1, config.optimizer.batch_size // worker.world_size)
@@ -77,7 +77,8 @@ def evaluate(
         sums[1] += hits_NK[:, 0].sum()
         sums[2] += hits_NK.sum()
         sums[3] += (~logits_NK.isfinite()).sum()
-    model.train(was_training)
+    for module in training:  # not those that were frozen
+        module.training = True
     if worker.world_size > 1:
         dist.all_reduce(sums)
     loss, top1, top5, unanswered = (sums / dataset.sizes[split]).tolist()

@@ -22,7 +22,12 @@ from nflab.learning.classifier import WEIGHTS, write_description
 from nflab.learning.computation import CONFIG, MADE_BY, made_by, require_same
 from nflab.learning.diagnostics import Diagnostics
 from nflab.learning.evaluation import answered, evaluate, loaders
-from nflab.learning.models import build_model, model_settings, set_training
+from nflab.learning.models import (
+    build_model,
+    model_settings,
+    set_training,
+    statistics_left_alone,
+)
 from nflab.learning.network import Network, memory_format, part_of_batch
 from nflab.learning.worker import Worker
 from nflab.settings.config import Config
@@ -150,7 +155,8 @@ def train(config: Config, worker: Worker) -> None:
             if sam is not None:
                 fraction = config.optimizer.sam_fraction
                 part, kept_N, size = part_of_batch(batch, batch_size, fraction)
-                network.add_gradient(part, keys_N[kept_N], size)
+                with statistics_left_alone(model):  # the whole batch is yet to come
+                    network.add_gradient(part, keys_N[kept_N], size)
                 sam.ascend()
             loss_sum += network.add_gradient(batch, keys_N, batch_size)
             if diagnostics is not None:

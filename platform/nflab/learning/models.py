@@ -1,6 +1,7 @@
 """The network of a configuration, as its dataset needs it."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -98,3 +99,17 @@ def set_training(model: nn.Module, frozen: tuple[str, ...]) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d) and nfnet.layer_group(name) in frozen:
             module.eval()
+
+
+@contextmanager
+def statistics_left_alone(model: nn.Module) -> Iterator[None]:
+    """While in use, batch norm's running statistics follow no batch."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
