@@ -6,7 +6,7 @@ ARGS ?=
 CLUSTER ?= cluster/gpu.yaml
 # Parts of the tests that run side by side.
 JOBS ?= 2
-TOGETHER := $(MAKE) --no-print-directory --output-sync=target --jobs
+TOGETHER := $(MAKE) --no-print-directory --keep-going --output-sync=target --jobs
 PYTEST := $(BIN)/pytest --ignore tests/faults --ignore tests/cluster
 
 .PHONY: install sweep ablation report test test-quick checks units integration selected \
@@ -37,9 +37,11 @@ report: install  ## what all recorded runs say, in report/
 	$(BIN)/python experiments/report.py $(ARGS)
 
 test: install  ## everything that must hold; each part's output comes when it is through
+	@echo 'Every part shows what it printed when it is through, in minutes.'
 	@$(TOGETHER) $(JOBS) checks $(if $(ARGS),selected,integration units)
 
 test-quick: install  ## what holds without a Ray, a server or a script; while one works
+	@echo 'Every part shows what it printed when it is through, in minutes.'
 	@$(TOGETHER) $(JOBS) checks units
 
 checks: install
