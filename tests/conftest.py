@@ -21,8 +21,10 @@ from tests.warm import ROOT, python_for
 torch.set_num_threads(1)
 
 # A Ray's workers give way to all others, unless told; here others are tests that run beside these.
-# And it starts some for every driver before they are asked for, which no run of nflab can use.
+# And it starts some for every driver before they are asked for, which no run of nflab can use, and
+# for every run of several workers one that asks the cloud whether it will take a machine away.
 os.environ |= {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_worker_niceness": "0",
     "RAY_prestart_worker_first_driver": "false",
     "RAY_enable_worker_prestart": "false",

@@ -21,7 +21,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was(
     tmp_path: Path, chance: random.Random
 ) -> None:
     stores = Stores(tmp_path, "agc_sweep", "s")
-    flags = "--name s --trials 4 --epochs 40".split()
+    flags = "--name s --trials 4 --epochs 24".split()
     for kill in range(KILLS):
         config = tmp_path / "runs" / "s" / "config.json"
         arguments = ["--resume", "s"] if config.exists() else flags
@@ -48,7 +48,7 @@ def test_an_interrupted_sweep_ends_with_nothing_left_running(
     tmp_path: Path, chance: random.Random
 ) -> None:
     stores = Stores(tmp_path, "agc_sweep", "s")
-    arguments = "--name s --trials 2 --epochs 40".split()
+    arguments = "--name s --trials 2 --epochs 24".split()
     for number in (signal.SIGINT, signal.SIGTERM):
         run = Run(stores, "agc_sweep.py", *arguments)
         train_on(run, stores)

@@ -14,7 +14,7 @@ from tests.faults.runs import ENDS_SECONDS, Run, check_exact, reported, train_on
 from tests.faults.stores import Stores
 from tests.servers import MlflowServer
 
-FAILING_SECONDS = 30
+FAILING_SECONDS = 15
 
 
 @pytest.fixture
