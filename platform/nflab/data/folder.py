@@ -73,10 +73,14 @@ class ImageFolder:
         self.std = torch.tensor(nfnet.IMAGENET_STD)
         paths = [path for files in splits.values() for path, _ in files]
         self._check(paths)
+        try:
+            found_digests = digests(root, paths)
+        except OSError as error:
+            raise DatasetError(f"cannot read {error.filename}: {error.strerror}") from None
         self.contents: Mapping[str, str] = contents(
             {split: labels.tolist() for split, labels in self._labels.items()},
             self.class_names,
-            digests(root, paths),
+            found_digests,
         )
         self.fingerprint = fingerprint(self.contents)
 
