@@ -28,6 +28,7 @@ from nflab.settings.leaves import flat, replace
 from nflab.settings.recipes import RECIPES
 from nflab.storage.checkpoints import Checkpoints
 from nflab.studies.cells import Cell
+from nflab.terminal.interrupts import raise_on_interrupt
 from nflab.terminal.progress import SweepProgress, TrainingProgress
 from tests.conftest import ROOT
 from tests.nflab.test_grid import Store
@@ -365,6 +366,7 @@ def test_every_worker_refuses_and_that_is_the_runs_own_failure(
 def test_cells_fail_on_another_checkpoint_and_go_on_with_other_software(
     stopped: Path, tmp_path: Path, ray_address: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    raise_on_interrupt()
     store = Store(tmp_path)
     cells: list[dict[str, Any]] = [{"clipping": 0.01}, {"clipping": 0.16}]
     ledger = store.open(cells, **flat(SMALL))

@@ -19,6 +19,7 @@ from nflab.storage.checkpoints import Checkpoints
 from nflab.storage.files import Away, exists, local_copy, read_text, write_text
 from nflab.storage.logs import kept_log
 from nflab.studies.session import open_session
+from nflab.terminal.interrupts import raise_on_interrupt
 from tests.buckets import Bucket, Failure
 
 FAILURES: list[Failure] = ["refuses", "answers 503", "resets"]
@@ -56,10 +57,10 @@ def test_what_is_asked_while_the_bucket_fails_is_done_when_it_is_back(
     write_text(f"{root}/config.json", "é")
 
     def last() -> str:
-        with checkpoints.last() as folder:
-            assert folder is not None
-            assert (folder / "weights.pt").stat().st_size == 6 << 20
-            return (folder / "state.pt").read_text()
+        with checkpoints.last() as found:
+            assert found.folder is not None
+            assert (found.folder / "weights.pt").stat().st_size == 6 << 20
+            return (found.folder / "state.pt").read_text()
 
     with ThreadPoolExecutor() as pool:
         with bucket.failing(how):
@@ -92,7 +93,8 @@ def test_a_checkpoint_is_saved_whole_though_the_bucket_fails_again_and_again(
     saving.join(60)
     names = ["complete", "state.pt", "weights.pt"]
     kept = bucket.files("torn/")
-    assert sorted(kept) == [f"checkpoints/epoch-000002/{name}" for name in names]
+    expected = [f"checkpoints/epoch-00000{epoch}/{name}" for epoch in (1, 2) for name in names]
+    assert sorted(kept) == expected
     assert bucket.read("torn/checkpoints/epoch-000002/state.pt") == b"two"
     assert kept["checkpoints/epoch-000002/weights.pt"] == 6 << 20
 
@@ -106,6 +108,7 @@ def test_a_bucket_that_stays_away_is_told_in_a_sentence(bucket: Bucket, how: Fai
 
 
 def test_an_interrupt_ends_the_waiting(bucket: Bucket) -> None:
+    raise_on_interrupt()
     threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
     with bucket.failing("refuses"), pytest.raises(KeyboardInterrupt):
         write_text(f"s3://{bucket.name}/x", "", patience=60)
