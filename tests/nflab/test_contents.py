@@ -121,3 +121,32 @@ def test_a_folder_that_cannot_be_written_to_has_its_manifest_in_the_cache(
         assert digests(root, paths) == expected(paths)
         assert len(reads.pop()) == again
     assert len([*(tmp_path / "cache").rglob("*.parquet")]) == 1
+
+
+def test_what_was_read_before_an_interrupt_is_not_read_again(
+    paths: list[Path], reads: Reads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = paths[0].parent
+    monkeypatch.setattr(contents, "AT_ONCE", 1)
+    digest = contents._digest
+
+    def interrupted(path: Path) -> tuple[int, bytes]:
+        if path == paths[3]:
+            raise KeyboardInterrupt
+        return digest(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(contents, "_digest", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            digests(root, paths)
+    reads.pop()
+    assert digests(root, paths) == expected(paths)
+    assert reads.pop() == ["3.bin", "4.bin"]
+
+
+def test_a_name_that_is_no_text_is_a_name(paths: list[Path], reads: Reads) -> None:
+    root = paths[0].parent
+    odd = paths[0].rename(root / os.fsdecode(b"\xff.bin"))
+    for again in (1, 0):
+        assert digests(root, [odd]) == expected([odd])
+        assert len(reads.pop()) == again

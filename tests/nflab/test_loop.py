@@ -411,3 +411,12 @@ def test_another_arithmetic_leaves_the_loss_where_it_was(
     assert losses(other) == pytest.approx(losses(plain), rel=tolerance)
     state = torch.load(other.saved / "state.pt", weights_only=True)
     assert all(p.dtype == torch.float32 for p in state["model"].values())
+
+
+def test_a_worker_with_another_copy_of_the_dataset_is_refused_before_it_trains() -> None:
+    asked = Reports(Path())
+    with pytest.raises(DatasetError, match=r"^the dataset on .+ is not the driver's: its fingerp"):
+        train(SMALL, Worker(report=asked, fingerprint="0" * 16))
+    assert asked.metrics == []
+    with pytest.raises(DatasetError, match="is not the driver's"):
+        evaluate_pretrained(SMALL, Worker(report=asked, fingerprint="0" * 16))

@@ -22,6 +22,9 @@ MANIFEST = ".nflab-manifest.parquet"
 AT_REST_NS = 2_000_000_000
 """A file that changed shorter before it was read may change again and keep its times."""
 
+AT_ONCE = 4096
+"""Files that wait to be read at a time."""
+
 TOLD_BYTES = 1 << 30
 """That many to be read are worth a sentence."""
 
@@ -29,7 +32,7 @@ _THREADS = min(32, 4 * (os.cpu_count() or 1))  # they wait for the disk
 
 _SCHEMA = pa.schema(
     [
-        ("path", pa.string()),
+        ("path", pa.binary()),  # a name may be no text
         ("size", pa.int64()),
         ("mtime_ns", pa.int64()),
         ("ctime_ns", pa.int64()),
@@ -67,15 +70,20 @@ def digests(root: Path, paths: Sequence[Path]) -> list[bytes]:
                 "them by their contents",
                 flush=True,
             )
-        with (
-            ThreadPoolExecutor(_THREADS) as pool,
-            tqdm(total=total, unit="B", unit_scale=True, delay=2, disable=None) as bar,
-        ):
-            read = pool.map(_digest, [paths[place] for place in missing])
-            for place, (when, digest) in zip(missing, read, strict=True):
-                found[names[place]] = states[place], when, digest
-                bar.update(states[place][0])
-        _write(root, found)
+        try:
+            with (
+                ThreadPoolExecutor(_THREADS) as pool,
+                tqdm(total=total, unit="B", unit_scale=True, delay=2, disable=None) as bar,
+            ):
+                for start in range(0, len(missing), AT_ONCE):
+                    some = missing[start : start + AT_ONCE]
+                    read = pool.map(_digest, [paths[place] for place in some])
+                    for place, (when, digest) in zip(some, read, strict=True):
+                        found[names[place]] = states[place], when, digest
+                        bar.update(states[place][0])
+        finally:  # what was read before an interrupt is not read again
+            if found:
+                _write(root, found)
     return [found[name][2] for name in names]
 
 
@@ -112,7 +120,7 @@ def _read(root: Path) -> dict[str, tuple[_State, int, bytes]]:
             table = pq.read_table(file, schema=_SCHEMA)
             columns = [table[field.name].to_pylist() for field in _SCHEMA]
             return {
-                name: ((size, mtime, ctime, inode), read, digest)
+                os.fsdecode(name): ((size, mtime, ctime, inode), read, digest)
                 for name, size, mtime, ctime, inode, read, digest in zip(*columns, strict=True)
             }
     return {}
@@ -122,7 +130,9 @@ def _write(root: Path, found: dict[str, tuple[_State, int, bytes]]) -> None:
     """Keeps a manifest where one can be kept."""
     import pyarrow.parquet as pq
 
-    rows = [(name, *state, read, digest) for name, (state, read, digest) in found.items()]
+    rows = [
+        (os.fsencode(name), *state, read, digest) for name, (state, read, digest) in found.items()
+    ]
     columns = list(zip(*rows, strict=True))
     table = pa.table(
         [pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA
