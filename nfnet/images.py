@@ -72,7 +72,7 @@ def convert_image(image: Image.Image, channels: int = 3) -> Image.Image:
         ValueError, OSError: likewise.
     """
     _require_known_white(image)
-    if image.mode.startswith("I;16"):
+    if _has_16_bits(image):
         levels = np.asarray(image, dtype=np.uint32)
         image = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
     elif image.mode in ("P", "PA"):
@@ -87,6 +87,11 @@ def _opened(file: Path | str | BinaryIO) -> Image.Image:
         return Image.open(file)
 
 
+def _has_16_bits(image: Image.Image) -> bool:
+    """Whether its greys are 0..65535; of a PGM file Pillow says so with a wider type."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+
+
 def _require_known_white(image: Image.Image) -> None:
-    if image.mode in ("I", "F"):
+    if image.mode in ("I", "F") and not _has_16_bits(image):
         raise ValueError("its pixels are 32-bit numbers, of which it is not known what is white")

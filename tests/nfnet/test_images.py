@@ -44,6 +44,16 @@ def sixteen_bits() -> tuple[bytes, np.ndarray]:
     return saved(image), np.repeat(GREYS[..., None], 3, 2)
 
 
+def sixteen_bits_of_pgm() -> tuple[bytes, np.ndarray]:
+    header = b"P5 32 32 65535\n"
+    return header + (GREYS.astype(">u2") * 257).tobytes(), np.repeat(GREYS[..., None], 3, 2)
+
+
+def sixteen_bit_colours() -> tuple[bytes, np.ndarray]:
+    """Pillow writes none: a PPM file by hand."""
+    return b"P6 32 32 65535\n" + (COLOURS.astype(">u2") * 257).tobytes(), COLOURS
+
+
 def transparent() -> tuple[bytes, np.ndarray]:
     alpha = np.dstack([COLOURS, GREYS])
     return saved(Image.fromarray(alpha, "RGBA")), COLOURS
@@ -76,7 +86,18 @@ def animated() -> tuple[bytes, np.ndarray]:
 
 
 KINDS: list[Callable[[], tuple[bytes, np.ndarray]]] = [
-    *(palette, grey_palette, sixteen_bits, transparent, grey_and_alpha, turned, cmyk, animated),
+    *(
+        palette,
+        grey_palette,
+        sixteen_bits,
+        sixteen_bits_of_pgm,
+        sixteen_bit_colours,
+        transparent,
+        grey_and_alpha,
+        turned,
+        cmyk,
+        animated,
+    ),
 ]
 
 
