@@ -54,9 +54,7 @@ class SAM:
             # Squares of half precision would overflow, and their steps vanish.
             wide = [at_least_float32(g) for g in grads]
             total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(wide)))
-            moves = torch._foreach_mul(wide, self.rho / (total + 1e-12))
-            moved = torch._foreach_add([at_least_float32(p) for p in params], moves)
-            torch._foreach_copy_(params, moved)
+            torch._foreach_add_(params, torch._foreach_mul(wide, self.rho / (total + 1e-12)))
         self.optimizer.zero_grad()
 
     @torch.no_grad()

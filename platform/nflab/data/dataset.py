@@ -80,6 +80,12 @@ def fingerprint(contents: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
+def is_called(dataset: Dataset, fingerprint: str) -> bool:
+    """Whether a fingerprint, of this version of nflab or an earlier one, is the dataset's."""
+    # The earlier one takes a look at every file.
+    return fingerprint == dataset.fingerprint or fingerprint == dataset.earlier_fingerprint
+
+
 def changes(before: Mapping[str, str], now: Mapping[str, str], most: int = 3) -> str:
     """In words, where two contents differ: 'train/ant (12 images -> 11 images), ...'.
 

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nflab.data import load_dataset
+from nflab.data import Dataset, load_dataset
+from nflab.data.dataset import is_called
 from nflab.learning.provenance import software
 from nflab.settings.config import Config, ScaleConfig
 from nflab.settings.errors import ConfigError
@@ -102,9 +103,7 @@ def made_by(config: Config) -> dict[str, Any]:
     return {"digest": _digest(found), "computed": found, **software()}
 
 
-def require_same(
-    folder: Path, epoch: int, own: Mapping[str, Any], earlier_fingerprint: str | None = None
-) -> str | None:
+def require_same(folder: Path, epoch: int, own: Mapping[str, Any], dataset: Dataset) -> str | None:
     """Refuses to go on from a checkpoint of another computation.
 
     Compared are all settings that count, the dataset's contents and those of the pre-trained
@@ -116,7 +115,7 @@ def require_same(
         folder: of the checkpoint.
         epoch: its epoch.
         own: `made_by` of the run that is to go on.
-        earlier_fingerprint: what an older checkpoint may call the same dataset.
+        dataset: of the run, which an older checkpoint may call by its earlier fingerprint.
 
     Returns:
         a sentence if other code or another version of torch goes on than made it; else None.
@@ -131,7 +130,7 @@ def require_same(
         now = {key: own["computed"][key] for key in before}
     else:
         before, now = {**_settings(Config()), **made["computed"]}, own["computed"]
-        if before["dataset"] == earlier_fingerprint:
+        if is_called(dataset, before["dataset"]):
             before["dataset"] = now["dataset"]
     # Not the digests: they differ with what is written 1 or 1.0, and with a setting that is new.
     if found := differences(before, now):

@@ -325,8 +325,7 @@ def _load(
             "which nothing was executed: delete that checkpoint to go on from the one before it"
         ) from None
     history: list[dict[str, Any]] = state["history"]
-    epoch = history[-1]["epoch"]
-    remark = require_same(folder, epoch, maker, dataset.earlier_fingerprint)
+    remark = require_same(folder, history[-1]["epoch"], maker, dataset)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     if ema is not None:

@@ -59,14 +59,8 @@ def trainable(base: Config, placement: Placement) -> Callable[[dict[str, Any]], 
     def with_own_workers(proposal: dict[str, Any]) -> None:
         config = replace(base, **proposal["settings"])
         try:
-            told = proposal["fingerprint"]
-            fit(
-                config,
-                placement,
-                proposal["folder"],
-                TuneReportCallback(),
-                fingerprint=told,
-            )
+            folder, fingerprint = proposal["folder"], proposal["fingerprint"]
+            fit(config, placement, folder, TuneReportCallback(), fingerprint=fingerprint)
         except TrainingFailedError as failure:
             error = first_error(failure)
             ray.tune.report(_failed(error.text if error else str(failure)))

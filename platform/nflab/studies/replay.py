@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from nflab.data import load_dataset
+from nflab.data.dataset import is_called
 from nflab.learning.evaluation import evaluate_pretrained
 from nflab.learning.loop import train
 from nflab.learning.validation import validate
@@ -64,7 +65,7 @@ def replay(run_id: str, uri: str, storage: str) -> Replay:
         raise ConfigError(f"run {run_id} ({recorded.name}) recorded no epoch: nothing to compare")
     validate(config, trains=recorded.experiment != "evaluate")
     was, dataset = recorded.tags["dataset_fingerprint"], load_dataset(config)
-    if was not in (dataset.fingerprint, dataset.earlier_fingerprint):
+    if not is_called(dataset, was):
         raise ConfigError(
             f"{config.data.dataset} is not what run {run_id} was trained on: its fingerprint is "
             f"{dataset.fingerprint} and was {was}"

@@ -11,7 +11,7 @@ from typing import Generic
 from nflab.cluster import connection
 from nflab.cluster.placement import Placement
 from nflab.data import Dataset, load_dataset
-from nflab.data.dataset import changes
+from nflab.data.dataset import changes, is_called
 from nflab.learning.computation import computed
 from nflab.recording.notes import experiment_tags
 from nflab.recording.provenance import code_tags
@@ -163,7 +163,7 @@ def _of_same_contents(
     begun = f"is not what {identity.name!r} was begun with"
     put_back = "put it back as it was, or start anew under another --name"
     made_of = computed(config)
-    if identity.dataset not in (None, dataset.fingerprint, dataset.earlier_fingerprint):
+    if not (identity.dataset is None or is_called(dataset, identity.dataset)):
         how = f"its fingerprint is {dataset.fingerprint} and was {identity.dataset}"
         with suppress(ValueError, TypeError, AttributeError):
             before = json.loads(read_text(f"{folder}/{CONTENTS}") or "{}")
