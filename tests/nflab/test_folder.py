@@ -1,13 +1,16 @@
 """Datasets on disk: folders of images and CIFAR's files."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
 import pickle
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,15 +21,22 @@ from PIL import Image
 from torchvision import datasets
 
 import nfnet
+from nflab import data
 from nflab.data import Dataset, DatasetError, load_dataset
 from nflab.data.batches import eval_batches, train_batches
 from nflab.data.crop import random_crops
 from nflab.data.dataset import changes
 from nflab.data.folder import ImageFolder, random_crop
+from nflab.learning.computation import OtherComputation, made_by, require_same
+from nflab.learning.loop import train
 from nflab.learning.validation import validate
+from nflab.learning.worker import Worker
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import replace
+from nflab.storage.checkpoints import Checkpoints
+from nflab.storage.run_folder import new_identity
+from nflab.studies.session import CONTENTS, _of_same_contents
 from tests.photos import write_photos
 
 TENSORFLOW = json.loads(
@@ -386,3 +396,52 @@ def test_a_folder_without_training_images_cannot_be_trained_on(tmp_path: Path) -
     validate(small_config(folder), trains=False)
     with pytest.raises(ConfigError, match="has no training images"):
         validate(small_config(folder))
+
+
+def test_a_run_goes_on_that_knows_its_dataset_by_the_earlier_fingerprint(own: Path) -> None:
+    """Of names and sizes: of old checkpoints and runs. What changed since is named."""
+    config = replace(small_config(str(own)), model="dm_nf_resnet_digits", epochs=1)
+    reports: list[dict[str, Any]] = []
+    checkpoints = Checkpoints(str(own / "checkpoints"))
+    train(config, Worker(report=reports.append, checkpoints=checkpoints))
+    dataset = load_dataset(config)
+    names = [path for split in ("train", "val", "test") for path in dataset._files[split]]  # type: ignore[attr-defined, index]
+    splits = [split for split in ("train", "val", "test") for _ in range(dataset.sizes[split])]  # type: ignore[index]
+    told = "".join(
+        f"{split} {path.relative_to(own)} {path.stat().st_size}\n"
+        for split, path in zip(splits, names, strict=True)
+    )
+    earlier = hashlib.sha256(told.encode()).hexdigest()[:16]
+    assert dataset.earlier_fingerprint == earlier != dataset.fingerprint
+
+    folder = own / "checkpoints" / "epoch-000001"
+    made = json.loads((folder / "made_by.json").read_text())
+    for fingerprint, goes_on in ((earlier, True), ("0" * 16, False)):
+        made["computed"]["dataset"] = fingerprint
+        (folder / "made_by.json").write_text(json.dumps(made))
+        (folder / "complete").write_bytes(b"")
+        with nullcontext() if goes_on else pytest.raises(OtherComputation, match="dataset's cont"):
+            require_same(folder, 1, made_by(config), dataset)
+
+
+def test_a_session_names_what_changed_in_its_dataset(own: Path, tmp_path: Path) -> None:
+    config = small_config(str(own))
+    begun = _of_same_contents(new_identity("t", "train"), config, load_dataset(config), "")
+    assert begun.dataset == load_dataset(config).fingerprint
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / CONTENTS).write_text(json.dumps(load_dataset(config).contents))
+    old = dataclasses.replace(begun, dataset=load_dataset(config).earlier_fingerprint)
+    again = _of_same_contents(old, config, load_dataset(config), str(run))
+    assert again.dataset == begun.dataset
+    (own / "train" / "flower" / "003.jpg").unlink()
+    data._load.cache_clear()
+    with pytest.raises(ConfigError) as refused:
+        _of_same_contents(begun, config, load_dataset(config), str(run))
+    assert str(refused.value) == (
+        f"{own} is not what 't' was begun with: train/flower (20 images -> 19 images); put it back "
+        "as it was, or start anew under another --name"
+    )
+    (run / CONTENTS).unlink()
+    with pytest.raises(ConfigError, match=r"its fingerprint is \w{16} and was \w{16}; put it back"):
+        _of_same_contents(begun, config, load_dataset(config), str(run))

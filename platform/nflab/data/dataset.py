@@ -31,7 +31,8 @@ class Dataset(Protocol):
     std: Tensor
     """Standard deviation likewise."""
     contents: Mapping[str, str]
-    """SPLIT/CLASS -> how many images there are, and a digest of them in their order."""
+    """Part of what is stored, such as train/CLASS -> how many images there are, and a digest of
+    them in their order."""
     fingerprint: str
     """Changes whenever an image, a label or a split does."""
     in_memory: bool
@@ -55,13 +56,13 @@ class Dataset(Protocol):
 
 
 def contents(
-    labels: Mapping[Split, Sequence[int]], class_names: Sequence[str], digests: Iterable[bytes]
+    labels: Mapping[str, Sequence[int]], class_names: Sequence[str], digests: Iterable[bytes]
 ) -> dict[str, str]:
     """What `Dataset.contents` says.
 
     Args:
-        labels: of each image of each split.
-        digests: of each image, of all splits in their order.
+        labels: of each image of each part, such as a split.
+        digests: of each image, of all parts in their order.
     """
     counts: dict[str, int] = {}
     parts: dict[str, Any] = {}

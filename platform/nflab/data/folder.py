@@ -71,14 +71,15 @@ class ImageFolder:
         self.image_shape = (3, sizes.train_size, sizes.train_size)
         self.mean = torch.tensor(nfnet.IMAGENET_MEAN)
         self.std = torch.tensor(nfnet.IMAGENET_STD)
-        paths = [path for files in splits.values() for path, _ in files]
+        # As they lie on the disk: which of them are held out follows from that.
+        paths = [path for files in found.values() for path, _ in files]
         self._check(paths)
         try:
             found_digests = digests(root, paths)
         except OSError as error:
             raise DatasetError(f"cannot read {error.filename}: {error.strerror}") from None
         self.contents: Mapping[str, str] = contents(
-            {split: labels.tolist() for split, labels in self._labels.items()},
+            {name: [label for _, label in files] for name, files in found.items()},
             self.class_names,
             found_digests,
         )
