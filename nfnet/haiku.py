@@ -65,6 +65,7 @@ def load_haiku(model: ResNet, weights: Mapping[str, Mapping[str, ArrayLike]]) ->
         for module, parameters in weights.items()
         for parameter, array in parameters.items()
     }
+    _refuse_rounded_down(variant, given)
     ours = {_haiku_name(variant, name): (name, p) for name, p in model.named_parameters()}
     # Arrays of other names keep them, so that the complaint names what the file has.
     load_weights(
@@ -75,6 +76,23 @@ def load_haiku(model: ResNet, weights: Mapping[str, Mapping[str, ArrayLike]]) ->
         },
         "the authors' weights",
     )
+
+
+def _refuse_rounded_down(variant: Variant, given: Mapping[str, np.ndarray]) -> None:
+    """Says it where weights are of the released code's narrower + variant; see `zoo.VARIANTS`."""
+    for stage, width in enumerate(variant.widths):
+        block = sum(variant.depths[:stage])
+        name = f"NFNet/~/nf_block{f'_{block}' if block else ''}/~/conv0::w"
+        group = variant.group_size or 1
+        up = variant.inside_width(width, width, False)
+        down = int(width * variant.bottleneck_ratio) // group * group
+        if down != up and name in given and given[name].shape[-1] == down:
+            raise ValueError(
+                f"the authors' weights have {down} channels inside the blocks of stage {stage + 1},"
+                f" expected {up}: the released code rounds {width * variant.bottleneck_ratio:g} "
+                f"down to a multiple of {group}, while only rounded up the network has the "
+                "published size; train it anew, or use a model without +."
+            )
 
 
 def unpickle_arrays(data: bytes) -> dict[str, dict[str, np.ndarray]]:

@@ -56,7 +56,15 @@ def _scaled(base: Variant, times: int) -> Variant:
 
 
 def _with_twin(size: str, variant: Variant) -> dict[str, Variant]:
-    """A normalizer-free ResNet and its batch-normalised twin."""
+    """A normalizer-free ResNet and its batch-normalised twin.
+
+    The twin has the authors' baseline's layers. Three things are choices, so that the two networks
+    differ in nothing but the norm and a result does not depend on how a batch is cut: kernels start
+    as He's (the authors': a truncated normal of variance 1 / fan-in), the classifier as the other
+    network's (theirs: 0), and training normalises with the statistics of the global batch (theirs:
+    of each device's part). Running statistics are PyTorch's, as is usual: momentum 0.1 as theirs,
+    but an unbiased variance, and no correction of the first steps.
+    """
     return {
         f"dm_nf_resnet{size}": variant,
         f"preact_resnet{size}": replace(variant, batch_norm=True),
@@ -84,6 +92,8 @@ _DIGITS = Variant(
 VARIANTS: dict[str, Variant] = {
     # The authors' models, and the batch-normalised ResNets they compare with.
     **{f"dm_nfnet_f{n}": _scaled(_F, n + 1) for n in range(8)},
+    # The released code rounds the + variants' channels inside stage 1 down to whole groups (384 / 2
+    # = 192 -> 128). Rounded up, to 256, F4+ has the published 527 M parameters (526.9, not 525.0).
     **{f"dm_nfnet_f{n}+": _scaled(replace(_F, widths=_PLUS_WIDTHS), n + 1) for n in range(8)},
     **_with_twin("50", Variant(depths=(3, 4, 6, 3))),
     **_with_twin("101", Variant(depths=(3, 4, 23, 3))),

@@ -127,6 +127,7 @@ def test_recipes_of_the_f_models_are_the_papers(size: int, drop_rate: float, lev
         "augmentation_layers": 4,
         "mixup": True,
         "cutmix": True,
+        "partners": "fresh",
         "batch_size": 4096,
         "clipping": 0.01,
         "base_learning_rate": 0.1,

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -27,7 +28,7 @@ from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import flat, replace
 from nflab.settings.recipes import RECIPES
 from nflab.storage.checkpoints import Checkpoints
-from nflab.studies.cells import Cell
+from nflab.studies.cells import Cell, rows_of
 from nflab.terminal.interrupts import raise_on_interrupt
 from nflab.terminal.progress import SweepProgress, TrainingProgress
 from tests.conftest import ROOT
@@ -62,6 +63,7 @@ OTHERS: dict[str, Any] = {
     "augmentation_layers": 3,
     "mixup": True,
     "cutmix": True,
+    "partners": "fresh",
     "batch_size": 16,
     "clipping": 0.01,
     "unclipped": (),
@@ -89,6 +91,17 @@ OTHERS: dict[str, Any] = {
     "storage": "z",
 }
 """Another value of each setting."""
+
+READ_WITH: dict[str, dict[str, Any]] = {
+    "augmentation_layers": {"augmentation_level": 1},
+    "sam_fraction": {"sam_rho": 0.05},
+    "partners": {"cutmix": True},
+    "mixup": {"cutmix": True},
+    "cutmix": {"mixup": True},
+}
+"""What it takes for a setting to count."""
+
+ALL_PARTS = ("head", "final_conv", "stage2", "stem", "stage1")
 
 
 @pytest.mark.parametrize(
@@ -121,10 +134,51 @@ def test_every_setting_is_tried() -> None:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_digest_changes_with_what_counts_and_with_nothing_else(name: str) -> None:
-    before, after = (computed(replace(Config(), **change)) for change in ({}, {name: OTHERS[name]}))
-    changed = digest(replace(Config(), **{name: OTHERS[name]})) != digest(Config())
+    base = replace(Config(), **READ_WITH.get(name, {}))
+    other = replace(base, **{name: OTHERS[name]})
+    changed = digest(other) != digest(base)
     assert changed == (name not in NOT_COUNTED)
-    assert len(differences(before, after)) == changed
+    assert len(differences(computed(base), computed(other))) == changed
+
+
+SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({}, {"augmentation_layers": 3}),
+    ({}, {"sam_fraction": 0.5}),
+    ({}, {"partners": "fresh"}),
+    ({"clipping": None}, {"clipping": None, "unclipped": ()}),
+    ({"unclipped": ("stem", "stage1", "stage2", "final_conv", "head")}, {"unclipped": ALL_PARTS}),
+    ({"frozen": ("stem", "stage1")}, {"frozen": ("stage1", "stem", "stem")}),
+    ({"weight_decay": 0.0}, {"weight_decay": 0}),
+    ({"clipping": 1.0}, {"clipping": 1}),
+]
+"""Settings that compute the same."""
+
+
+@pytest.mark.parametrize(("one", "other"), SAME)
+def test_what_computes_the_same_is_one_cell(one: dict[str, Any], other: dict[str, Any]) -> None:
+    first, second = (replace(Config(), **settings) for settings in (one, other))
+    assert Cell(first).id == Cell(second).id
+    assert differences(computed(first), computed(second)) == []
+
+
+def test_a_result_that_was_recorded_as_another_cell_is_found() -> None:
+    """As earlier versions named those of the recipe of digits, with two layers at level 0."""
+    cells = [Cell(replace(Config(), augmentation_layers=2, clipping=c)) for c in (0.01, 0.02)]
+    assert cells[0].earlier_id != cells[0].id
+    runs = pd.DataFrame(
+        {"cell": [cells[0].earlier_id, "other"], "outcome": "finished", "run_id": ["a", "b"]}
+    )
+    found = rows_of(cells, runs)
+    assert found.cell.tolist() == [cell.id for cell in cells]
+    assert found.outcome.tolist() == ["finished", "missing"]
+
+
+def test_a_checkpoint_that_was_written_otherwise_is_gone_on_from(stopped: Path) -> None:
+    file = stopped / "epoch-000001" / "made_by.json"
+    said = json.loads(file.read_text())
+    said["computed"] |= {"augmentation_layers": 2, "unclipped": ["head", "head"]}
+    file.write_text(json.dumps(said))
+    assert len(run(SMALL, stopped).metrics) == 2
 
 
 def test_differences_are_words() -> None:

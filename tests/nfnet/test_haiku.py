@@ -70,3 +70,12 @@ def test_says_what_is_wrong_and_loads_nothing(
 def test_refuses_the_batch_normalised_twin(weights: Weights) -> None:
     with pytest.raises(ValueError, match="the model has batch norm"):
         nfnet.load_haiku(nfnet.create_model("preact_resnet_digits"), weights)
+
+
+def test_says_where_the_released_code_rounds_down() -> None:
+    model = nfnet.create_model("dm_nfnet_f0+", depths=(1,), widths=(384,), num_classes=3)
+    weights = {"NFNet/~/nf_block/~/conv0": convolution(1, 192, 128)}
+    with pytest.raises(
+        ValueError, match=r"128 channels inside the blocks of stage 1, expected 256"
+    ):
+        nfnet.load_haiku(model, weights)

@@ -66,6 +66,15 @@ def test_sizes_are_the_papers(size: int, pixels: int, parameters: float, flops: 
     assert nfnet.count_flops(model, pixels) / 1e9 == pytest.approx(flops, rel=0.005)
 
 
+# The paper says 527 M and 367 G of F4+ at 512 px.
+def test_the_wider_variants_have_the_published_size() -> None:
+    with torch.device("meta"):
+        model = nfnet.create_model("dm_nfnet_f4+")
+    assert count(list(model.parameters())) / 1e6 == pytest.approx(526.9, abs=0.05)
+    assert nfnet.count_flops(model, 512) / 1e9 == pytest.approx(365.2, abs=0.05)
+    assert model.get_submodule("stages.0.0.conv1").out_channels == 256
+
+
 def test_flops_of_a_network_counted_by_hand() -> None:
     model = nfnet.create_model(
         "preact_resnet50", depths=(1,), widths=(8,), stem="3x3", stem_width=4, num_classes=3

@@ -1,8 +1,8 @@
 """From a dataset to the batches of one epoch: one worker's slice of each global batch.
 
 Everything random is a function: the order of (seed, epoch); an image's crop and operations of
-(seed, epoch, sample); its mixing of (seed, epoch, place in the global batch). So the same images
-meet the same network however a batch is cut and wherever a run resumes.
+(seed, epoch, sample); its partner and their mixing of (seed, epoch, place in the global batch). So
+the same images meet the same network however a batch is cut and wherever a run resumes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Items
 
 from nflab.data.dataset import Dataset, Split
-from nflab.data.mix import draw_mixing, mix
+from nflab.data.mix import draw_mixing, mix, neighbours
 from nflab.data.randaugment import rand_augment
 from nflab.settings.config import Config
 from nflab.settings.streams import Stream, keys
@@ -50,12 +50,27 @@ def train_batches(
     Args:
         loaders: processes that make batches ahead of time; 0 makes them when they are asked for.
     """
-    seed, size = config.run.seed, dataset.sizes["train"]
-    order = keys(seed, Stream.ORDER, epoch, torch.arange(size)).argsort()
-    steps = size // config.optimizer.batch_size
+    size, batch_size = dataset.sizes["train"], config.optimizer.batch_size
 
-    make = partial(_train_batch, dataset, config, epoch, order, rank, world_size)
-    return _in_order(make, steps, loaders)
+    def order(stream: Stream) -> Tensor:
+        return keys(config.run.seed, stream, epoch, torch.arange(size)).argsort()
+
+    fresh = _mixes(config) and config.augmentation.partners == "fresh"
+    make = partial(
+        _train_batch,
+        dataset,
+        config,
+        epoch,
+        order(Stream.ORDER),
+        order(Stream.PARTNER_ORDER) if fresh else None,
+        rank,
+        world_size,
+    )
+    return _in_order(make, size // batch_size, loaders)
+
+
+def _mixes(config: Config) -> bool:
+    return config.augmentation.mixup or config.augmentation.cutmix
 
 
 def _train_batch(
@@ -63,6 +78,7 @@ def _train_batch(
     config: Config,
     epoch: int,
     order: Tensor,
+    partner_order: Tensor | None,
     rank: int,
     world_size: int,
     step: int,
@@ -70,21 +86,32 @@ def _train_batch(
     """A worker's slice of one global batch: a function of the arguments alone."""
     seed, batch_size = config.run.seed, config.optimizer.batch_size
     augmentation, classes = config.augmentation, len(dataset.class_names)
-    members = order[step * batch_size : (step + 1) * batch_size]
+    of_batch = slice(step * batch_size, (step + 1) * batch_size)
+    members = order[of_batch]
     own = torch.arange(batch_size)[cut(batch_size, rank, world_size)]
 
-    def crop(indices_N: Tensor) -> tuple[Tensor, Tensor]:
-        return dataset.train_images(indices_N, keys(seed, Stream.CROP, epoch, indices_N))
+    def crop(indices_N: Tensor, stream: Stream = Stream.CROP) -> tuple[Tensor, Tensor]:
+        return dataset.train_images(indices_N, keys(seed, stream, epoch, indices_N))
 
-    images, labels = crop(members[own])
-    targets = F.one_hot(labels, classes).double()
-    if augmentation.mixup or augmentation.cutmix:
+    if not _mixes(config):
+        images, labels = crop(members[own])
+        targets = F.one_hot(labels, classes).double()
+    else:
+        if partner_order is not None:
+            images, labels = crop(members[own])
+            partners, partner_labels = crop(partner_order[of_batch][own], Stream.PARTNER_CROP)
+        else:
+            partner_N = neighbours(own, batch_size)
+            read = torch.cat((own, partner_N)).unique()  # at either end may be another worker's
+            all_images, all_labels = crop(members[read])
+            at_N, partner_at_N = (torch.searchsorted(read, places) for places in (own, partner_N))
+            images, labels = all_images[at_N], all_labels[at_N]
+            partners, partner_labels = all_images[partner_at_N], all_labels[partner_at_N]
         mix_keys = keys(seed, Stream.MIX, epoch, step * batch_size + own)
         mixing = draw_mixing(mix_keys, own, batch_size, augmentation.mixup, augmentation.cutmix)
-        partners, partner_labels = crop(members[mixing.partner_N])
         images, share_N = mix(images, partners, mixing)
-        share = share_N[:, None]
-        targets = share * targets + (1 - share) * F.one_hot(partner_labels, classes)
+        one_hot, partner_one_hot = (F.one_hot(of, classes) for of in (labels, partner_labels))
+        targets = share_N[:, None] * one_hot + (1 - share_N[:, None]) * partner_one_hot
     images = rand_augment(
         images,
         keys(seed, Stream.AUGMENT, epoch, members[own]),

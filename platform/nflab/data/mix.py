@@ -1,4 +1,7 @@
-"""MixUp and CutMix by place in the global batch, so that no cut over workers changes a batch."""
+"""MixUp and CutMix by place in the global batch, so that no cut over workers changes a batch.
+
+Source: arXiv 2102.06171, section 5, and its released code.
+"""
 
 from dataclasses import dataclass
 
@@ -14,10 +17,8 @@ BETA = 0.2
 
 @dataclass(frozen=True)
 class Mixing:
-    """How the images at some places of a global batch are mixed with those at other places."""
+    """How the images at some places of a global batch are mixed with their partners."""
 
-    partner_N: Tensor
-    """Place, in the global batch, of the image that is mixed in."""
     keep_N: Tensor
     """MixUp: share of the image's own pixels' values, 1 where the place is not for MixUp."""
     box_N4: Tensor
@@ -25,10 +26,17 @@ class Mixing:
     the place is not for CutMix."""
 
 
+def neighbours(places_N: Tensor, batch_size: int) -> Tensor:
+    """The other place of each place's pair: 0 with 1, 2 with 3, ...; the last of an odd number is
+    its own."""
+    partner_N = places_N ^ 1
+    return torch.where(partner_N < batch_size, partner_N, places_N)
+
+
 def draw_mixing(
     keys_N: Tensor, places_N: Tensor, batch_size: int, mixup: bool, cutmix: bool
 ) -> Mixing:
-    """Draws partners, ratios and boxes, each a function of the place's key alone.
+    """Draws ratios and boxes, each a function of the place's key alone.
 
     With both kinds on, the first half of the global batch is for MixUp, the second for CutMix.
 
@@ -50,7 +58,6 @@ def draw_mixing(
     row, column = draw(3), draw(4)
     box = [row - half_side, row + half_side, column - half_side, column + half_side]
     return Mixing(
-        partner_N=(draw(0) * batch_size).long(),
         keep_N=torch.where(for_mixup, ratio, torch.ones_like(ratio)),
         box_N4=torch.stack(box, dim=1).clamp(0, 1),
     )
@@ -62,14 +69,15 @@ def mix(images_NCHW: Tensor, partners_NCHW: Tensor, mixing: Mixing) -> tuple[Ten
     CutMix's share is counted in pixels, after the box was rounded to the grid.
     """
     height, width = images_NCHW.shape[-2:]
-    keep = mixing.keep_N[:, None, None, None]
-    blended = keep * images_NCHW + (1 - keep) * partners_NCHW
-    top, bottom = (mixing.box_N4[:, :2] * height).round().T[..., None]
-    left, right = (mixing.box_N4[:, 2:] * width).round().T[..., None]
-    rows, columns = torch.arange(height), torch.arange(width)
-    in_rows = (rows >= top) & (rows < bottom)
-    in_columns = (columns >= left) & (columns < right)
-    in_box_NHW = in_rows[:, :, None] & in_columns[:, None, :]
-    mixed = torch.where(in_box_NHW[:, None], partners_NCHW, blended.round())
-    share_N = mixing.keep_N * (1 - in_box_NHW.double().mean((1, 2)))
-    return mixed.to(torch.uint8), share_N
+    mixed_NCHW, share_N = images_NCHW.clone(), mixing.keep_N.clone()
+    blended = mixing.keep_N < 1
+    keep = mixing.keep_N[blended].float()[:, None, None, None]
+    images, partners = (of[blended].float() for of in (images_NCHW, partners_NCHW))
+    mixed_NCHW[blended] = partners.lerp_(images, keep).round_().to(torch.uint8)
+    grid = torch.tensor([height, height, width, width])
+    for place, box in enumerate((mixing.box_N4 * grid).round().long().tolist()):
+        top, bottom, left, right = box
+        pasted = slice(top, bottom), slice(left, right)
+        mixed_NCHW[place, :, *pasted] = partners_NCHW[place, :, *pasted]
+        share_N[place] *= 1 - (bottom - top) * (right - left) / (height * width)
+    return mixed_NCHW, share_N

@@ -54,6 +54,9 @@ class AugmentationConfig:
     """Blend pairs of images (half of each batch if CutMix is on too)."""
     cutmix: bool = False
     """Paste a box of one image into another (half of each batch if MixUp is on too)."""
+    partners: str = "batch"
+    """What an image is mixed with: `batch`, its neighbour in the batch, so that none is read twice;
+    or `fresh`, as by the authors, another image of the split, read for that alone."""
 
 
 @dataclass(frozen=True)

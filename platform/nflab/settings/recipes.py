@@ -68,6 +68,7 @@ def _nfnet(size: int) -> Recipe:
         "augmentation_layers": (4, f"{_PAPER}, section 5"),
         "mixup": (True, f"{_PAPER}, section 5; on half of each batch in {_CODE}"),
         "cutmix": (True, f"{_PAPER}, section 5; on the other half in {_CODE}"),
+        "partners": ("fresh", f"{_CODE}: two images are read for each that is trained on"),
         "batch_size": (4096, f"{_PAPER}, section 5"),
         "clipping": (0.01, f"{_PAPER}, section 5"),
         "weight_decay": (2e-5, f"{_PAPER}, section 5"),

@@ -17,6 +17,9 @@ class Stream(IntEnum):
     MODEL = 4
     """Dropout and stochastic depth."""
     SEARCH = 5
+    PARTNER_ORDER = 6
+    """Fresh images that others are mixed with."""
+    PARTNER_CROP = 7
 
 
 def keys(seed: int, stream: Stream, *parts: int | Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from nflab.settings.config import Config
 from nflab.settings.leaves import replace
 from nflab.settings.outcomes import DONE, Outcome
 from nflab.storage.checkpoints import NO_RIVALS, Checkpoints, Winner
-from nflab.studies.cells import Cell, cell_name, rows_of
+from nflab.studies.cells import Cell, cell_name, of_cells, rows_of
 from nflab.studies.life_cycle import LiveRun
 from nflab.studies.supersession import Supersession, has_no_checkpoint
 
@@ -64,7 +64,7 @@ class CellLedger:
             if not has_ended(run, ended):
                 self._outbox.put("finish", run.run_id, outcome=ended)
         runs = self._outbox.read(self._tracker.cells)
-        self._known = runs[runs.cell.isin({cell.id for cell in self.cells})]
+        self._known = of_cells(self.cells, runs)
         self.rows = found = self._rows(self._supersession.look(self._known))
         self._attempts = self._outbox.read(self._tracker.attempts)
         done = found.outcome.isin(DONE)

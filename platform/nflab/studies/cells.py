@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from nflab.learning.computation import digest
+from nflab.learning.computation import digest, earlier_digest
 from nflab.recording.tables import one_each
 from nflab.settings import locations
 from nflab.settings.config import Config
@@ -26,6 +26,11 @@ class Cell:
         """Changes whenever something does that the result depends on: a setting, an image of the
         dataset, a pre-trained weight; not with the hardware."""
         return digest(self.config)
+
+    @functools.cached_property
+    def earlier_id(self) -> str:
+        """What earlier versions called it."""
+        return earlier_digest(self.config)
 
 
 def cell_name(settings: dict[str, Any]) -> str:
@@ -54,6 +59,16 @@ def with_settings(rows: pd.DataFrame, cells: Sequence[Cell]) -> pd.DataFrame:
     return pd.DataFrame(told)
 
 
+def of_cells(cells: Sequence[Cell], runs: pd.DataFrame) -> pd.DataFrame:
+    """Those rows of cells' runs that are of these cells, whatever version called them so.
+
+    Args:
+        runs: see `Tracker.cells`.
+    """
+    ids = {cell.earlier_id: cell.id for cell in cells} | {cell.id: cell.id for cell in cells}
+    return runs.assign(cell=runs.cell.map(ids)).dropna(subset="cell")
+
+
 def rows_of(cells: Sequence[Cell], runs: pd.DataFrame) -> pd.DataFrame:
     """A row for each cell, in order: its result if it has one, else its latest run, else nothing
     but its `cell` and the `outcome` "missing".
@@ -61,7 +76,7 @@ def rows_of(cells: Sequence[Cell], runs: pd.DataFrame) -> pd.DataFrame:
     Args:
         runs: rows of cells' runs (see `Tracker.cells`).
     """
-    latest = one_each(runs).set_index("cell")
+    latest = one_each(of_cells(cells, runs)).set_index("cell")
     found = latest.reindex([cell.id for cell in cells])
     found["outcome"] = found.outcome.fillna("missing")
     return found.reset_index(names="cell")
