@@ -1,5 +1,6 @@
 """Networks that start from pre-trained weights."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 import nfnet
 from nflab.data import load_dataset
-from nflab.learning.evaluation import check_pretrained
+from nflab.learning.evaluation import check_pretrained, evaluate_pretrained
 from nflab.learning.loop import train
 from nflab.learning.models import build_model
 from nflab.learning.validation import validate
@@ -92,6 +93,39 @@ def test_weights_that_do_not_fit_are_refused_before_anything_starts(tmp_path: Pa
     for part in ("head", "stage4"):
         with pytest.raises(ConfigError, match=f"'{part}' cannot be frozen: choose from stem, stag"):
             validate(replace(config, frozen=(part,)))
+
+
+def evaluated(config: Config) -> dict[str, Any]:
+    reports: list[dict[str, Any]] = []
+    evaluate_pretrained(config, Worker(report=reports.append))
+    return reports[-1]
+
+
+def test_classes_of_trained_weights_are_known_by_their_names(tmp_path: Path) -> None:
+    train_into(replace(BASE, epochs=1), tmp_path / "base")
+    path = weights(tmp_path / "base")
+    config = replace(BASE, pretrained=str(path))
+    expected = evaluated(config)
+    assert expected["test_top1"] > 40
+    # The same network, whose last class comes first.
+    state, described = torch.load(path, weights_only=True), path.with_name("model.json")
+    for name in ("head.fc.weight", "head.fc.bias"):
+        state[name] = state[name].roll(1, 0)
+    torch.save(state, path)
+    named = json.loads(described.read_text())
+    assert named["class_names"] == ["0", "1", "2", "3", "4"]
+    described.write_text(json.dumps(named | {"class_names": ["4", "0", "1", "2", "3"]}))
+    assert evaluated(config) == expected
+
+    check_pretrained(config)
+    with pytest.raises(
+        ConfigError, match=r"are weights not of 5, 6, 7, \.\.\. but of 4, 0, 1, \.\.\.: give"
+    ):
+        check_pretrained(replace(config, dataset="digits:5-9"))
+    validate(replace(config, dataset="digits:5-9"))  # under a new classifier
+    described.write_text("{")
+    with pytest.raises(ConfigError, match=r"the model\.json beside .* is damaged"):
+        check_pretrained(config)
 
 
 @pytest.mark.parametrize("name", ["digits:5-5", "digits:7-2"])

@@ -26,6 +26,7 @@ class ArrayDataset:
     """
 
     in_memory = True
+    left_out = ""
     earlier_fingerprint: str | None = None
 
     def __init__(

@@ -35,6 +35,8 @@ class Dataset(Protocol):
     them in their order."""
     fingerprint: str
     """Changes whenever an image, a label or a split does."""
+    left_out: str
+    """What is stored beside it and no part of it, in words; empty if nothing is."""
     in_memory: bool
     """Whether images are at hand, without reading files."""
 

@@ -15,6 +15,7 @@ from nflab.data.contents import digests
 from nflab.data.crop import random_crop as random_crop
 from nflab.data.crop import random_crops
 from nflab.data.dataset import DatasetError, Split, contents, fingerprint
+from nflab.data.layout import Files, scan
 
 MAX_HELD_OUT = 10_000
 """Images of ImageNet's training set that the authors set aside to choose settings on."""
@@ -25,12 +26,10 @@ CHECKED = 20_000
 AT_ONCE = 32
 """Decoded images that are held at the same time."""
 
-_Files = list[tuple[Path, int]]
-
 
 class ImageFolder:
     """Implements `Dataset` over `root/train/CLASS/...`, `root/val/CLASS/...` and, if it is there,
-    `root/test/CLASS/...`; without `train` there is nothing to train on.
+    `root/test/CLASS/...` (see `layout.scan`); without `train` there is nothing to train on.
 
     Without `test`, `val` is the test split, as ImageNet's is in papers, and the validation split is
     taken from `train`: a tenth of it, spread over all classes, but 10000 images at most.
@@ -47,15 +46,11 @@ class ImageFolder:
 
     def __init__(self, root: Path, sizes: nfnet.Preprocessing) -> None:
         self._root, self.preprocessing = root, sizes
-        self.class_names = _class_names(root)
-        found = {
-            name: self._scan(name)
-            for name in ("train", "val", "test")
-            if name == "val" or (root / name).is_dir()
-        }
-        found.setdefault("train", [])
+        layout = scan(root)
+        self.class_names, self.left_out = layout.class_names, layout.left_out
+        found = {"train": [], **layout.files}
         if "test" in found:
-            splits: dict[Split, _Files] = {
+            splits: dict[Split, Files] = {
                 "train": found["train"],
                 "val": found["val"],
                 "test": found["test"],
@@ -95,35 +90,17 @@ class ImageFolder:
                 digest.update(f"{split} {path.relative_to(self._root)} {size}\n".encode())
         return digest.hexdigest()[:16]
 
-    def _scan(self, name: str) -> _Files:
-        """Files and labels of a subfolder, in the order of their names."""
-        files: _Files = []
-        for label, class_name in enumerate(self.class_names):
-            folder = self._root / name / class_name
-            paths = (
-                sorted(p for p in folder.iterdir() if p.suffix.lower() in nfnet.IMAGE_ENDINGS)
-                if folder.is_dir()
-                else []
-            )
-            if not paths:
-                raise DatasetError(
-                    f"class {class_name!r} has no images in {folder}: "
-                    "add some, or remove the class from every split"
-                )
-            files += [(path, label) for path in paths]
-        return files
-
     def _check(self, paths: list[Path]) -> None:
         """Reads headers: a file that is no image would end a run hours later."""
         unreadable = []
         for path in paths[:: math.ceil(len(paths) / CHECKED)]:
             try:
                 nfnet.check_image(path)
-            except ValueError:
-                unreadable.append(str(path))
+            except ValueError as error:
+                unreadable.append(f"{path} ({error})")
         if unreadable:
             raise DatasetError(
-                f"{len(unreadable)} files are no images, or have 32 bits a channel: "
+                f"{len(unreadable)} files cannot be read as images: "
                 f"{', '.join(unreadable[:3])}{', ...' if len(unreadable) > 3 else ''}; "
                 "remove or replace them"
             )
@@ -162,31 +139,7 @@ class ImageFolder:
             raise DatasetError(f"cannot read the image {path}: {error}") from None
 
 
-def _class_names(root: Path) -> tuple[str, ...]:
-    if not (root / "val").is_dir():
-        raise DatasetError(
-            f"{root} has no folder 'val': expected {root}/train/CLASS/... and "
-            f"{root}/val/CLASS/..., or torchvision's CIFAR files"
-        )
-    names, other = (
-        {p.name for p in (root / split).iterdir() if p.is_dir()}
-        if (root / split).is_dir()
-        else None
-        for split in ("val", "train")
-    )
-    assert names is not None
-    if other is not None and names != other:
-        differ = sorted(names ^ other)
-        raise DatasetError(
-            f"train and val in {root} have different classes: {', '.join(differ[:3])} "
-            f"{'are' if len(differ) > 1 else 'is'} in one of them only"
-        )
-    if not names:
-        raise DatasetError(f"{root}/val holds no folders: expected one for each class")
-    return tuple(sorted(names))
-
-
-def _hold_out(files: _Files) -> tuple[_Files, _Files]:
+def _hold_out(files: Files) -> tuple[Files, Files]:
     """What stays for training, and an even sample of the rest."""
     count = min(MAX_HELD_OUT, max(1, len(files) // 10), len(files))
     chosen = {i * len(files) // count for i in range(count)}

@@ -1,6 +1,7 @@
 """The network of a configuration, as its dataset needs it."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -10,9 +11,10 @@ from torch.overrides import TorchFunctionMode
 
 import nfnet
 from nflab.data import Dataset, load_dataset
+from nflab.learning.classifier import DESCRIPTION
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError, require
-from nflab.storage.files import local_copy
+from nflab.storage.files import local_copy, read_text
 from nfnet.model import ResNet
 
 SMALL_IMAGE = 64
@@ -23,10 +25,13 @@ def build_model(config: Config, dataset: Dataset, new_head: bool) -> ResNet:
     """The model for a dataset's images and classes, with its pre-trained weights if it has any.
 
     Args:
-        new_head: put a new classifier on pre-trained features, since the classes are others.
+        new_head: put a new classifier on pre-trained features, since the classes are others. Else
+            the logits get the order of the dataset's classes, where a `model.json` beside the
+            weights says which classes theirs are.
 
     Raises:
-        ValueError: the pre-trained weights cannot be had, or are those of another model.
+        ValueError: the pre-trained weights cannot be had, or are those of another model, or of
+            other classes.
     """
     settings = model_settings(dataset)
     fine_tunes = config.model.pretrained is not None and new_head
@@ -40,12 +45,48 @@ def build_model(config: Config, dataset: Dataset, new_head: bool) -> ResNet:
             stochdepth_rate=config.model.stochdepth_rate,
             **(settings | ({"num_classes": None} if fine_tunes else {})),
         )
+    if given is not None and not new_head:
+        _order_classes(model, given, dataset.class_names)
     if fine_tunes:
         torch.manual_seed(config.run.seed)
         model.reset_classifier(settings["num_classes"])
     for name, p in model.named_parameters():
         p.requires_grad_(nfnet.layer_group(name) not in config.model.frozen)
     return model
+
+
+def _order_classes(model: ResNet, weights: str, wanted: Sequence[str]) -> None:
+    """Sorts the logits of trained weights as a dataset's classes, by name."""
+    described = None if weights == "hub" else read_text(_beside(weights, DESCRIPTION))
+    if described is None:
+        return
+    try:
+        names = json.loads(described)["class_names"]
+        place = {str(name): number for number, name in enumerate(names)}
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"the {DESCRIPTION} beside {weights} is damaged") from None
+    missing = [name for name in wanted if name not in place]
+    others = [name for name in place if name not in wanted]
+    told = [
+        f"{what} {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
+        for what, found in (("not of", missing), ("but of", others))
+        if found
+    ]
+    if told:
+        raise ValueError(
+            f"{weights} are weights {' '.join(told)}: give a dataset of the same classes, or "
+            "fine-tune them with finetune.py"
+        )
+    order = torch.tensor([place[name] for name in wanted])
+    with torch.no_grad():
+        for p in (model.head.fc.weight, model.head.fc.bias):
+            p.copy_(p[order.to(p.device)])
+
+
+def _beside(file: str, name: str) -> str:
+    """Path or address of a file in the same folder."""
+    folder, slash, _ = file.rpartition("/")
+    return f"{folder}{slash}{name}"
 
 
 def model_settings(dataset: Dataset) -> dict[str, Any]:

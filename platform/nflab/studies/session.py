@@ -116,6 +116,8 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
             priced = flat(config).get("max_cost") is not None
             placement = connection.connect(config.scale, priced)
         dataset = load_dataset(config)
+        if dataset.left_out:
+            say(f"{config.data.dataset}: left out are {dataset.left_out}")
         identity = _of_same_contents(
             identity or new_identity(name, experiment), config, dataset, folder
         )
