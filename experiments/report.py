@@ -35,7 +35,7 @@ def main(asked: Report) -> None:
     )
 
     uri = locations.tracking_uri(RunConfig(tracking_uri=asked.tracking_uri))
-    console().print("Report:", *write_report(uri, asked.output), markup=False)
+    console().print("Report:", *write_report(uri, asked.output.expanduser()), markup=False)
 
 
 if __name__ == "__main__":

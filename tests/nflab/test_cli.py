@@ -215,6 +215,26 @@ def test_a_resumed_run_has_its_own_configuration_and_no_other(tmp_path: Path) ->
     assert "clipping 0.02 -> 0.1" in str(caught.value)
 
 
+def test_a_path_given_again_to_a_resumed_run_may_be_written_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images").mkdir()
+    stored = replace(
+        Config(),
+        name="x",
+        dataset=str(tmp_path / "images"),
+        tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
+        storage=str(tmp_path),
+    )
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "config.json").write_text(to_json(stored))
+    monkeypatch.chdir(tmp_path)
+    flags = "--resume x --storage . --dataset images --tracking-uri mlflow.db".split()
+    assert command_line.parse(Config, flags) == (stored, True)
+    with pytest.raises(ConfigError, match="cannot be resumed with another configuration"):
+        command_line.parse(Config, [*flags, "--dataset", "digits"])
+
+
 def test_a_sweep_is_no_training_to_resume(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     flags = ["--resume", "x", "--storage", str(tmp_path)]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from nflab.cluster import connection
 from nflab.cluster.placement import Resources, most_resources, place
 from nflab.settings.config import ScaleConfig
 from nflab.settings.errors import ConfigError
@@ -140,3 +141,45 @@ def test_a_cluster_of_other_versions_is_refused_in_one_sentence(tmp_path: Path) 
         )
     finally:
         stop_marked(mark)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("nonsense", "RAY_ADDRESS is 'nonsense', which is no address"),
+        ("host:99999", "which is no address"),
+        ("ray://user:hunter2@host:10001", "the address of RAY_ADDRESS holds a password"),
+        ("127.0.0.1:{port}", "cannot reach the Ray cluster at 127.0.0.1:.*: Connection refused"),
+        ("ray://127.0.0.1:{port}", "cannot reach the Ray cluster at ray://127.0.0.1:"),
+        ("no-such-host.invalid:6379", "cannot reach the Ray cluster at no-such-host.invalid:6379"),
+    ],
+)
+def test_an_address_at_which_there_is_no_cluster_is_told_at_once(
+    address: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address.format(port=free_port()))
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray would try for minutes"))
+    with pytest.raises(ConfigError, match=message) as caught:
+        connection.connect(ScaleConfig())
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [None, "disabled"])
+def test_a_ray_that_is_started_here_asks_for_its_token(
+    given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless someone says otherwise, whether there is a token already or not."""
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    monkeypatch.setenv("RAY_AUTH_MODE", given or "")  # which comes to an end with this test
+    if given is None:
+        monkeypatch.delenv("RAY_AUTH_MODE")
+    found: list[str | None] = []
+
+    def init(**_: object) -> None:
+        found.append(os.environ.get("RAY_AUTH_MODE"))
+        raise ConnectionError("none is started in this test")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ConfigError, match="none is started"):
+        connection.connect(ScaleConfig())
+    assert found == [given or "token"]

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import re
+import socket
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,8 +17,12 @@ from nflab.cluster.autoscaler import launcher_file
 from nflab.cluster.placement import Placement, Resources, most_resources, place
 from nflab.cluster.prices import machines, share_of, worker_prices
 from nflab.cluster.worker_setup import set_up_worker
+from nflab.settings import locations
 from nflab.settings.config import ScaleConfig
 from nflab.settings.errors import ConfigError
+
+CONNECT_SECONDS = 5.0
+"""How long a cluster has to take a connection."""
 
 _NODE_TYPE = "ray.io/node-group"
 """Ray's label of what a machine is called in the launcher file that made it."""
@@ -35,7 +40,7 @@ def connect(scale: ScaleConfig, priced: bool = False) -> Placement:
         ConfigError: the cluster cannot be reached, can never hold the workers of `scale`, or has
             no price; of a local Ray that is known before it starts.
     """
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = os.environ.get("RAY_ADDRESS") or "local"
     own = address == "local"
     if own:
         _place_here(scale, priced)
@@ -66,7 +71,7 @@ def foresee(scale: ScaleConfig, priced: bool = False) -> Placement:
     Raises:
         ConfigError: likewise.
     """
-    if "RAY_ADDRESS" in os.environ:
+    if os.environ.get("RAY_ADDRESS", "local") not in ("", "local"):
         placement = connect(scale, priced)
         disconnect()
         return placement
@@ -105,7 +110,31 @@ def _require_prices(placement: Placement) -> None:
         )
 
 
+def _require_reachable(address: str) -> None:
+    """Ray itself would try for minutes, and then say so in a page.
+
+    Raises:
+        ConfigError: it is no address, or nobody answers there.
+    """
+    if address in ("local", "auto"):
+        return
+    locations.refuse_password(address, "RAY_ADDRESS", "copy the cluster's ~/.ray/auth_token")
+    parts = re.fullmatch(r"(?:ray://)?(\[[^\]]+\]|[^:/\s]+):(\d{1,5})(?:/.*)?", address)
+    if parts is None or int(parts[2]) > 65535:
+        raise ConfigError(
+            f"RAY_ADDRESS is {address!r}, which is no address: expected HOST:PORT, auto, or local"
+        )
+    try:
+        socket.create_connection((parts[1].strip("[]"), int(parts[2])), CONNECT_SECONDS).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"cannot reach the Ray cluster at {address}: {reason}") from None
+
+
 def _start(address: str) -> None:
+    _require_reachable(address)
+    if address == "local":  # else it depends on whether this user has a token
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     # Ray reads these when it is first used: its polls and loggers are made for runs of hours.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")

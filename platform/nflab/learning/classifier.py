@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 import nfnet
+from nflab.settings.locations import WEIGHTS
 
-WEIGHTS, DESCRIPTION = "weights.pt", "model.json"
+DESCRIPTION = "model.json"
+"""File beside the weights that says what it takes to use them."""
 
 
 def write_description(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import nfnet
 from nflab.data import Dataset, load_dataset
 from nflab.data.batches import train_batches
-from nflab.learning.classifier import WEIGHTS, write_description
+from nflab.learning.classifier import write_description
 from nflab.learning.computation import CONFIG, MADE_BY, made_by, require_same
 from nflab.learning.diagnostics import Diagnostics
 from nflab.learning.evaluation import answered, evaluate, loaders
@@ -31,6 +31,7 @@ from nflab.learning.models import (
 from nflab.learning.network import Network, memory_format, part_of_batch
 from nflab.learning.worker import Worker
 from nflab.settings.config import Config
+from nflab.settings.locations import WEIGHTS
 from nflab.settings.outcomes import standing
 from nflab.settings.serialization import to_json
 from nflab.settings.streams import Stream, keys

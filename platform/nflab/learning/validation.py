@@ -11,7 +11,7 @@ from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError, require
 from nflab.settings.leaves import flat
 from nflab.settings.recipes import RECIPES, space_of
-from nflab.settings.studies import GridOfConfigs, SweepConfig
+from nflab.settings.studies import ClippingConfig, GridOfConfigs, SweepConfig
 
 
 def validate(config: Config, trains: bool = True) -> None:
@@ -23,6 +23,7 @@ def validate(config: Config, trains: bool = True) -> None:
     Raises:
         ConfigError: one sentence that names the value, what was expected and what to do.
     """
+    locations.refuse_passwords(config)
     c = flat(config)
     known("model", c["model"], nfnet.list_models())
     known("recipe", c["recipe"], list(RECIPES))
@@ -89,15 +90,16 @@ def validate(config: Config, trains: bool = True) -> None:
     if finals is not None:
         require(finals.finalists >= 0, f"finalists {finals.finalists} must be at least 0")
         require(finals.final_seeds >= 2, f"final_seeds {finals.final_seeds} must be at least 2")
-    searched = config.search.searched if isinstance(config, SweepConfig) else ()
+    batch_sizes = [c["batch_size"]]
+    if isinstance(config, ClippingConfig) and not config.finals.finalists:
+        batch_sizes = []  # its cells have their own
     if isinstance(config, SweepConfig):
         require(config.search.trials >= 1, f"trials {config.search.trials} must be at least 1")
         space = space_of(config)
-        batch_sizes = space.batch_sizes() if "batch_size" in searched else [c["batch_size"]]
-        for name in searched:
+        if "batch_size" in config.search.searched:
+            batch_sizes = space.batch_sizes() + batch_sizes * (config.finals.finalists > 0)
+        for name in config.search.searched:
             known("searched setting", name, space.names())
-    else:
-        batch_sizes = [c["batch_size"]]
     try:
         dataset = load_dataset(config)
     except DatasetError as error:

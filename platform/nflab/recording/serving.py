@@ -16,7 +16,8 @@ from mlflow.types.schema import Array
 
 import nflab
 import nfnet
-from nflab.learning.classifier import DESCRIPTION, WEIGHTS, ImageClassifier
+from nflab.learning.classifier import DESCRIPTION, ImageClassifier
+from nflab.settings.locations import WEIGHTS
 
 _SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(DataType.binary, "image")]),

@@ -21,7 +21,7 @@ from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag, V
 from mlflow.entities.lifecycle_stage import LifecycleStage
 from mlflow.exceptions import MlflowException
 
-from nflab.learning.classifier import DESCRIPTION, WEIGHTS
+from nflab.learning.classifier import DESCRIPTION
 from nflab.recording import registry
 from nflab.recording.board import RunBoard
 from nflab.recording.client import connect, history, search, unusable
@@ -29,6 +29,7 @@ from nflab.recording.serving import log_model
 from nflab.recording.tables import STATUS, rows
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import as_text
+from nflab.settings.locations import WEIGHTS
 from nflab.settings.outcomes import Outcome
 
 # The client's own patience with a server that is away: half a minute, not four.

@@ -3,12 +3,16 @@
 import os
 import re
 from pathlib import Path
-from typing import TypeVar
 
-from nflab.settings.config import RunConfig
+from nflab.settings.config import Config, RunConfig
 from nflab.settings.errors import ConfigError, require
+from nflab.settings.leaves import C, flat, replace
 
-T = TypeVar("T", str, str | None)
+WEIGHTS = "weights.pt"
+"""File of a checkpoint with the network's weights."""
+
+_NAME_BYTES = 200
+"""A folder's name may have 255 bytes, and files in it are named after it."""
 
 
 def check_name(name: str) -> None:
@@ -17,9 +21,11 @@ def check_name(name: str) -> None:
     Raises:
         ConfigError: likewise.
     """
+    short = len(name.encode(errors="surrogateescape")) <= _NAME_BYTES
     require(
-        re.fullmatch(r"[A-Za-z0-9][\w .+-]{0,99}", name) is not None,
-        f"name {name!r} must name a folder: up to 100 letters, digits, spaces and . _ + -",
+        short and re.fullmatch(r"[A-Za-z0-9][\w .+-]{0,99}", name) is not None,
+        f"name {name!r} must name a folder: up to 100 letters (half as many, or fewer, of scripts "
+        "other than Latin), digits, spaces and . _ + -",
     )
 
 
@@ -33,21 +39,25 @@ def tracking_uri(run: RunConfig) -> str:
     """MLflow's store or server: the configuration's, the environment's, or the checkout's file.
 
     Raises:
-        ConfigError: it holds a password.
+        ConfigError: it holds a password, or is a folder.
     """
     given = run.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    _refuse_password(
+    if not given:
+        return f"sqlite:///{checkout() / 'mlflow.db'}"
+    refuse_password(
         given,
         "the tracking store",
         "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; a database has its own file, "
         "such as ~/.pgpass",
     )
-    if given is None:
-        return f"sqlite:///{checkout() / 'mlflow.db'}"
     file = given.removeprefix("sqlite:///")
     if "://" in file or file == "databricks":
         return given
-    return f"sqlite:///{Path(file).resolve()}"
+    path = _absolute(file)
+    require(
+        not path.is_dir(), f"the tracking store {path} is a folder: give a file, such as mlflow.db"
+    )
+    return f"sqlite:///{path}"
 
 
 def storage(run: RunConfig) -> str:
@@ -57,32 +67,89 @@ def storage(run: RunConfig) -> str:
         ConfigError: it holds a key.
     """
     given = run.storage or os.environ.get("NFLAB_STORAGE") or str(checkout() / "runs")
-    _refuse_password(given, "the storage", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
-    return given if "://" in given else str(Path(given).resolve())
+    refuse_password(given, "the storage", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    return given if "://" in given else str(_absolute(given))
 
 
 def of_drivers() -> Path:
     """Where on this machine the drivers of runs in object storage keep what is their own: the
     environment's folder, so that a copy of the checkout finds it too, or the checkout's."""
-    return Path(os.environ.get("NFLAB_OF_DRIVERS", checkout() / "runs")).absolute()
+    return Path(os.environ.get("NFLAB_OF_DRIVERS") or checkout() / "runs").absolute()
 
 
-def _refuse_password(uri: str | None, what: str, instead: str) -> None:
-    """Addresses are recorded with every run, and shown."""
-    named = r"\w*passw(or)?d|\w*secret\w*|\w+_key|\w*token"
+def refuse_passwords(config: Config) -> None:
+    """Refuses a configuration with an address that holds a password or a token, before it is shown.
+
+    Raises:
+        ConfigError: likewise; it does not show it.
+    """
+    for name, value in flat(config).items():
+        if isinstance(value, str) and name not in ("tracking_uri", "storage"):
+            refuse_password(value, name, "give it in the way of what stands there")
+    tracking_uri(config.run)
+    storage(config.run)
+
+
+def refuse_password(address: str, what: str, instead: str) -> None:
+    """Refuses an address that holds a password or a token: addresses are recorded and shown.
+
+    A user's name alone is none, but of a web server's it may be a token.
+
+    Raises:
+        ConfigError: likewise.
+    """
+    named = r"\w*passw(or)?d|\w*secret\w*|(\w+[_-])?(key|token|signature|credentials?)|apikey|sig"
     secret = rf"[^/?#@]*:(?!\d+([/?]|$))[^@]*@|[^?#]*\?(.*&)?({named})="
-    if uri is not None and re.match(rf"[\w+.-]+://({secret})", uri, re.IGNORECASE):
+    token = r"(https?|ray)://[^/?#]*@"
+    if re.match(rf"{token}|[\w.+-]+://({secret})", address, re.IGNORECASE):
         raise ConfigError(
-            f"the address of {what} holds a password, which every run would record: leave it out "
-            f"and {instead}"
+            f"the address of {what} holds a password, or a token, which every run would record: "
+            f"leave it out and {instead}"
         )
 
 
-def absolute(word: T) -> T | str:
-    """The absolute path of what is a file or folder here; other words as they are."""
-    if isinstance(word, str) and Path(word).exists():
-        return str(Path(word).resolve())
-    return word
+def masked(text: str) -> str:
+    """A text without what stands before the @ of addresses in it."""
+    return re.sub(r"(\w://)[^/\s@'\"]+@", r"\1***@", text)
+
+
+def located(config: C) -> C:
+    """A configuration that means the same in every folder: all paths in it are absolute.
+
+    Raises:
+        ConfigError: an address holds a password, or is none.
+    """
+    refuse_passwords(config)
+    run = config.run
+    return replace(
+        config,
+        dataset=absolute(config.data.dataset),
+        pretrained=None if config.model.pretrained is None else _weights(config.model.pretrained),
+        tracking_uri=tracking_uri(run) if run.tracking_uri else None,
+        storage=storage(run) if run.storage else None,
+    )
+
+
+def absolute(word: str) -> str:
+    """The absolute path of what is a file or folder here; other words, and names that are those of
+    no file, as they are."""
+    known = re.fullmatch(r"digits(:\d-\d)?|hub", word) is not None or "://" in word
+    return word if known or not _absolute(word).exists() else str(_absolute(word))
+
+
+def _weights(word: str) -> str:
+    """The file of weights: that of a checkpoint, if it is its folder that is given."""
+    found = absolute(word)
+    inside = Path(found, WEIGHTS)
+    return str(inside) if "://" not in found and inside.is_file() else found
+
+
+def _absolute(path: str) -> Path:
+    """Of one place always the same: `~` is the home, links are followed."""
+    try:
+        return Path(path).expanduser().resolve()
+    except RuntimeError as error:  # there is no such user; a circle of links
+        raise ConfigError(f"{path} is no path: {error}") from None
 
 
 def browse(run: RunConfig) -> str:

@@ -40,8 +40,8 @@ def load(kind: type[C], path: str) -> C:
         ConfigError: the file cannot be read, or is no configuration.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, RuntimeError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise ConfigError(f"cannot read the configuration {path!r}: {reason}") from None
     try:

@@ -41,9 +41,7 @@ def cell_name(settings: dict[str, Any]) -> str:
 
 def common_part(base: Config) -> Config:
     """What cells have in common, without the name and places of one run."""
-    # Workers run in folders of their own.
-    dataset = locations.absolute(base.data.dataset)
-    return replace(base, name=None, tracking_uri=None, storage=None, dataset=dataset)
+    return replace(locations.located(base), name=None, tracking_uri=None, storage=None)
 
 
 def with_settings(rows: pd.DataFrame, cells: Sequence[Cell]) -> pd.DataFrame:

@@ -18,7 +18,6 @@ from nflab.analysis.ranking import ranked
 from nflab.cluster import connection
 from nflab.cluster.placement import Placement
 from nflab.data import example_image, load_dataset
-from nflab.learning.classifier import WEIGHTS
 from nflab.learning.validation import validate
 from nflab.recording.archive import Archive
 from nflab.recording.notes import grid_note
@@ -28,6 +27,7 @@ from nflab.settings import locations
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import replace
+from nflab.settings.locations import WEIGHTS
 from nflab.settings.outcomes import DONE
 from nflab.settings.serialization import from_json, to_json
 from nflab.settings.studies import FinalsConfig, GridOfConfigs

@@ -100,7 +100,7 @@ def show_sweep(config: SweepConfig, experiment: str) -> None:
     if "batch_size" in config.search.searched:
         sizes = space_of(config).batch_sizes()
     times = _Times(known, placement)
-    base = replace(config.base(), dataset=locations.absolute(config.data.dataset))
+    base = locations.located(config.base())
     lengths = {size: times.of(replace(base, batch_size=size)) for size in sizes}
     trials, epochs, rung = config.search.trials, config.schedule.epochs, first_rung(config)
     out = console()

@@ -91,15 +91,8 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
     name = config.run.name or f"{experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
     locations.check_name(name)
     storage, uri = locations.storage(config.run), locations.tracking_uri(config.run)
-    config = replace(
-        config,
-        name=name,
-        storage=storage,
-        tracking_uri=uri,
-        # Workers run in folders of their own.
-        dataset=locations.absolute(config.data.dataset),
-        pretrained=locations.absolute(config.model.pretrained),
-    )
+    # Workers run in folders of their own.
+    config = replace(locations.located(config), name=name, storage=storage, tracking_uri=uri)
     folder = f"{storage}/{name}"
     check_writable(storage)
     tracker = Tracker(uri, storage, experiment)

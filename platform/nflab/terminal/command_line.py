@@ -12,6 +12,7 @@ from typing import NoReturn, TypeVar
 import tyro
 
 from nflab.learning.validation import known, validate
+from nflab.settings import locations
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import C, flat, replace
@@ -160,8 +161,9 @@ def parse(
         if error.code == 0:  # --help
             raise
         raise ConfigError(_sentence(said.getvalue())) from None
+    config = locations.located(config)
     if asked.resume is not None:
-        _refuse_changes(stored, config)
+        _refuse_changes(locations.located(stored), config)
     return config, asked.resume is not None
 
 
@@ -222,5 +224,5 @@ def _sentence(box: str) -> str:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    print(message, file=sys.stderr)
+    print(locations.masked(message), file=sys.stderr)
     raise SystemExit(code)
