@@ -77,7 +77,9 @@ def show(rows: "pd.DataFrame", config: TransferConfig, grid: "Grid") -> None:
         rows: one for each network, start and seed (see `Tracker.cells`).
     """
     from nflab.analysis.figures import draw_transfer
+    from nflab.analysis.findings import software
     from nflab.analysis.statistics import estimate, verdict
+    from nflab.recording.provenance import software_tags
 
     finished = rows[rows.outcome == "finished"]
     results = {
@@ -108,6 +110,7 @@ def show(rows: "pd.DataFrame", config: TransferConfig, grid: "Grid") -> None:
         ),
         compared(f"{one} above {other}, pre-trained", (one, STARTS[0]), (other, STARTS[0])),
         compared(f"{one} above {other}, from scratch", (one, STARTS[1]), (other, STARTS[1])),
+        *software(rows, software_tags()),
     ]
     out = console()
     out.print(table)

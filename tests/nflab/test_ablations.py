@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from nflab.analysis import augmentation, clipping, layers
-from nflab.analysis.findings import groups, summarise, twin
+from nflab.analysis.findings import groups, software, summarise, twin
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import as_text, flat
@@ -153,6 +153,38 @@ def test_cells_that_differ_in_more_than_what_varies_never_mix() -> None:
         (2, "7"),
         (1, "40"),
     ]
+
+
+def test_cells_that_compute_the_same_are_of_one_group() -> None:
+    rows = pd.DataFrame(
+        [
+            row(90, augmentation_layers=2),
+            row(91, augmentation_layers=4, sam_fraction=0.5, partners="fresh"),
+            row(92, clipping=None, unclipped=()),
+            row(93, clipping=0.1, unclipped=("head",)),
+            row(94, augmentation_level=1, augmentation_layers=2),
+            row(95, augmentation_level=1, augmentation_layers=3),
+        ]
+    )
+    rows.loc[0, "partners"] = None  # from before there was this setting
+    assert [len(group) for _, group in groups(rows, clipping.VARIED)] == [4, 1, 1]
+
+
+def test_results_of_other_software_are_counted() -> None:
+    rows = pd.DataFrame([row(90, seed=seed) for seed in range(4)])
+    own = {"code_fingerprint": "a", "torch": "2.11.0"}
+    assert software(rows, own) == software(rows) == []  # nothing is known
+    rows["code_fingerprint"], rows["torch"] = ["a", "b", "c", "b"], ["2.11.0", None, "2.10.0", None]
+    rows.loc[3, "outcome"] = "failed"
+    assert software(rows, own) == [
+        "2 of 3 results are of other versions of the code",
+        "1 of 3 results are of other versions of torch",
+    ]
+    assert software(rows) == [
+        "3 results of 3 versions of the code",
+        "3 results of 2 versions of torch (2.10.0, 2.11.0)",
+    ]
+    assert software(rows[:1], own) == []
 
 
 def every_subset(noise: float) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from nflab.learning.computation import OtherComputation, computed, differences, 
 from nflab.learning.loop import train
 from nflab.learning.provenance import code_fingerprint, software
 from nflab.learning.worker import Worker
-from nflab.recording.provenance import code_tags
+from nflab.recording.provenance import software_tags
 from nflab.recording.run_record import RunRecord
 from nflab.running.mailbox import Listener, mailbox
 from nflab.running.tuner import run_trials
@@ -198,7 +198,7 @@ def test_the_fingerprint_of_the_code_is_of_both_packages() -> None:
         for path in sorted(folder.rglob("*.py")):
             whole += str(path.relative_to(folder)).encode() + path.read_bytes()
     assert code_fingerprint() == hashlib.sha256(whole).hexdigest()[:16]
-    assert code_tags()["code_fingerprint"] == code_fingerprint()
+    assert software_tags()["code_fingerprint"] == code_fingerprint()
     assert software() == {"code_fingerprint": code_fingerprint(), "torch": torch.__version__}
 
 

@@ -114,6 +114,24 @@ def test_figure_2_comes_from_mlflow_alone(store: Store, tmp_path: Path) -> None:
     assert (runs.finished, runs.diverged) == (6, 2)
 
 
+def test_numbers_of_several_versions_of_the_code_are_told_beside_them(
+    store: Store, tmp_path: Path
+) -> None:
+    store.fill("clipping_vs_batch_size", CELLS)
+    store.fill("agc_sweep", [({"clipping": 0.1}, 90.0, "finished")] * 2, kind="trial")
+    client = MlflowClient(store.uri)
+    assert "versions of" not in write_report(store.uri, tmp_path / "report")[0].read_text()
+    for experiment in client.search_experiments():
+        found = client.search_runs([experiment.experiment_id], "tags.outcome = 'finished'")
+        for number, run in enumerate(found):
+            client.set_tag(run.info.run_id, "code_fingerprint", f"code {number % 2}")
+            client.set_tag(run.info.run_id, "torch", "2.11.0")
+    text = write_report(store.uri, tmp_path / "report")[0].read_text()
+    assert "- 8 results of 2 versions of the code\n" in text
+    assert "- 2 results of 2 versions of the code\n" in text
+    assert "versions of torch" not in text
+
+
 def test_nothing_is_claimed_before_all_cells_have_results(store: Store, tmp_path: Path) -> None:
     failed: Result = ({"clipping": 0.1, "batch_size": 64, "seed": 9}, 0.0, "failed")
     parent = store.fill("clipping_vs_batch_size", [*CELLS, failed])

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from nflab.analysis.statistics import Estimate, estimate
+from nflab.settings.canonical import UNREAD
 from nflab.settings.config import Config, ScaleConfig
 from nflab.settings.errors import ConfigError
-from nflab.settings.leaves import flat
+from nflab.settings.leaves import as_text, flat
 from nflab.settings.outcomes import DONE
 
 _UNRELATED = ("name", "tracking_uri", "storage", "recipe", "diagnostics", "seed")
@@ -67,6 +68,7 @@ def groups(rows: pd.DataFrame, varied: Sequence[str]) -> list[tuple[dict[str, st
     """
     if not len(rows):
         return []
+    rows = _as_computed(rows)
     scale = [field.name for field in fields(ScaleConfig)]
     apart = {*_UNRELATED, *scale, *varied, "model"}
     names = [*flat(Config()), "dataset_fingerprint"]
@@ -92,6 +94,41 @@ def groups(rows: pd.DataFrame, varied: Sequence[str]) -> list[tuple[dict[str, st
         ),
         key=lambda one: -len(one[1]),
     )
+
+
+def _as_computed(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose settings read alike where they compute the same; one that an older row does not
+    name had its default."""
+    rows, default = rows.copy(), {key: as_text(value) for key, value in flat(Config()).items()}
+    for name in rows.columns.intersection(list(default)):
+        rows[name] = rows[name].fillna(default[name])
+    for name in rows.columns.intersection(["unclipped", "frozen"]):
+        rows[name] = [" ".join(sorted(set(text.split()))) for text in rows[name]]
+    for name, others in UNREAD.items():
+        if name in rows and set(others) <= set(rows):
+            unread = pd.concat([rows[o] == as_text(v) for o, v in others.items()], axis=1).all(1)
+            rows.loc[unread, name] = default[name]
+    return rows
+
+
+def software(rows: pd.DataFrame, own: Mapping[str, str] | None = None) -> list[str]:
+    """Sentences on which software rows were computed with, where that is not one.
+
+    Args:
+        own: `code_fingerprint` and `torch` of this process; None compares rows with each other.
+    """
+    said = []
+    done = rows[rows.outcome.isin(DONE)]
+    for key, what in (("code_fingerprint", "of the code"), ("torch", "of torch")):
+        found = done[key].dropna() if key in done else pd.Series(dtype=str)
+        if own is not None:
+            others = found[found != own[key]]
+            if len(others):
+                said.append(f"{len(others)} of {len(done)} results are of other versions {what}")
+        elif found.nunique() > 1:
+            named = f" ({', '.join(sorted(found.unique()))})" if key == "torch" else ""
+            said.append(f"{len(done)} results of {found.nunique()} versions {what}{named}")
+    return said
 
 
 def top1(rows: pd.DataFrame, split: str) -> pd.Series:

@@ -3,7 +3,7 @@
 A run is what it computes: every setting that its result depends on, the contents of its dataset and
 of its pre-trained weights. Where they lie, and on what hardware it runs, does not count. A
 checkpoint says what it is of in `made_by.json`. Configurations that are written differently and
-compute the same are one: see `_canonical`.
+compute the same are one: see `settings.canonical`.
 """
 
 import dataclasses
@@ -11,12 +11,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-import nfnet
 from nflab.data import Dataset, load_dataset
 from nflab.data.dataset import is_called
 from nflab.learning.provenance import software
+from nflab.settings.canonical import canonical
 from nflab.settings.config import Config, ScaleConfig
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import as_text, flat
@@ -56,7 +56,7 @@ def computed(config: Config) -> dict[str, Any]:
         DatasetError: the dataset cannot be used.
         OSError: the weights cannot be read.
     """
-    return _with_contents(config, _canonical(_settings(config)))
+    return _with_contents(config, canonical(_settings(config)))
 
 
 def _with_contents(config: Config, found: dict[str, Any]) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def require_same(folder: Path, epoch: int, own: Mapping[str, Any], dataset: Data
         before = _older(folder)
         now = {key: own["computed"].get(key) for key in before}
     else:
-        before, now = _canonical({**_settings(Config()), **made["computed"]}), own["computed"]
+        before, now = canonical({**_settings(Config()), **made["computed"]}), own["computed"]
         if is_called(dataset, before["dataset"]):
             before["dataset"] = now["dataset"]
     # Not the digests: they differ with what is written 1 or 1.0, and with a setting that is new.
@@ -171,41 +171,6 @@ def _settings(config: Config) -> dict[str, Any]:
     if not (config.augmentation.mixup or config.augmentation.cutmix):
         del found["partners"]  # so that results from before there was this setting have their name
     return {key: list(v) if isinstance(v, tuple) else v for key, v in found.items()}
-
-
-def _canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """One way to write settings that compute the same: what nothing reads has its default, sets of
-    parts have the network's order, and numbers their type."""
-    found, default = dict(settings), flat(Config())
-    if found["augmentation_level"] == 0:
-        found["augmentation_layers"] = default["augmentation_layers"]
-    if found["sam_rho"] is None:
-        found["sam_fraction"] = default["sam_fraction"]
-    if found["clipping"] is None:
-        found["unclipped"] = default["unclipped"]
-    if not (found["mixup"] or found["cutmix"]):
-        found.pop("partners", None)
-    sizes = nfnet.preprocessing(found["model"])
-    if sizes.train_size == sizes.test_size == found["image_size"]:
-        found["image_size"] = None
-    for name in ("unclipped", "frozen"):
-        found[name] = sorted(set(found[name]), key=_place)
-    for name in _FLOATS & found.keys():
-        found[name] = None if found[name] is None else float(found[name])
-    return found
-
-
-_FLOATS = {
-    name
-    for part in get_type_hints(Config).values()
-    for name, kind in get_type_hints(part).items()
-    if kind in (float, float | None)
-}
-
-
-def _place(part: str) -> tuple[bool, bool, str]:
-    """Sorts the parts of a network as they follow each other: stages are named in their order."""
-    return part == "head", not part.startswith("st"), part.replace("stem", "")
 
 
 def _digest(found: Mapping[str, Any]) -> str:
@@ -242,7 +207,7 @@ def _older(folder: Path) -> dict[str, Any]:
         config = from_json(Config, (folder / CONFIG).read_text(encoding="utf-8"))
     except ValueError:
         raise _damaged(CONFIG) from None
-    found = _canonical(_settings(config))
+    found = canonical(_settings(config))
     return {key: value for key, value in found.items() if key not in _CONTENTS}
 
 

@@ -27,6 +27,7 @@ TAGS = {
     "agc_verdict": "agc_verdict",
     "dataset_fingerprint": "dataset_fingerprint",
     "code_fingerprint": "code_fingerprint",
+    "torch": "torch",
     "placement": "placement",
     "machines": "machines",
     "mlflow.parentRunId": "parent",

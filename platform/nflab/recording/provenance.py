@@ -1,15 +1,15 @@
-"""Which code runs."""
+"""Which software runs, as every run is tagged with it."""
 
 import subprocess
 from pathlib import Path
 
 import nflab
-from nflab.learning.provenance import code_fingerprint
+from nflab.learning.provenance import software
 
 
-def code_tags() -> dict[str, str]:
-    """What code runs: its git commit where it is a checkout, and a fingerprint of both packages
-    where it is not (a submitted copy), or was edited."""
+def software_tags() -> dict[str, str]:
+    """What code runs: its git commit where it is a checkout, a fingerprint of both packages, which
+    is all there is of a submitted copy, and the version of torch."""
     folder = Path(nflab.__path__[0])
 
     def git(*words: str) -> str | None:
@@ -22,4 +22,4 @@ def code_tags() -> dict[str, str]:
 
     commit = git("rev-parse", "HEAD") or "unknown"
     edited = "-edited" if git("status", "--porcelain", "--untracked-files=no") else ""
-    return {"git_commit": commit + edited, "code_fingerprint": code_fingerprint()}
+    return {"git_commit": commit + edited, **software()}

@@ -315,10 +315,12 @@ class Tracker:
     def cells(self) -> pd.DataFrame:
         """One row for each run of a cell, of any grid of the experiment, likewise; `cell` is its
         identity, `folder` its checkpoints and logs, `parent` its grid; `to_supersede` says that
-        its result is to be repeated. Those that were repeated on purpose are left out."""
+        its result is to be repeated; `code_fingerprint` and `torch` are those that it was computed
+        with. Those that were repeated on purpose are left out."""
         found = [r for r in self.search("tags.cell != ''") if "superseded" not in r.data.tags]
+        told = ("cell", "folder", "code_fingerprint", "torch")
         return rows(found).assign(
-            **{key: [run.data.tags[key] for run in found] for key in ("cell", "folder")},
+            **{key: [run.data.tags.get(key) for run in found] for key in told},
             parent=[run.data.tags[PARENT] for run in found],
             to_supersede=pd.Series(["to_supersede" in run.data.tags for run in found], dtype=bool),
         )

@@ -11,7 +11,7 @@ import pandas as pd
 from nflab.analysis import augmentation, clipping, layers
 from nflab.analysis.figures import draw_top1
 from nflab.analysis.finalists import RECORD, judge
-from nflab.analysis.findings import Findings, groups
+from nflab.analysis.findings import Findings, groups, software
 from nflab.analysis.ranking import ranked
 from nflab.recording.archive import Archive
 from nflab.recording.tables import one_each
@@ -99,6 +99,8 @@ def write_report(uri: str, folder: Path) -> list[Path]:
             if entrants and len(cells):
                 name = f"{experiment}-{parent.name}-finals"
                 text = ["Over fresh seeds, none of which had a part in choosing the finalists."]
+                of_finals = [id for ids in entrants.values() for id in ids]
+                text += software(cells[cells.cell.isin(of_finals)])
                 found = judge(entrants, cells)
                 title = f"Finals of {parent.name}"
                 sections.append(_section(title, found, name, folder, text, level=3))
@@ -133,10 +135,7 @@ def _ablation(experiment: str, kind: _Kind, cells: pd.DataFrame, folder: Path) -
         name = experiment if number == 1 else f"{experiment}-{number}"
         found = kind.analyse(rows, title)
         text = [f"{len(rows)} runs; not nflab's defaults: {_settings(common)}"]
-        if rows.code_fingerprint.nunique() > 1:
-            text.append(
-                f"recorded by {rows.code_fingerprint.nunique()} different states of the code"
-            )
+        text += software(rows)
         sections.append(_section(title, found, name, folder, text, level=3))
     return sections
 
@@ -177,6 +176,7 @@ def _sweep(file: str, name: str, trials: pd.DataFrame, folder: Path) -> Section:
             f"level {best.augmentation_level}: {best.val_top1:.2f} %, test {best.test_top1:.2f} % "
             "(one seed; finals tell whether that was luck)"
         )
+    text += software(trials)
     shown = trials[[column for column in SHOWN if column in trials]].reset_index(drop=True)
     tables = {f"{len(trials)} trials, the best first": _saved(shown, file, folder)}
     return Section(f"Sweep {name}", text=text, figures=[figure], tables=tables)

@@ -4,7 +4,8 @@ from typing import Any
 
 import pandas as pd
 
-from nflab.analysis.findings import Findings
+from nflab.analysis.findings import Findings, software
+from nflab.recording.provenance import software_tags
 from nflab.settings import locations
 from nflab.settings.config import Config
 from nflab.settings.studies import GridOfConfigs
@@ -29,8 +30,9 @@ def present(
     """
     out = console()
     out.print(text_table(found.table))
-    out.print(*found.text, paper, sep="\n", markup=False)
-    figures = grid.record(rows, [*found.text, paper], found.drawings)
+    told = [*found.text, *software(rows, software_tags())]
+    out.print(*told, paper, sep="\n", markup=False)
+    figures = grid.record(rows, [*told, paper], found.drawings)
     out.print("Figures:", *figures, markup=False)
     out.print(f"Browse:  {locations.browse(config.run)}", markup=False)
 

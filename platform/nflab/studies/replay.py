@@ -15,7 +15,7 @@ from nflab.learning.validation import validate
 from nflab.learning.worker import Worker
 from nflab.recording.archive import Archive, RecordedRun
 from nflab.recording.metrics import METRICS
-from nflab.recording.provenance import code_tags
+from nflab.recording.provenance import software_tags
 from nflab.running.worker_group import Task
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
@@ -143,7 +143,7 @@ def compare(recorded: Histories, archive: Archive, run_id: str) -> tuple[int, li
 
 def _remarks(recorded: RecordedRun, archive: Archive, result: Any) -> list[str]:
     """What differs between both runs beside their results."""
-    now = {**archive.find(result.run_id).tags, **code_tags()}
+    now = {**archive.find(result.run_id).tags, **software_tags()}
     told = {
         "code_fingerprint": "the code has changed",
         "git_commit": "the commit is another",

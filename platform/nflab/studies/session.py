@@ -14,7 +14,7 @@ from nflab.data import Dataset, load_dataset
 from nflab.data.dataset import changes, is_called
 from nflab.learning.computation import computed
 from nflab.recording.notes import experiment_tags
-from nflab.recording.provenance import code_tags
+from nflab.recording.provenance import software_tags
 from nflab.recording.roots import FOLDER, find_root, named, refuse_taken
 from nflab.recording.tracker import Tracker
 from nflab.settings import locations
@@ -115,7 +115,7 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
             identity or new_identity(name, experiment), config, dataset, folder
         )
         tags = {
-            **code_tags(),
+            **software_tags(),
             "mlflow.source.name": f"experiments/{experiment}.py",
             "mlflow.source.type": "LOCAL",
             "dataset_fingerprint": dataset.fingerprint,
