@@ -1,11 +1,16 @@
-"""Models for other runtimes: ONNX and torch.export, checked against the original."""
+"""Models for other runtimes: ONNX and torch.export, checked against the original.
 
+The standardisation of the kernels is folded into plain ones: it need not be done for each batch.
+"""
+
+import copy
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nfnet.layers import ScaledStdConv2d
 from nfnet.model import ResNet
 
 _TOLERANCE = 1e-4
@@ -16,7 +21,7 @@ def export_torch(model: ResNet, path: Path, image_size: int | tuple[int, int]) -
     """Write a model as a `torch.export` program, for any number of images of one size.
 
     Args:
-        model: a model from `create_model`; it is exported in evaluation mode.
+        model: a model from `create_model`; exported as it evaluates, and left as it is.
         path: the file, whose name should end in .pt2; `torch.export.load(path).module()` runs it.
         image_size: pixels along each side, or (height, width).
 
@@ -24,10 +29,9 @@ def export_torch(model: ResNet, path: Path, image_size: int | tuple[int, int]) -
         ValueError: the image is smaller than the network's stride.
         RuntimeError: the program's logits differ from the model's.
     """
-    images = _images(model, image_size)
-    with _Evaluating(model):
-        torch.export.save(_program(model, images), path)
-        _compare(model, images, torch.export.load(path).module()(images))
+    program, images, expected = _program(model, image_size)
+    torch.export.save(program, path)
+    _compare(torch.export.load(path).module()(images), expected)
 
 
 def export_onnx(model: ResNet, path: Path, image_size: int | tuple[int, int]) -> None:
@@ -48,50 +52,40 @@ def export_onnx(model: ResNet, path: Path, image_size: int | tuple[int, int]) ->
         raise ValueError(
             f"ONNX files need the package {error.name}; install `pip install 'nflab[onnx]'`."
         ) from None
-    images = _images(model, image_size)
-    with _Evaluating(model):
-        torch.onnx.export(
-            _program(model, images),
-            f=path,
-            input_names=["images"],
-            output_names=["logits"],
-            external_data=False,
-            verbose=False,
-        )
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        (logits,) = session.run(["logits"], {"images": images.numpy()})
-        _compare(model, images, torch.from_numpy(np.asarray(logits)))
+    program, images, expected = _program(model, image_size)
+    torch.onnx.export(
+        program,
+        f=path,
+        input_names=["images"],
+        output_names=["logits"],
+        external_data=False,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"images": images.numpy()})
+    _compare(torch.from_numpy(np.asarray(logits)), expected)
 
 
-class _Evaluating:
-    """Puts a model in evaluation mode on the CPU for a while."""
-
-    def __init__(self, model: ResNet) -> None:
-        self._model = model
-        self._training = [module for module in model.modules() if module.training]
-
-    def __enter__(self) -> None:
-        self._model.eval()
-
-    def __exit__(self, *error: object) -> None:
-        for module in self._training:  # not those that were frozen
-            module.training = True
-
-
-def _images(model: ResNet, image_size: int | tuple[int, int]) -> Tensor:
+def _program(
+    model: ResNet, image_size: int | tuple[int, int]
+) -> tuple[torch.export.ExportedProgram, Tensor, Tensor]:
+    """The program of a model with folded kernels, images, and the model's own logits of them."""
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     shape = (2, model.variant.in_channels, height, width)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-def _program(model: ResNet, images: Tensor) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim("batch", min=1)
-    return torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
-
-
-def _compare(model: ResNet, images: Tensor, logits: Tensor) -> None:
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    model = copy.deepcopy(model).cpu().eval()
     with torch.no_grad():
         expected = model(images)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, ScaledStdConv2d):
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, module.folded())
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
+    return program, images, expected
+
+
+def _compare(logits: Tensor, expected: Tensor) -> None:
     difference = ((logits - expected).abs().max() / expected.abs().max()).item()
     if not difference <= _TOLERANCE:
         raise RuntimeError(

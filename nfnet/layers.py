@@ -178,6 +178,21 @@ class ScaledStdConv2d(SameConv2d):
         w_hat: Tensor = centred * (at_least_float32(self.gain) * self.input_scale / norm)
         return w_hat.to(self.weight.dtype)
 
+    def folded(self) -> SameConv2d:
+        """A plain convolution with this one's `kernel()` as it is now, which computes the same."""
+        plain = SameConv2d(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size[0],
+            self.stride[0],
+            self.groups,
+            bias=True,
+            same_padding=self.same_padding,
+        )
+        assert self.bias is not None
+        plain.weight, plain.bias = nn.Parameter(self.kernel().detach()), self.bias
+        return plain.train(self.training)
+
 
 class SqueezeExcite(nn.Module):
     """Scales each channel by a gate in (0, 1) that two linear layers draw from all averages.

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -174,9 +175,12 @@ def test_a_ray_that_is_started_here_asks_for_its_token(
     if given is None:
         monkeypatch.delenv("RAY_AUTH_MODE")
     found: list[str | None] = []
+    known = [given]  # Ray has read its variables as it was imported
+    again = SimpleNamespace(initialize=lambda _: known.append(os.environ.get("RAY_AUTH_MODE")))
+    monkeypatch.setattr(ray._raylet, "Config", again)
 
     def init(**_: object) -> None:
-        found.append(os.environ.get("RAY_AUTH_MODE"))
+        found.append(known[-1])
         raise ConnectionError("none is started in this test")
 
     monkeypatch.setattr(ray, "init", init)

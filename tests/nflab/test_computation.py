@@ -21,7 +21,7 @@ from nflab.learning.worker import Worker
 from nflab.recording.provenance import software_tags
 from nflab.recording.run_record import RunRecord
 from nflab.running.mailbox import Listener, mailbox
-from nflab.running.tuner import run_trials
+from nflab.running.tuner import Failures, run_trials
 from nflab.running.worker_group import TrainingFailedError, first_error, fit
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
@@ -415,6 +415,40 @@ def test_a_worker_that_refuses_is_the_runs_own_failure(
     # The second may be ended before it has come so far.
     assert any("OtherComputation: the checkpoint of epoch 1" in log for log in logs)
     assert Checkpoints.of_run(str(folder)).last_epoch() == 1
+
+
+def test_three_failures_in_a_row_of_one_cause_end_the_work(
+    stopped: Path, tmp_path: Path, ray_address: str
+) -> None:
+    raise_on_interrupt()
+    store = Store(tmp_path)
+    cells = [{"clipping": 0.02, "seed": seed} for seed in range(6)]
+    ledger = store.open(cells, **flat(SMALL))
+    for _ in cells:
+        proposal = ledger.propose()
+        ledger.started(proposal)
+        shutil.copytree(stopped, Path(proposal.folder) / "checkpoints")
+    ledger.release()
+    cause = run_trials(SMALL, Placement(1, 1.0, 0.0, 1), ledger, SweepProgress(6, 0, 6, "cell"))
+    assert cause is not None
+    assert cause.startswith("nflab.learning.computation.OtherComputation: the checkpoint of epoch")
+    ledger.release()
+    assert store.cells().outcome.tolist() == ["failed"] * 3 + ["interrupted"] * 3
+    assert ledger.missing == 6  # a grid that is asked for again trains what failed
+
+
+def test_what_counts_as_one_cause() -> None:
+    def cause(*errors: str | None) -> str | None:
+        failures = Failures()
+        for error in errors:
+            failures.ended(error)
+        return failures.cause
+
+    full = "Traceback\n  File x\nOSError: [Errno 28] No space left: 'trials/000{}/state.pt'"
+    assert cause(full.format(1), full.format(2), full.format(3)) == full.format(3).split("\n")[-1]
+    assert cause(full.format(1), full.format(2), None, full.format(3)) is None
+    assert cause(full.format(1), "ValueError: x", full.format(2)) is None
+    assert cause(*["CUDA out of memory. Tried to allocate 2 GiB"] * 4) is None
 
 
 def test_cells_fail_on_another_checkpoint_and_go_on_with_other_software(

@@ -1,5 +1,7 @@
 """Files in object storage that fails: what passes is waited for, what stays is told at once."""
 
+import errno
+import functools
 import os
 import signal
 import threading
@@ -103,7 +105,7 @@ def test_a_checkpoint_is_saved_whole_though_the_bucket_fails_again_and_again(
 def test_a_bucket_that_stays_away_is_told_in_a_sentence(bucket: Bucket, how: Failure) -> None:
     with bucket.failing(how), pytest.raises(Away) as told:
         write_text(f"s3://{bucket.name}/x", "", patience=0.5)
-    assert str(told.value).startswith(f"s3://{bucket.name}/x does not answer: ")
+    assert str(told.value).startswith(f"s3://{bucket.name}/x cannot be used: ")
     assert "\n" not in str(told.value)
 
 
@@ -119,7 +121,7 @@ def test_an_interrupt_ends_the_waiting(bucket: Bucket) -> None:
     [
         ("nowhere", None, "NO_SUCH_BUCKET"),
         (None, "answers 403", "INVALID_ACCESS_KEY_ID"),
-        (None, "refuses", "does not answer"),
+        (None, "refuses", "cannot be used"),
     ],
 )
 def test_a_run_does_not_begin_without_its_bucket(
@@ -144,14 +146,59 @@ def test_what_does_not_pass_is_not_waited_for(
     assert "waiting" not in capfd.readouterr().out
 
 
-def test_a_full_disk_is_not_waited_for(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.ESTALE, errno.EROFS])
+def test_a_disk_that_fails_is_waited_for(
+    number: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(files, "RETRY_SECONDS", 0.01)
+    tries = []
+
+    def write() -> str:
+        tries.append(number)
+        if len(tries) < 5:
+            raise OSError(number, os.strerror(number), "/x")
+        return "written"
+
+    assert files.patiently("/x", write) == "written"
+    assert capfd.readouterr().out.count("waiting for /x, which cannot be used now") == 1
+
+
+def test_a_disk_that_stays_full_is_told_in_a_sentence() -> None:
     def fill() -> None:
         with Path("/dev/full").open("w") as file:
             file.write("x")
 
-    with pytest.raises(OSError, match="No space left on device"):
-        files.patiently("/dev/full", fill)
-    assert "waiting" not in capfd.readouterr().out
+    with pytest.raises(Away, match=r"^/dev/full cannot be used: .*No space left on device$"):
+        files.patiently("/dev/full", fill, patience=0)
+
+
+def test_what_is_wrong_with_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    for number in (errno.ENOENT, errno.EACCES, errno.EISDIR):
+        with pytest.raises(OSError, match="x") as told:
+            files.patiently("/x", functools.partial(_raise, OSError(number, "x")))
+        assert not isinstance(told.value, Away)
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def test_what_a_full_disk_does_not_take_of_a_log_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    takes = os.write
+
+    def full(file: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    with kept_log(str(tmp_path), 0):
+        print("before")
+        monkeypatch.setattr(os, "write", full)
+        print("while it is full, é")
+        monkeypatch.setattr(os, "write", takes)
+        print("after")
+    lines = (tmp_path / "rank-0.log").read_text(encoding="utf-8").splitlines()
+    assert lines[-3:] == ["before", "while it is full, é", "after"]
 
 
 def test_a_log_is_in_the_bucket_as_far_as_its_last_report(bucket: Bucket) -> None:

@@ -1,5 +1,6 @@
 """The ledger against the real study and the real MLflow store, without Ray."""
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from nflab.analysis.ranking import ranked
 from nflab.recording.outbox import Outbox
@@ -16,6 +19,7 @@ from nflab.running.ledger import Proposal
 from nflab.searching.trial_ledger import TrialLedger
 from nflab.settings.leaves import replace
 from nflab.settings.studies import SweepConfig
+from nflab.storage import files
 from nflab.storage.checkpoints import Checkpoints
 from nflab.storage.run_folder import Identity
 from tests.faults.stores import STATES
@@ -34,7 +38,7 @@ class Stores:
         self.parent = self.tracker.start("sweep", {})
         self.outbox = Outbox(self.tracker, folder / "unsent")
 
-    def open(self, config: SweepConfig = CONFIG) -> TrialLedger:
+    def open(self, config: SweepConfig = CONFIG, retry_failed: bool = False) -> TrialLedger:
         """A ledger of a new process."""
         self.outbox.close()
         self.outbox = Outbox(self.tracker, self.folder / "unsent")
@@ -48,6 +52,7 @@ class Stores:
             self.parent,
             {"git_commit": "x"},
             SAMPLES,
+            retry_failed=retry_failed,
         )
 
     def trials(self) -> list[FrozenTrial]:
@@ -247,3 +252,54 @@ def test_proposals_depend_on_the_seed_and_not_on_interruptions(stores: Stores) -
 def test_a_configuration_proposed_again_runs_with_the_next_seed(stores: Stores) -> None:
     ledger = stores.open(replace(CONFIG, searched=()))
     assert [ledger.propose().settings for _ in range(3)] == [{"seed": 3}, {"seed": 4}, {"seed": 5}]
+
+
+def test_trials_that_failed_are_trained_again_under_their_numbers(stores: Stores) -> None:
+    ledger = stores.open()
+    finish(ledger, 80)
+    asked = []
+    for error in ("OSError: the disk is gone", "CUDA out of memory", "OSError: the disk is gone"):
+        asked.append(begin(ledger))
+        ledger.reported(asked[-1].number, epoch(1, 50))
+        ledger.ended(asked[-1].number, "failed", None, error)
+    assert (stores.open().missing, stores.open(retry_failed=True).missing) == (2, 5)
+    ledger = stores.open(retry_failed=False)
+    assert ledger.missing == 5  # whoever goes on later need not ask again
+    stores.agree()
+    assert [ledger.propose() for _ in asked] == asked
+    for proposal in asked:
+        ledger.started(proposal)
+        for e in range(1, 8):
+            ledger.reported(proposal.number, epoch(e, 50))
+        ledger.reported(proposal.number, epoch(8, 60, "finished"))
+        ledger.ended(proposal.number, "finished", 60)
+    stores.agree()
+    assert [trial.value for trial in stores.trials()] == [80, 60, 60, 60]
+    assert {trial.system_attrs["constraints:infeasible"] for trial in stores.trials()} == {0.0}
+    assert "error" not in stores.runs()[2].data.tags
+    assert stores.open().propose().number == 5
+
+
+def test_a_study_on_a_full_disk_is_written_when_there_is_room(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = stores.open()
+    proposal = begin(ledger)
+    monkeypatch.setattr(files, "RETRY_SECONDS", 0.01)
+    write, tries = Session._flush, []
+
+    def full(session: Session, objects: Any = None) -> None:
+        tries.append(1)
+        if len(tries) % 4:
+            raise OperationalError("insert", {}, sqlite3.OperationalError("disk is full"))
+        write(session, objects)
+
+    monkeypatch.setattr(Session, "_flush", full)
+    for e in range(1, 8):
+        ledger.reported(proposal.number, epoch(e, 70))
+    ledger.reported(proposal.number, epoch(8, 70, "finished"))
+    ledger.ended(proposal.number, "finished", 70)
+    monkeypatch.setattr(Session, "_flush", write)
+    assert len(tries) > 20
+    stores.agree()
+    assert [trial.value for trial in stores.trials()] == [70]

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -50,6 +51,24 @@ def test_an_export_leaves_what_was_frozen_in_evaluation_mode(tmp_path: Path) -> 
     nfnet.export_torch(model, tmp_path / "model.pt2", 8)
     assert {name: module.training for name, module in model.named_modules()} == before
     assert len(set(before.values())) == 2
+
+
+def test_kernels_are_folded(tmp_path: Path) -> None:
+    """Each convolution of the file has a kernel that is stored, and nothing computes one."""
+    settings = {**SMALL, "group_size": 8}
+    model = nfnet.create_model("dm_nfnet_f0", **settings)
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    nfnet.export_onnx(model, tmp_path / "model.onnx", (32, 32))
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    stored = {tensor.name for tensor in graph.initializer}
+    kernels = [node.input[1] for node in graph.node if node.op_type == "Conv"]
+    assert len(kernels) == len(convolutions)
+    assert set(kernels) <= stored
+    kinds = {node.op_type for node in graph.node}
+    assert not kinds & {"ReduceL2", "ReduceSum", "Sqrt", "Reciprocal", "Clip", "Max"}
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
 def test_a_difference_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,8 +133,10 @@ def _require_reachable(address: str) -> None:
 
 def _start(address: str) -> None:
     _require_reachable(address)
-    if address == "local":  # else it depends on whether this user has a token
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if address == "local" and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"  # whatever Ray's default is
+        # It has read its variables as it was imported.
+        ray._raylet.Config.initialize("")  # type: ignore[attr-defined]
     # Ray reads these when it is first used: its polls and loggers are made for runs of hours.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")

@@ -4,10 +4,12 @@ It reads from top to bottom in the order in which things happen. What surrounds 
 Tune or nothing) reaches it only as a `Worker`.
 """
 
+import errno
 import json
 import math
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from nflab.settings.locations import WEIGHTS
 from nflab.settings.outcomes import standing
 from nflab.settings.serialization import to_json
 from nflab.settings.streams import Stream, keys
+from nflab.storage.files import patiently
 
 CHECK_EVERY = 16
 """Steps between two looks at whether the loss is still finite, on all workers alike."""
@@ -198,7 +201,8 @@ def train(config: Config, worker: Worker) -> None:
         history.append(metrics)
         if worker.rank == 0 and worker.checkpoints is not None:
             with tempfile.TemporaryDirectory() as temporary:
-                _save(Path(temporary), config, maker, dataset, history, model, optimizer, ema)
+                state = (config, maker, dataset, history, model, optimizer, ema)
+                patiently(temporary, partial(_save, Path(temporary), *state))
                 worker.checkpoints.save(Path(temporary), epoch + 1, _best(history))
         # After all is saved: a test image that cannot be read costs no epoch.
         report(tested(metrics) if epoch + 1 == config.schedule.epochs else metrics)
@@ -289,8 +293,8 @@ def _save(
         "optimizer": optimizer.state_dict(),
         "ema": None if ema is None else ema.state_dict(),
     }
-    torch.save(state, folder / "state.pt")
-    torch.save((model if ema is None else ema.model).state_dict(), folder / WEIGHTS)
+    _write(state, folder / "state.pt")
+    _write((model if ema is None else ema.model).state_dict(), folder / WEIGHTS)
     write_description(
         folder,
         config.model.model,
@@ -302,6 +306,15 @@ def _save(
     )
     (folder / CONFIG).write_text(to_json(config), encoding="utf-8")
     (folder / MADE_BY).write_text(json.dumps(maker, indent=2) + "\n", encoding="utf-8")
+
+
+def _write(state: dict[str, Any], file: Path) -> None:
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:  # what the disk said is lost: of a full one "unexpected pos"
+        if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise OSError(errno.EIO, "the disk does not take it", str(file)) from None
 
 
 def _load(

@@ -15,12 +15,14 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nflab.recording.client import is_away, is_rejected
 from nflab.recording.tracker import Tracker
 from nflab.settings.errors import ConfigError
+from nflab.storage.files import patiently
 from nflab.terminal.wording import console
 
 RETRY_SECONDS = 1.0
@@ -57,7 +59,7 @@ class Outbox:
         self._closed = False
         folder.mkdir(parents=True, exist_ok=True)
         self._waiting = deque(self._left())
-        self._log = self._file.open("a", encoding="utf-8")
+        self._log = self._file.open("ab", buffering=0)
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._send_all, name="outbox", daemon=True)
         self._thread.start()
@@ -78,17 +80,19 @@ class Outbox:
         """
         request = {"call": call, "run": run, "arguments": arguments}
         with self._changed:
-            self._log.write(json.dumps(request) + "\n")
-            self._log.flush()
-            os.fsync(self._log.fileno())  # the machine may stop, not this process alone
+            patiently(str(self._file), partial(self._write, json.dumps(request).encode() + b"\n"))
             self._waiting.append(request)
             self._changed.notify_all()
 
     def put_file(self, run: str, name: str, write: Callable[[Path], object]) -> None:
         """Stores a file called `name`, which `write` makes, as an artifact of the run."""
         folder = self._folder / uuid.uuid4().hex
-        folder.mkdir()
-        write(folder / name)
+
+        def make() -> None:
+            folder.mkdir(exist_ok=True)
+            write(folder / name)
+
+        patiently(str(folder), make)
         self.put("add_file", run, path=str(folder / name))
 
     def drain(self, patience: float = PATIENCE_SECONDS) -> None:
@@ -150,6 +154,18 @@ class Outbox:
             self._changed.notify_all()
         self._thread.join(SHORT_PATIENCE_SECONDS)  # else two might send the same at once
 
+    def _write(self, line: bytes) -> None:
+        """Adds a line to the file, whole or not at all."""
+        end = os.fstat(self._log.fileno()).st_size
+        try:
+            while line:
+                line = line[self._log.write(line) :]
+            os.fsync(self._log.fileno())  # the machine may stop, not this process alone
+        except OSError:
+            with suppress(OSError):
+                self._log.truncate(end)
+            raise
+
     def _left(self) -> list[dict[str, Any]]:
         """The requests that an earlier process left; what a kill tore is removed."""
         content = self._file.read_bytes() if self._file.is_file() else b""
@@ -208,10 +224,14 @@ class Outbox:
             reason = _reason(error)
             if not (is_rejected(error) or isinstance(error, ConfigError)):
                 return None, reason
-            with (self._folder / REJECTED).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**request, "reason": reason}) + "\n")
+            rejected = self._folder / REJECTED
+            try:
+                with rejected.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({**request, "reason": reason}) + "\n")
+            except OSError as failure:  # it is asked for again until it can be kept
+                return None, _reason(failure)
             return Refused(
-                f"MLflow refused {request['call']!r} of a run, which is kept in {file.name}: "
+                f"MLflow refused {request['call']!r} of a run, which is kept in {rejected}: "
                 f"{reason}"
             ), None
         return None, None

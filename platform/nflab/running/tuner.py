@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,19 +26,27 @@ from nflab.terminal.progress import SweepProgress
 # Tune would show keys in the arguments of processes, and in logs; every node has its own.
 ENV_VARS_TO_PROPAGATE.difference_update({n for n in ENV_VARS_TO_PROPAGATE if n.startswith("AWS_")})
 
+FAILURES_IN_A_ROW = 3
+"""That many trials that fail with one cause say that the next would fail, too."""
+
 
 def run_trials(
     config: Config, placement: Placement, ledger: Ledger, progress: SweepProgress
-) -> None:
+) -> str | None:
     """Runs the trials that the ledger misses, as many at once as the cluster holds.
 
     When the ledger's budget is reached, none begins any more, and each that runs is stopped at its
-    next report; the ledger is not told of their end, so that they can go on.
+    next report; the ledger is not told of their end, so that they can go on. When
+    FAILURES_IN_A_ROW have failed with one cause, none begins any more, and those that run end.
 
     Args:
         config: what every trial starts from.
+
+    Returns:
+        that cause, if there was one.
     """
     stopped: set[int] = set()
+    failures = Failures()
     # Nothing is read again of Tune's own state: it is gone with the end.
     with TemporaryDirectory(prefix="nflab-tune-") as scratch:
         tuner = Tuner(
@@ -45,8 +54,8 @@ def run_trials(
             tune_config=TuneConfig(
                 num_samples=ledger.missing,
                 max_concurrent_trials=placement.max_concurrent,
-                search_alg=_Searcher(config, ledger),
-                scheduler=_Scheduler(ledger, progress, stopped),
+                search_alg=_Searcher(config, ledger, failures),
+                scheduler=_Scheduler(ledger, progress, stopped, failures),
                 # A process imports for seconds: the next run of one worker takes over the last's.
                 reuse_actors=placement.num_workers == 1,
             ),
@@ -62,6 +71,33 @@ def run_trials(
         os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
         with progress, told_of_waiting(progress.say):
             tuner.fit()
+    return failures.cause
+
+
+class Failures:
+    """Whether several trials in a row have failed with one cause."""
+
+    def __init__(self) -> None:
+        self.cause: str | None = None
+        """The cause, once they have."""
+        self._last, self._count = "", 0
+
+    def ended(self, error: str | None) -> None:
+        """A trial has ended.
+
+        Args:
+            error: why it failed; None if it did not.
+        """
+        # What memory does not hold says something of the trial's own settings.
+        if error is None or "out of memory" in error.lower():
+            self._last, self._count = "", 0
+            return
+        last = (error.strip().splitlines() or [""])[-1]
+        alike = re.sub(r"(0x)?[\da-f]*\d[\da-f]*", "#", last)  # but for numbers, such as its own
+        self._count = self._count + 1 if alike == self._last else 1
+        self._last = alike
+        if self._count >= FAILURES_IN_A_ROW:
+            self.cause = self.cause or last
 
 
 class _Unsaved:
@@ -74,12 +110,12 @@ class _Unsaved:
 class _Searcher(_Unsaved, Searcher):
     """Hands Tune what the ledger proposes."""
 
-    def __init__(self, config: Config, ledger: Ledger) -> None:
+    def __init__(self, config: Config, ledger: Ledger, failures: Failures) -> None:
         super().__init__()
-        self._config, self._ledger = config, ledger
+        self._config, self._ledger, self._failures = config, ledger, failures
 
     def suggest(self, trial_id: str) -> Any:
-        if self._ledger.budget.reached:
+        if self._ledger.budget.reached or self._failures.cause is not None:
             return Searcher.FINISHED
         proposal = self._ledger.propose()
         dataset = load_dataset(replace(self._config, **proposal.settings))
@@ -99,12 +135,15 @@ class _Searcher(_Unsaved, Searcher):
 
 class _Scheduler(_Unsaved, FIFOScheduler):
     """Writes each report down, and cuts the trial where the study's pruner says so; stops all when
-    the budget is reached."""
+    the budget is reached, and lets none begin when too many have failed alike."""
 
-    def __init__(self, ledger: Ledger, progress: SweepProgress, stopped: set[int]) -> None:
-        """Those that the budget stopped are put into `stopped`."""
+    def __init__(
+        self, ledger: Ledger, progress: SweepProgress, stopped: set[int], failures: Failures
+    ) -> None:
+        """Those that were stopped before their end are put into `stopped`."""
         super().__init__()
         self._ledger, self._progress, self._stopped = ledger, progress, stopped
+        self._failures = failures
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         if result["outcome"] == "failed":
@@ -119,6 +158,19 @@ class _Scheduler(_Unsaved, FIFOScheduler):
                 self._stopped.add(number)
                 return self.STOP
         return self.STOP if cut else self.CONTINUE
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        failed = result.get("outcome") == "failed"
+        self._ended(tune_controller, str(result.get("error")) if failed else None)
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        if trial.status != Trial.ERROR:  # else it was lost, and is about to begin again
+            self._ended(tune_controller, str(trial.get_error()))
+
+    def _ended(self, tune_controller: Any, error: str | None) -> None:
+        self._failures.ended(error)
+        if self._failures.cause is not None:
+            self._stop_waiting(tune_controller)
 
     def _stop_waiting(self, tune_controller: Any) -> None:
         """Trials that have not begun do not begin any more."""

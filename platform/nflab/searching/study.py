@@ -1,21 +1,26 @@
 """Optuna's study of a sweep: how the end of a trial is told to it, and what it says of each."""
 
+import errno
 import json
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from nflab.settings.errors import ConfigError
 from nflab.settings.outcomes import Outcome
-from nflab.storage.files import read_text, write_text
+from nflab.storage.files import patiently, read_text, write_text
 from nflab.storage.run_folder import Identity
+
+T = TypeVar("T")
 
 _ENDS: dict[str, tuple[str, ...]] = {
     # One that ran out of memory is told as a bad result, so that the place is avoided.
@@ -118,6 +123,22 @@ def _whereabouts(marker: str | None) -> str:
         return ""
 
 
+def kept(file: Path, call: Callable[[], T]) -> T:
+    """What `call` returns, which writes into the study; done again while its disk takes nothing.
+
+    Raises:
+        Away: the disk goes on taking nothing.
+    """
+
+    def ask() -> T:
+        try:
+            return call()
+        except StorageInternalError as error:
+            raise OSError(errno.EIO, str(error.__cause__).splitlines()[0], str(file)) from error
+
+    return patiently(str(file), ask)
+
+
 def tell(
     study: optuna.Study,
     trial: optuna.Trial,
@@ -146,6 +167,27 @@ def tell(
     else:
         trial.set_constraint("infeasible", 0.0)
         study.tell(trial, value)
+
+
+def let_failed_wait(file: Path) -> None:
+    """Trials that failed are to be proposed again, under their numbers, as if they had not.
+
+    Optuna itself changes no trial that has ended, so this is told to its database.
+    """
+    failed = """
+        select trials.trial_id from trials join trial_user_attributes using (trial_id)
+        where state in ('FAIL', 'COMPLETE') and key = 'outcome' and value_json = '"failed"'
+    """
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute(f"delete from trial_values where trial_id in ({failed})")
+        database.execute(
+            "delete from trial_system_attributes "
+            f"where key like 'constraints:%' and trial_id in ({failed})"
+        )
+        database.execute(
+            "update trials set state = 'WAITING', datetime_complete = null "
+            f"where trial_id in ({failed})"
+        )
 
 
 class StudyFile:

@@ -5,6 +5,7 @@ checkpoints, so a sweep that was killed at any moment goes on from them: a trial
 way waits in the study to be proposed again, with its settings and the results it has reported.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from nflab.recording.tracker import Tracker
 from nflab.running.budget import Budget
 from nflab.running.ledger import METRIC, Proposal
 from nflab.searching.distributions import distributions
-from nflab.searching.study import open_study, tell
+from nflab.searching.study import kept, let_failed_wait, open_study, tell
 from nflab.settings.leaves import replace
 from nflab.settings.outcomes import Outcome
 from nflab.settings.recipes import space_of
@@ -61,6 +62,7 @@ class TrialLedger:
         tags: dict[str, str],
         samples_per_epoch: int,
         budget: Budget | None = None,
+        retry_failed: bool = False,
     ) -> None:
         """Opens the study of a sweep, or makes it; trials that were under way wait again.
 
@@ -72,6 +74,7 @@ class TrialLedger:
             tags: what every trial's run is tagged with.
             samples_per_epoch: the fewest images that any batch size trains on in an epoch.
             budget: what the sweep may cost, with what it has cost before.
+            retry_failed: let trials that failed be proposed again.
 
         Raises:
             ConfigError: the study is gone, or is another sweep's (see `study.open_study`).
@@ -86,7 +89,12 @@ class TrialLedger:
         pruner = optuna.pruners.SuccessiveHalvingPruner(
             min_resource=first_rung(config) * samples_per_epoch, reduction_factor=REDUCTION_FACTOR
         )
-        self._study = open_study(study_file, identity, folder, pruner, begun)
+        opened = partial(open_study, study_file, identity, folder, pruner, begun)
+        self._study = opened()
+        if retry_failed:
+            let_failed_wait(study_file)
+            self._study = opened()  # it remembers trials that had ended
+        self._kept = partial(kept, study_file)
         self._storage = self._study._storage
         self._open: dict[int, optuna.Trial] = {}
         self._runs: dict[int, tuple[str, int | None]] = {}
@@ -110,7 +118,8 @@ class TrialLedger:
         self._study.sampler = optuna.samplers.TPESampler(
             seed=int(key) % 2**32, n_startup_trials=STARTUP_TRIALS
         )
-        trial = self._study.ask(distributions(self._space, self._config.search.searched))
+        searched = distributions(self._space, self._config.search.searched)
+        trial = self._kept(lambda: self._study.ask(searched))
         settings = trial.user_attrs.get("settings")
         if settings is None:
             settings = self._space.settings(trial.params)
@@ -120,7 +129,7 @@ class TrialLedger:
                 if "settings" in t.user_attrs
             )
             settings["seed"] = self._config.run.seed + repeats
-            trial.set_user_attr("settings", settings)
+            self._kept(lambda: trial.set_user_attr("settings", settings))
         self._open[trial.number + 1] = trial
         number = trial.number + 1
         return Proposal(number, settings, trial_folder(self._folder, number))
@@ -154,7 +163,7 @@ class TrialLedger:
         step = metrics["samples_seen"]
         known = self._storage.get_trial(trial._trial_id)
         if step not in known.intermediate_values:
-            trial.report(metrics[METRIC], step)
+            self._kept(lambda: trial.report(metrics[METRIC], step))
         elif step != known.last_step:
             return False  # repeated by a trial that goes on, and judged before
         if metrics["outcome"] == "finished":
@@ -162,14 +171,15 @@ class TrialLedger:
         # Written down, for the pruner does not judge the same rung again.
         cut = known.user_attrs.get("cut", False) or trial.should_prune()
         if cut:
-            trial.set_user_attr("cut", True)
+            self._kept(lambda: trial.set_user_attr("cut", True))
         return cut
 
     def ended(
         self, number: int, outcome: Outcome, value: float | None, error: str | None = None
     ) -> None:
         """Closes a trial in the study, see `study.tell`, and in MLflow."""
-        tell(self._study, self._open.pop(number), outcome, value, error)
+        self._kept(lambda: tell(self._study, self._open[number], outcome, value, error))
+        del self._open[number]
         self._records[number].finish(outcome, error)
         if outcome != "failed":
             self._purge_losers(number, value if outcome == "finished" else None)
@@ -183,7 +193,10 @@ class TrialLedger:
         study does; nothing is left running in either."""
         self._open.clear()
         for trial in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-            self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+            wait = partial(
+                self._storage.set_trial_state_values, trial._trial_id, TrialState.WAITING
+            )
+            self._kept(wait)
         self._outbox.drain()
         runs = self._tracker.trials(self._parent)
         ended: dict[int, Outcome] = {

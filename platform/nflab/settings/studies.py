@@ -21,6 +21,8 @@ class SearchConfig:
     max_cost: Annotated[float | None, float_or("none")] = None
     """USD at which to stop, by the prices of nflab/cluster/prices.csv: running trials end with
     their next epoch, and --resume NAME --max-cost MORE goes on. Training alone is counted."""
+    retry_failed: bool = False
+    """With --resume: train again the trials that failed."""
     searched: Annotated[tuple[str, ...], tyro.conf.Suppress] = (
         "clipping",
         "batch_size",

@@ -1,14 +1,16 @@
 """Small files by address: a local path, or object storage such as s3://bucket/folder.
 
-Object storage that is away is waited for here, and nowhere else: see `patiently`.
+A store that is away (object storage that does not answer, a disk that is full or fails) is waited
+for here, and nowhere else: see `patiently`.
 """
 
+import errno
 import functools
 import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -20,7 +22,7 @@ from nflab.settings.errors import ConfigError
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 600.0
-"""How long a run waits for object storage that is away."""
+"""How long a run waits for a store that is away."""
 
 RETRY_SECONDS = 1.0
 """Between two tries while it is."""
@@ -32,13 +34,21 @@ _AWAY = re.compile(
     r"|REQUEST_TIMEOUT|NO_SUCH_UPLOAD|UNKNOWN \(HTTP status (408|429|5\d\d)\))"
 )
 
+_FAILING = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.EREMOTEIO),
+        *(errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENODEV),
+    }
+)
+"""Of a disk that is full, read-only or damaged, or of a shared one whose server is away."""
+
 
 class Away(ConfigError, OSError):
-    """Object storage has not answered for as long as a run waits."""
+    """A store has been away for as long as a run waits."""
 
 
 def patiently(uri: str, call: Callable[[], T], patience: float = PATIENCE_SECONDS) -> T:
-    """What `call` returns, which is called again as long as the object storage is away.
+    """What `call` returns, which is called again as long as a store is away.
 
     Args:
         uri: what is told to be waited for.
@@ -58,16 +68,18 @@ def patiently(uri: str, call: Callable[[], T], patience: float = PATIENCE_SECOND
                 raise
             reason = str(error).splitlines()[0]
             if time.monotonic() > deadline:
-                raise Away(f"{uri} does not answer: {reason}") from None
+                raise Away(f"{uri} cannot be used: {reason}") from None
         if not told:
             told = True
-            print(f"waiting for {uri}, which does not answer: {reason}", flush=True)
+            with suppress(OSError):  # it may be the log that is full
+                print(f"waiting for {uri}, which cannot be used now: {reason}", flush=True)
         time.sleep(RETRY_SECONDS)
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether an error says that object storage cannot be reached, or cannot answer now."""
-    return isinstance(error, Away) or _AWAY.search(str(error)) is not None
+    """Whether an error says that a store cannot be reached, or cannot be used now."""
+    failing = isinstance(error, OSError) and error.errno in _FAILING
+    return isinstance(error, Away) or failing or _AWAY.search(str(error)) is not None
 
 
 def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
@@ -133,7 +145,7 @@ def read_bytes(uri: str, patience: float = PATIENCE_SECONDS) -> bytes | None:
     """The content of a file; None if there is none.
 
     Args:
-        patience: how many seconds to wait for object storage that is away.
+        patience: how many seconds to wait for a store that is away.
     """
 
     def read() -> bytes | None:
@@ -181,7 +193,7 @@ def write_bytes(uri: str, content: bytes, patience: float = PATIENCE_SECONDS) ->
     """Writes a file, and the folders above it: whole or not at all.
 
     Args:
-        patience: how many seconds to wait for object storage that is away.
+        patience: how many seconds to wait for a store that is away.
 
     Raises:
         OSError: it cannot be written.

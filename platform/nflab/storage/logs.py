@@ -1,6 +1,8 @@
 """The full log of each process of a run, kept beside its checkpoints."""
 
 import contextlib
+import io
+import os
 import sys
 import tempfile
 import time
@@ -10,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from nflab.storage.files import PATIENCE_SECONDS, Away, is_local, read_text, write_text
+
+WAITING_BYTES = 1 << 20
+"""Of what a full disk did not take, so much at most is kept to be written later."""
 
 
 class Log:
@@ -68,8 +73,9 @@ def kept_log(folder: str, rank: int) -> Iterator[Log]:
 @contextlib.contextmanager
 def _printed_to(path: Path) -> Iterator[None]:
     """All that is printed goes to a file; an error's traceback too."""
+    file = _LogFile(path)
     with (
-        path.open("a", buffering=1, encoding="utf-8") as file,
+        contextlib.closing(file),
         contextlib.redirect_stdout(file),
         contextlib.redirect_stderr(file),
     ):
@@ -78,3 +84,33 @@ def _printed_to(path: Path) -> Iterator[None]:
         except BaseException:
             traceback.print_exc(file=sys.stderr)
             raise
+
+
+class _LogFile(io.TextIOBase):
+    """What is printed while the disk takes nothing is written when it does again: a full disk is no
+    failure of the run."""
+
+    encoding = "utf-8"
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._waiting = b""
+
+    def write(self, text: str) -> int:
+        self._waiting += text.encode(errors="backslashreplace")
+        with contextlib.suppress(OSError):
+            while self._waiting:
+                self._waiting = self._waiting[os.write(self._file, self._waiting) :]
+        self._waiting = self._waiting[-WAITING_BYTES:]
+        return len(text)
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._file
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._file)
+        super().close()

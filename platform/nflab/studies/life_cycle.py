@@ -15,12 +15,13 @@ from nflab.recording.roots import FOLDER, WITHDRAWN, begin_root
 from nflab.recording.run_record import ERROR_LENGTH
 from nflab.running.budget import Budget
 from nflab.running.ledger import Ledger
-from nflab.running.tuner import run_trials
+from nflab.running.tuner import FAILURES_IN_A_ROW, run_trials
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import C, flat
 from nflab.settings.outcomes import Outcome
-from nflab.storage.files import read_text, write_text
+from nflab.settings.studies import GridOfConfigs
+from nflab.storage.files import Away, read_text, write_text
 from nflab.storage.ownership import Owned
 from nflab.studies.costs import spent
 from nflab.studies.session import Session, open_session
@@ -55,12 +56,24 @@ class LiveRun(Generic[C]):
 
         Args:
             base: what all that is trained has in common.
+
+        Raises:
+            ConfigError: several in a row failed with one cause, so the rest were not begun.
         """
         self.under_way = ledger
+        cause = None
         if ledger.missing and not self.budget.reached:
-            run_trials(base, self.session.placement, ledger, progress)
+            cause = run_trials(base, self.session.placement, ledger, progress)
         ledger.release()
         self.under_way = None
+        if cause is not None and ledger.missing:
+            again = f"go on with --resume {self.session.name} --retry-failed"
+            if isinstance(self.config, GridOfConfigs):
+                again = "run the same command again"
+            raise ConfigError(
+                f"stopped, for {FAILURES_IN_A_ROW} in a row failed with one cause: {cause} (logs "
+                f"are in {self.session.folder}); when that is mended, {again}"
+            )
 
     def _finish(self, outcome: Outcome, error: str | None) -> None:
         tags = {} if error is None else {"error": error[:ERROR_LENGTH]}
@@ -162,5 +175,6 @@ def _stop(run: LiveRun[C] | None, outcome: Outcome, error: str | None = None) ->
     if run.under_way is not None and run.outbox.empties():
         with suppress(Exception):  # it has gone meanwhile; how the run ended is written down
             run.under_way.release()
-    run.finish(outcome, error)
+    with suppress(Away):  # the disk has been full for long: what can be told was
+        run.finish(outcome, error)
     run.outbox.empties()

@@ -197,7 +197,8 @@ def sources(config: Config) -> str:
 
 def _refuse_changes(stored: Config, config: Config) -> None:
     old, new = flat(stored), flat(config)
-    changed = [key for key in old if key != "max_cost" and old[key] != new[key]]
+    of_now = ("max_cost", "retry_failed")
+    changed = [key for key in old if key not in of_now and old[key] != new[key]]
     changes = [f"{key} {old[key]} -> {new[key]}" for key in changed]
     if changes:
         raise ConfigError(
