@@ -22,7 +22,8 @@ from nfnet.export import export_onnx, export_torch
 from nfnet.flops import count_flops
 from nfnet.haiku import load_haiku
 from nfnet.images import IMAGE_ENDINGS, check_image, read_image
-from nfnet.model import layer_group
+from nfnet.layers import ScaledStdConv2d
+from nfnet.model import ResNet, layer_group
 from nfnet.optim import SGD_AGC, param_groups
 from nfnet.preprocessing import (
     IMAGENET_MEAN,
@@ -36,6 +37,7 @@ from nfnet.propagation import BlockSignal, signal_propagation
 from nfnet.random import hash_keys, uniform
 from nfnet.sam import SAM
 from nfnet.schedule import warmup_cosine
+from nfnet.variants import Variant
 from nfnet.zoo import list_models
 
 __all__ = [
@@ -47,6 +49,9 @@ __all__ = [
     "SGD_AGC",
     "BlockSignal",
     "Preprocessing",
+    "ResNet",
+    "ScaledStdConv2d",
+    "Variant",
     "adaptive_clip_grad_",
     "check_image",
     "count_flops",

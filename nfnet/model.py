@@ -1,190 +1,18 @@
 """The network: stem, stages of residual blocks, head."""
 
-from collections import OrderedDict
-from collections.abc import Callable
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nfnet.layers import (
-    ACTIVATIONS,
-    EfficientChannelAttention,
-    GlobalBatchNorm2d,
-    SameConv2d,
-    SameMaxPool2d,
-    ScaledStdConv2d,
-    SqueezeExcite,
-)
+from nfnet.blocks import STOCHDEPTH, Block, Head, Stem, activation, convolution
+from nfnet.layers import GlobalBatchNorm2d
 from nfnet.random import hash_keys, uniform
 from nfnet.variants import STEMS, Variant
-
-# What a sample's key is hashed with, so that no two uses share their random numbers.
-_STOCHDEPTH, _DROPOUT = 0, 1
-
-# What timm adds to the variance of a kernel.
-_TIMM_EPS = 1e-5
-
-
-def _activation(variant: Variant) -> tuple[Callable[[Tensor], Tensor], float]:
-    """The variant's activation and its gamma, which is 1 where batch norm rescales anyway."""
-    exact = variant.activation == "gelu" and variant.reference == "timm"
-    act, gamma = ACTIVATIONS["gelu_exact" if exact else variant.activation]
-    return act, 1.0 if variant.batch_norm else gamma
-
-
-def _convolution(variant: Variant, input_scale: float) -> Callable[..., SameConv2d]:
-    """The variant's kind of convolution, for an input that is yet to be scaled."""
-    if variant.batch_norm:
-        return partial(SameConv2d, same_padding=variant.same_padding)
-    return partial(
-        ScaledStdConv2d,
-        same_padding=variant.same_padding,
-        input_scale=input_scale,
-        eps=_TIMM_EPS if variant.reference == "timm" else None,
-    )
-
-
-class Stem(nn.Module):
-    """The first convolutions, an activation between each two, and pooling if there is any."""
-
-    def __init__(self, variant: Variant) -> None:
-        super().__init__()
-        self.act, gamma = _activation(variant)
-        self.convs: list[str] = []
-        in_channels, kernel_size = variant.in_channels, 7 if variant.stem == "7x7_pool" else 3
-        for i, width in enumerate(variant.stem_channels):
-            # The images have been through no activation.
-            conv = _convolution(variant, gamma if i > 0 or variant.gamma_in_kernels else 1.0)
-            self.convs.append("conv" if len(variant.stem_channels) == 1 else f"conv{i + 1}")
-            stride = STEMS[variant.stem][i]
-            self.add_module(self.convs[-1], conv(in_channels, width, kernel_size, stride))
-            in_channels = width
-        self.pool: nn.Module | None = None
-        if variant.stem == "7x7_pool":
-            self.pool = SameMaxPool2d(3, 2) if variant.same_padding else nn.MaxPool2d(3, 2, 1)
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Turn images into features."""
-        for i, name in enumerate(self.convs):
-            x_NCHW = self.get_submodule(name)(x_NCHW if i == 0 else self.act(x_NCHW))
-        return x_NCHW if self.pool is None else self.pool(x_NCHW)
-
-
-class Block(nn.Module):
-    """Pre-activation bottleneck block, `h' = shortcut(h) + alpha * gain * f(beta * act(h))`.
-
-    The batch-normalised form has a norm before each activation and `h' = shortcut(h) + f(h)`.
-    Where resolution or channels change, the shortcut is a 1x1 convolution of what f starts from,
-    after an average pool if the variant has one.
-
-    Args:
-        variant: the network that the block is part of.
-        in_channels: channels of h.
-        out_channels: channels of h'.
-        stride: 2 halves the resolution, 1 keeps it.
-        beta: 1 over the expected standard deviation of h.
-        first: whether it is the network's first block.
-
-    Source: arXiv 2101.08692, section 3; arXiv 2102.06171, section 3.
-    """
-
-    def __init__(
-        self,
-        variant: Variant,
-        in_channels: int,
-        out_channels: int,
-        stride: int,
-        beta: float,
-        first: bool,
-    ) -> None:
-        super().__init__()
-        width = variant.inside_width(in_channels, out_channels, first)
-        groups = width // (variant.group_size or width)
-        self.act, gamma = _activation(variant)
-        # Each activation feeds only convolutions, so gamma and beta go into their kernels.
-        conv, first_conv = _convolution(variant, gamma), _convolution(variant, gamma * beta)
-        norm = GlobalBatchNorm2d if variant.batch_norm else nn.Identity
-        self.alpha, self.beta = 1.0 if variant.batch_norm else variant.alpha, beta
-        self.norm1 = norm(in_channels)
-        self.conv1 = first_conv(in_channels, width, 1)
-        self.norm2 = norm(width)
-        self.conv2 = conv(width, width, 3, stride, groups)
-        self.norm2b = norm(width) if variant.second_conv else None
-        self.conv2b = conv(width, width, 3, 1, groups) if variant.second_conv else None
-        self.norm3 = norm(width)
-        self.conv3 = conv(width, out_channels, 1)
-        attention = _attention(variant, width if variant.inverted else out_channels)
-        self.attn = attention if variant.inverted else None
-        self.attn_last = None if variant.inverted else attention
-        # A gate is 1/2 on average.
-        self.attn_gain = 1.0 if variant.batch_norm else 2.0
-        self.skipinit_gain: nn.Parameter | None = None
-        if variant.skip_gain and not variant.batch_norm:
-            self.skipinit_gain = nn.Parameter(torch.zeros(()))
-        elif isinstance(self.conv3, ScaledStdConv2d):
-            nn.init.zeros_(self.conv3.gain)
-        self.downsample = None
-        if stride > 1 or in_channels != out_channels:
-            shortcut: OrderedDict[str, nn.Module] = OrderedDict()
-            if variant.pooled_shortcut and stride > 1:
-                # Pixels beyond the edge of an odd size are left out of the average.
-                shortcut["pool"] = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
-                stride = 1
-            shortcut["conv"] = first_conv(in_channels, out_channels, 1, stride)
-            self.downsample = nn.Sequential(shortcut)
-
-    def forward(self, x_NCHW: Tensor, keep_N: Tensor | None = None) -> Tensor:
-        """Transform the features; samples whose `keep_N` is 0 take the shortcut only."""
-        out: Tensor = self.act(self.norm1(x_NCHW))
-        shortcut = x_NCHW if self.downsample is None else self.downsample(out)
-        out = self.conv1(out)
-        out = self.conv2(self.act(self.norm2(out)))
-        if self.conv2b is not None and self.norm2b is not None:
-            out = self.conv2b(self.act(self.norm2b(out)))
-        if self.attn is not None:
-            out = self.attn_gain * self.attn(out)
-        out = self.conv3(self.act(self.norm3(out)))
-        scale: float | Tensor = self.alpha
-        if self.attn_last is not None:
-            out, scale = self.attn_last(out), scale * self.attn_gain
-        if self.skipinit_gain is not None:
-            scale = scale * self.skipinit_gain
-        out = out * scale
-        if keep_N is not None:
-            # Not rescaled by 1 / (1 - rate): the authors' code.
-            out = out * keep_N.to(out.dtype).view(-1, 1, 1, 1)
-        return shortcut + out
-
-
-def _attention(variant: Variant, channels: int) -> nn.Module | None:
-    if variant.attention == "se":
-        return SqueezeExcite(channels, variant.se_ratio)
-    return EfficientChannelAttention(channels) if variant.attention == "eca" else None
-
-
-class Head(nn.Module):
-    """Global average, dropout and the linear classifier: (N, C, H, W) -> (N, num_classes)."""
-
-    def __init__(self, in_features: int, num_classes: int, drop_rate: float) -> None:
-        super().__init__()
-        self.drop_rate = drop_rate
-        self.fc = nn.Linear(in_features, num_classes)
-        nn.init.normal_(self.fc.weight, std=0.01)
-        nn.init.zeros_(self.fc.bias)
-
-    def forward(self, x_NCHW: Tensor, keys_N: Tensor | None = None) -> Tensor:
-        """Classify features; with `keys_N` some channels of each sample are dropped by its key."""
-        x_NC = x_NCHW.mean((2, 3))
-        if keys_N is not None and self.drop_rate > 0:
-            channels_C = torch.arange(x_NC.shape[1], device=x_NC.device)
-            draws_NC = uniform(hash_keys(keys_N[:, None], _DROPOUT, channels_C))
-            keep_NC = (draws_NC >= self.drop_rate).to(x_NC.dtype)
-            x_NC = x_NC * keep_NC / (1 - self.drop_rate)
-        logits_NK: Tensor = self.fc(x_NC)
-        return logits_NK
 
 
 class ResNet(nn.Module):
@@ -195,6 +23,7 @@ class ResNet(nn.Module):
 
     Attributes:
         variant: likewise.
+        num_features: channels C of the features that the head averages.
         grad_checkpointing: whether training keeps only the blocks' inputs and computes what is
             inside them once more on the way back: less memory, about a third more time.
 
@@ -206,7 +35,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.variant = variant
         self.grad_checkpointing = False
-        self.act, gamma = _activation(variant)
+        self.act, gamma = activation(variant)
         self.stem = Stem(variant)
         self.stages = nn.ModuleList()
         channels, variance = variant.stem_channels[-1], 1.0
@@ -225,25 +54,47 @@ class ResNet(nn.Module):
         if variant.final_ratio > 0:
             width = round(channels * variant.final_ratio)
             # The last block's output comes here as it is.
-            conv = _convolution(variant, gamma if variant.gamma_in_kernels else 1.0)
+            conv = convolution(variant, gamma if variant.gamma_in_kernels else 1.0)
             self.final_conv, channels = conv(channels, width, 1), width
         self.norm = GlobalBatchNorm2d(channels) if variant.batch_norm else nn.Identity()
         self.gamma = 1.0 if variant.gamma_in_kernels else gamma
+        self.num_features = channels
         self.head = Head(channels, variant.num_classes, variant.drop_rate)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put a new, freshly initialised classifier of that many classes on the features.
+        """Put a new, freshly initialised classifier of that many classes on the features; 0 for
+        none.
 
         It is frozen where the old one was.
 
         Raises:
-            ValueError: `num_classes` is not a whole number of 1 or more.
+            ValueError: `num_classes` is not a whole number of 0 or more.
         """
         self.variant = replace(self.variant, num_classes=num_classes)
-        old = self.head.fc.weight
-        head = Head(self.head.fc.in_features, num_classes, self.head.drop_rate)
-        self.head = head.to(old.device, old.dtype).train(self.training)
-        self.head.requires_grad_(old.requires_grad)
+        like = next(self.stem.parameters())
+        frozen = any(not p.requires_grad for p in self.head.parameters())
+        head = Head(self.num_features, num_classes, self.head.drop_rate)
+        self.head = head.to(like.device, like.dtype).train(self.training)
+        self.head.requires_grad_(not frozen)
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """Of each of `forward_intermediates`: `num_chs`, its channels, `reduction`, pixels of the
+        image along each side of one of its own, and `module`, which gives it; as timm names them.
+        """
+        variant, tap = self.variant, self.variant.stem_tap
+        reduction = math.prod(STEMS[variant.stem][: tap + 1])
+        name = f"stem.{self.stem.convs[tap]}"
+        found = [{"num_chs": variant.stem_channels[tap], "reduction": reduction, "module": name}]
+        reduction = math.prod(STEMS[variant.stem])
+        for s, (width, stride) in enumerate(
+            zip(variant.widths, variant.stage_strides, strict=True)
+        ):
+            reduction *= stride
+            found.append({"num_chs": width, "reduction": reduction, "module": f"stages.{s}"})
+        if self.final_conv is not None:
+            found[-1] |= {"num_chs": self.num_features, "module": "final_conv"}
+        return found
 
     def forward(self, x_NCHW: Tensor, keys_N: Tensor | None = None) -> Tensor:
         """Classify images.
@@ -268,20 +119,72 @@ class ResNet(nn.Module):
 
     def forward_features(self, x_NCHW: Tensor, keys_N: Tensor | None = None) -> Tensor:
         """The features (N, C, H', W') that the head averages; arguments of `forward`."""
+        return self._forward(x_NCHW, keys_N, ())[0]
+
+    def forward_head(
+        self, x_NCHW: Tensor, pre_logits: bool = False, keys_N: Tensor | None = None
+    ) -> Tensor:
+        """Classify features of `forward_features`.
+
+        Args:
+            pre_logits: return their averages (N, C), which the classifier starts from.
+            keys_N: of `forward`, for dropout; None drops nothing.
+        """
+        logits: Tensor = self.head(x_NCHW, keys_N, pre_logits)
+        return logits
+
+    def forward_intermediates(
+        self,
+        x_NCHW: Tensor,
+        indices: int | Sequence[int] | None = None,
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The features of several resolutions, as `feature_info` describes them: of the stem, then
+        of each stage; the last before the final activation.
+
+        Args:
+            indices: which, as places in `feature_info`, or how many of the last; None for all.
+            intermediates_only: return them alone, not the features of `forward_features` too.
+
+        Raises:
+            ValueError: there is no such place.
+        """
+        count = len(self.variant.depths) + 1
+        if indices is None or isinstance(indices, int):
+            indices = range(-(count if indices is None else indices), 0)
+        if len(indices) == 0 or not all(-count <= place < count for place in indices):
+            raise ValueError(f"indices are {indices}, expected places of {count} features.")
+        asked = [place % count for place in indices]
+        features, found = self._forward(x_NCHW, None, asked)
+        taken = [found[place] for place in sorted(asked)]
+        return taken if intermediates_only else (features, taken)
+
+    def _forward(
+        self, x_NCHW: Tensor, keys_N: Tensor | None, asked: Collection[int]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """The features, and those on the way that are asked for."""
         self._check(x_NCHW, keys_N)
         keep_BN = self._keep(self._keys(x_NCHW, keys_N))
-        x_NCHW = self.stem(x_NCHW)
-        blocks = [block for stage in self.stages for block in stage.children()]
-        for b, block in enumerate(blocks):
-            keep_N = None if keep_BN is None else keep_BN[b]
-            if self.grad_checkpointing and self.training:
-                x_NCHW = checkpoint(block, x_NCHW, keep_N, use_reentrant=False)
-            else:
-                x_NCHW = block(x_NCHW, keep_N)
-        if self.final_conv is not None:
-            x_NCHW = self.final_conv(x_NCHW)
+        found: dict[int, Tensor] = {}
+        x_NCHW, tap = self.stem.tapped(x_NCHW)
+        if 0 in asked:
+            found[0] = tap
+        del tap
+        b = 0
+        for s, stage in enumerate(self.stages, 1):
+            for block in stage.children():
+                keep_N = None if keep_BN is None else keep_BN[b]
+                if self.grad_checkpointing and self.training:
+                    x_NCHW = checkpoint(block, x_NCHW, keep_N, use_reentrant=False)
+                else:
+                    x_NCHW = block(x_NCHW, keep_N)
+                b += 1
+            if s == len(self.stages) and self.final_conv is not None:
+                x_NCHW = self.final_conv(x_NCHW)
+            if s in asked:
+                found[s] = x_NCHW
         x_NCHW = self.act(self.norm(x_NCHW))
-        return x_NCHW if self.gamma == 1 else x_NCHW * self.gamma
+        return (x_NCHW if self.gamma == 1 else x_NCHW * self.gamma), found
 
     def _check(self, x_NCHW: Tensor, keys_N: Tensor | None) -> None:
         if x_NCHW.ndim != 4 or x_NCHW.shape[1] != self.variant.in_channels:
@@ -321,7 +224,7 @@ class ResNet(nn.Module):
         num_blocks = sum(self.variant.depths)
         blocks_B1 = torch.arange(num_blocks, device=keys_N.device)[:, None]
         rates_B1 = self.variant.stochdepth_rate * blocks_B1.double() / num_blocks
-        return uniform(hash_keys(keys_N, _STOCHDEPTH, blocks_B1)) >= rates_B1
+        return uniform(hash_keys(keys_N, STOCHDEPTH, blocks_B1)) >= rates_B1
 
 
 def layer_group(parameter_name: str) -> str:

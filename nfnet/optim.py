@@ -8,9 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nfnet.agc import adaptive_clip_grad_
-from nfnet.model import layer_group
-
-_CLASSIFIER = "head.fc.weight"
+from nfnet.model import ResNet, layer_group
 
 
 class SGD_AGC(Optimizer):
@@ -19,7 +17,8 @@ class SGD_AGC(Optimizer):
     One step of a parameter p with gradient g, in the authors' order:
     `g = clip(g) + weight_decay * p; m = momentum * m + g; p -= lr * (g + momentum * m)`
     (`p -= lr * m` without Nesterov), with m = 0 before the first step. Clipping writes to
-    `p.grad`. Every setting can be given per parameter group; see `param_groups`.
+    `p.grad`. Every setting can be given per parameter group, and `lr_factor`, which there
+    multiplies the learning rate; see `param_groups`.
 
     Args:
         params: parameters, or groups of them as dictionaries.
@@ -63,6 +62,7 @@ class SGD_AGC(Optimizer):
             "weight_decay": weight_decay,
             "clipping": clipping,
             "eps": eps,
+            "lr_factor": 1.0,
         }
         self.clipped_fraction = {}
         self.ratios = None
@@ -75,6 +75,8 @@ class SGD_AGC(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        for group in self.param_groups:  # of a state from before there were factors
+            group.setdefault("lr_factor", 1.0)
         self.clipped_fraction = {}
         self.ratios = None
 
@@ -112,7 +114,8 @@ class SGD_AGC(Optimizer):
             shares = adaptive_clip_grad_(params, group["clipping"], group["eps"], self.ratios)
             self.clipped_fraction.update(zip(params, shares, strict=True))
         grads = [cast(Tensor, p.grad) for p in params]
-        lr, momentum, weight_decay = group["lr"], group["momentum"], group["weight_decay"]
+        lr = group["lr"] * group["lr_factor"]
+        momentum, weight_decay = group["momentum"], group["weight_decay"]
         if weight_decay != 0:
             grads = list(torch._foreach_add(grads, params, alpha=weight_decay))
         for p in params:
@@ -150,15 +153,21 @@ def param_groups(
     weight_decay: float,
     clipping: float | None,
     unclipped: Collection[str] = ("head",),
+    layer_decay: float = 1.0,
+    classifier: str = "head.fc",
 ) -> list[dict[str, Any]]:
     """Split a model's parameters into the paper's three groups.
 
     Args:
-        model: a model from `create_model`.
+        model: a model from `create_model`, or any other whose classifier is named.
         weight_decay: for weights; gains, biases and norm parameters get none.
         clipping: for everything but the unclipped parts; None turns clipping off everywhere.
         unclipped: parts of the network, as `layer_group` names them, that are not clipped; of the
-            head that is the classifier's weight, for the authors clip its bias.
+            head that is the classifier's weight, for the authors clip its bias. Of another model
+            "head" is its classifier, and there are no other parts.
+        layer_decay: factor of the learning rate from each block of the network to the one before
+            it, in (0, 1]; the classifier's is 1. Each layer then has groups of its own.
+        classifier: name of the module whose weight is the classifier's.
 
     Returns:
         Groups for `SGD_AGC`: gains, biases and norm parameters (clipped, not decayed), unclipped
@@ -167,34 +176,61 @@ def param_groups(
         gradient are left out.
 
     Raises:
-        ValueError: the model has no classifier by the name of `head.fc.weight`.
+        ValueError: the model has no such classifier, or `layer_decay` is out of its range.
 
     Source: arXiv 2102.06171, sections 4.1 and 5, and the authors' code.
     """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay is {layer_decay}, expected a number in (0, 1]; 1 is none.")
     parameters = dict(model.named_parameters())
-    if _CLASSIFIER not in parameters:
+    if f"{classifier}.weight" not in parameters:
         raise ValueError(
-            f"{type(model).__name__} has no parameter {_CLASSIFIER}, expected one, since the "
-            "classifier's weight must not be clipped; pass a model from create_model."
+            f"{type(model).__name__} has no parameter {classifier}.weight, expected one, since the "
+            "classifier's weight must not be clipped; say what it is called with classifier=..."
         )
-    vectors: list[Tensor] = []
-    free_vectors: list[Tensor] = []
-    weights: list[Tensor] = []
-    free_weights: list[Tensor] = []
+    layers = list(dict.fromkeys(_layer(name, classifier) for name in parameters))
+    layers = [*(layer for layer in layers if layer != classifier), classifier]
+    factors = {layer: layer_decay**n for n, layer in enumerate(reversed(layers))}
+    # A state that is loaded expects the three, with or without parameters.
+    members: dict[tuple[int, float], list[Tensor]] = {
+        (kind, 1.0): [] for kind in (_VECTORS, _FREE_WEIGHTS, _WEIGHTS) if layer_decay == 1
+    }
     for name, p in parameters.items():
         if not p.requires_grad:
             continue
-        part = layer_group(name)
+        part = _part(model, name, classifier)
         free = part in unclipped
         if p.ndim <= 1 or name.endswith(".gain"):
-            (free_vectors if free and part != "head" else vectors).append(p)
+            kind = _FREE_VECTORS if free and part != "head" else _VECTORS
         else:
-            (free_weights if free else weights).append(p)
-    groups = [
-        {"params": vectors, "weight_decay": 0.0, "clipping": clipping},
-        {"params": free_weights, "weight_decay": weight_decay, "clipping": None},
-        {"params": weights, "weight_decay": weight_decay, "clipping": clipping},
+            kind = _FREE_WEIGHTS if free else _WEIGHTS
+        members.setdefault((kind, factors[_layer(name, classifier)]), []).append(p)
+    return [
+        {
+            "params": params,
+            "weight_decay": weight_decay if kind in (_WEIGHTS, _FREE_WEIGHTS) else 0.0,
+            "clipping": clipping if kind in (_VECTORS, _WEIGHTS) else None,
+            "lr_factor": factor,
+        }
+        for (kind, factor), params in sorted(members.items(), key=lambda one: one[0])
     ]
-    if free_vectors:
-        groups.append({"params": free_vectors, "weight_decay": 0.0, "clipping": None})
-    return groups
+
+
+# In the order of their groups.
+_VECTORS, _FREE_WEIGHTS, _WEIGHTS, _FREE_VECTORS = range(4)
+
+
+def _part(model: nn.Module, name: str, classifier: str) -> str:
+    """The part of the network that `unclipped` may name."""
+    if isinstance(model, ResNet):
+        return layer_group(name)
+    return "head" if name.startswith(f"{classifier}.") else ""
+
+
+def _layer(name: str, classifier: str) -> str:
+    """The block that a parameter is in: its name up to the last number, else its first word."""
+    if name.startswith(f"{classifier}."):
+        return classifier
+    words = name.split(".")
+    numbers = [place for place, word in enumerate(words) if word.isdecimal()]
+    return ".".join(words[: numbers[-1] + 1]) if numbers else words[0]

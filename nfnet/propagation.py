@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nfnet.model import Block, ResNet
+from nfnet.blocks import Block
+from nfnet.model import ResNet
 
 
 @dataclass(frozen=True)

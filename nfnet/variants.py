@@ -53,7 +53,7 @@ class Variant:
         alpha: scale of the residual branch (normalizer-free only).
         activation: "relu", "gelu" or "silu".
         in_channels: channels of the images.
-        num_classes: number of logits.
+        num_classes: number of logits; 0 for none, and features in their place.
         drop_rate: dropout of the pooled features.
         stochdepth_rate: stochastic depth; block b of B is dropped with probability
             stochdepth_rate * b / B.
@@ -101,8 +101,9 @@ class Variant:
         for name in ("stem_width", "group_size"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
-        for name in ("in_channels", "num_classes"):
-            _check_count(name, getattr(self, name))
+        _check_count("in_channels", self.in_channels)
+        if self.num_classes != 0:
+            _check_count("num_classes", self.num_classes)
         for depth in self.depths:
             _check_count("a depth", depth)
         for width in self.widths:
@@ -135,6 +136,13 @@ class Variant:
         """Output channels of each of the stem's convolutions."""
         last = self.widths[0] // 2 if self.stem_width is None else self.stem_width
         return (16, 32, 64, last) if self.stem == "deep" else (last,)
+
+    @property
+    def stem_tap(self) -> int:
+        """Which of the stem's convolutions comes before its next stride: its finest features."""
+        strides = STEMS[self.stem]
+        later = [i for i, stride in enumerate(strides) if i > 0 and stride > 1]
+        return (later[0] if later else len(self.stem_channels)) - 1
 
     @property
     def stage_strides(self) -> tuple[int, ...]:

@@ -307,8 +307,25 @@ def test_a_new_classifier_keeps_the_features() -> None:
     assert torch.equal(model.forward_features(x), before)
     assert model(x).shape == (2, 3)
     assert (model.variant.num_classes, model.training, model.head.training) == (3, False, False)
-    with pytest.raises(ValueError, match="num_classes is 0"):
-        model.reset_classifier(0)
+    model.reset_classifier(0)
+    assert torch.equal(model(x), before.mean((2, 3)))
+    model.reset_classifier(4)
+    assert model(x).shape == (2, 4)
+    with pytest.raises(ValueError, match="num_classes is -1"):
+        model.reset_classifier(-1)
+
+
+def test_features_on_the_way_have_the_sizes_that_are_told() -> None:
+    model = nfnet.create_model("dm_nf_resnet_digits").eval()
+    x = torch.randn(1, 1, 24, 24)
+    for told, found in zip(
+        model.feature_info, model.forward_intermediates(x, intermediates_only=True), strict=True
+    ):
+        assert isinstance(found, torch.Tensor)
+        assert found.shape == (1, told["num_chs"], *[24 // told["reduction"]] * 2)
+    for indices in ([4], [-5], [], 0, 5):
+        with pytest.raises(ValueError, match="expected places of 4 features"):
+            model.forward_intermediates(x, indices)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -377,7 +394,7 @@ def test_gradient_checkpointing_leaves_a_frozen_stem_and_asked_for_gradients_alo
         ("nfnet_f0", {"reference": "authors"}, "nfnet_f0 is timm's own model"),
         ("nfnet_f9", {}, "no model 'nfnet_f9'; did you mean nfnet_f"),
         ("dm_nf_resnet50", {"stem_width": 0}, "stem_width is 0, expected a whole number"),
-        ("dm_nf_resnet50", {"num_classes": 0}, "num_classes is 0"),
+        ("dm_nf_resnet50", {"num_classes": -1}, "num_classes is -1"),
         ("dm_nf_resnet50", {"drop_rate": 1.0}, r"drop_rate is 1.0, expected a number in \[0, 1\)"),
         ("dm_nf_resnet50", {"stochdepth_rate": -0.1}, "stochdepth_rate is -0.1"),
     ],

@@ -4,6 +4,7 @@ import copy
 import math
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -141,6 +142,54 @@ def test_frozen_parameters_are_in_no_group() -> None:
     model.head.requires_grad_(True)
     groups = nfnet.param_groups(model, 1e-4, 0.01)
     assert [len(g["params"]) for g in groups] == [1, 1, 0]
+    nfnet.SGD_AGC(groups, lr=0.1)
+
+
+def test_layers_before_the_classifier_learn_more_slowly() -> None:
+    model = nfnet.create_model("dm_nf_resnet_digits")
+    groups = nfnet.param_groups(model, 0.0, None, layer_decay=0.5)
+    names = {id(p): n for n, p in model.named_parameters()}
+    found = {names[id(p)]: g["lr_factor"] for g in groups for p in g["params"]}
+    assert found.keys() == set(names.values())
+    assert {found[n] for n in found if n.startswith("head")} == {1.0}
+    assert [found[f"stages.{s}.0.conv1.weight"] for s in (2, 1, 0)] == [0.5, 0.25, 0.125]
+    assert found["stem.conv.weight"] == 0.0625
+    assert len(nfnet.param_groups(model, 1e-4, 0.01)) == 3
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    nfnet.SGD_AGC(groups, lr=0.1, momentum=0.0, nesterov=False).step()
+    for name, p in model.named_parameters():
+        step = (before[name] - p.detach()).mean()
+        assert float(step) == pytest.approx(0.1 * found[name], rel=1e-4)
+    with pytest.raises(ValueError, match="layer_decay is 0"):
+        nfnet.param_groups(model, 0.0, None, layer_decay=0)
+
+
+def test_a_state_from_before_there_were_factors_loads() -> None:
+    model = nfnet.create_model("dm_nf_resnet_digits")
+    optimizer = nfnet.SGD_AGC(nfnet.param_groups(model, 1e-4, 0.01), lr=0.1)
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        del group["lr_factor"]
+    optimizer.load_state_dict(state)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+
+
+def test_groups_of_a_model_from_elsewhere() -> None:
+    model = timm.create_model("resnet18", num_classes=3)
+    groups = nfnet.param_groups(model, 1e-4, 0.01, layer_decay=0.9, classifier="fc")
+    names = {id(p): n for n, p in model.named_parameters()}
+    found = {names[id(p)]: g for g in groups for p in g["params"]}
+    assert found.keys() == set(names.values())
+    assert (found["fc.weight"]["clipping"], found["fc.weight"]["lr_factor"]) == (None, 1.0)
+    assert (found["fc.bias"]["clipping"], found["fc.bias"]["weight_decay"]) == (0.01, 0.0)
+    assert found["layer4.1.conv1.weight"]["lr_factor"] == 0.9
+    assert found["layer4.1.conv1.weight"]["clipping"] == 0.01
+    assert found["bn1.weight"]["weight_decay"] == 0.0
+    assert found["conv1.weight"]["lr_factor"] < found["layer1.0.conv1.weight"]["lr_factor"]
     nfnet.SGD_AGC(groups, lr=0.1)
 
 

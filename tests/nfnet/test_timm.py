@@ -43,6 +43,38 @@ def test_logits_are_timms(name: str) -> None:
         assert (actual - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
+@pytest.mark.parametrize("name", ["nf_resnet26", "nfnet_l0", "nf_regnet_b0", "dm_nfnet_f0"])
+def test_features_on_the_way_are_timms(name: str) -> None:
+    ours = nfnet.create_model(name, reference="timm").eval()
+    theirs = timm.create_model(name).eval()
+    weights = random_weights(theirs.state_dict())
+    for model in (ours, theirs):
+        model.load_state_dict(weights)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for indices in (None, 2, [1, 3], [-1, 0]):
+            last, found = ours.forward_intermediates(x, indices)
+            expected_last, expected = theirs.forward_intermediates(x, indices)
+            assert [a.shape for a in found] == [b.shape for b in expected]
+            for a, b in zip((last, *found), (expected_last, *expected), strict=True):
+                assert (a - b).abs().max() < 1e-4 * b.abs().max()
+            alone = ours.forward_intermediates(x, indices, intermediates_only=True)
+            assert all(torch.equal(a, b) for a, b in zip(alone, found, strict=True))
+        pooled = ours.forward_head(last, pre_logits=True)
+        assert torch.allclose(pooled, theirs.forward_head(last, pre_logits=True), atol=1e-5)
+        assert torch.equal(ours.forward_head(last), ours(x))
+        headless = nfnet.create_model(name, num_classes=0, reference="timm").eval()
+        headless.load_state_dict({k: v for k, v in weights.items() if "head" not in k})
+        assert torch.equal(headless(x), pooled)
+    assert ours.num_features == theirs.num_features == headless.num_features
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_told_of_features_is_what_timm_tells(name: str) -> None:
+    with torch.device("meta"):
+        assert nfnet.create_model(name).feature_info == timm.create_model(name).feature_info
+
+
 def test_the_authors_arithmetic_is_another() -> None:
     """Else the switch would switch nothing."""
     settings = {"depths": (1, 1), "widths": (16, 32), "group_size": 8, "num_classes": 5}

@@ -79,7 +79,7 @@ def _order_classes(model: ResNet, weights: str, wanted: Sequence[str]) -> None:
         )
     order = torch.tensor([place[name] for name in wanted])
     with torch.no_grad():
-        for p in (model.head.fc.weight, model.head.fc.bias):
+        for p in model.head.fc.parameters():
             p.copy_(p[order.to(p.device)])
 
 
