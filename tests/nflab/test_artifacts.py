@@ -106,14 +106,14 @@ def test_a_model_waits_for_the_bucket_and_is_one(
 def test_what_a_bucket_that_there_is_not_would_hold_is_kept_until_there_is(
     bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "s3://nowhere", "x")
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "s3://not-yet", "x")
     outbox = Outbox(tracker, tmp_path / "unsent")
     outbox.put("add_text", tracker.start("a", {}), text="{}", file="config.json")
     with pytest.raises(ConfigError, match="NoSuchBucket"):
         outbox.drain(patience=5)
     assert capsys.readouterr().out.count("NoSuchBucket") == 1
-    bucket.behind.create_bucket(Bucket="nowhere")
+    bucket.behind.create_bucket(Bucket="not-yet")
     outbox.drain()
     outbox.close()
-    found = bucket.behind.list_objects_v2(Bucket="nowhere")["Contents"]
+    found = bucket.behind.list_objects_v2(Bucket="not-yet")["Contents"]
     assert [file["Key"].rpartition("/")[2] for file in found] == ["config.json"]
