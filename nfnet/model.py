@@ -24,6 +24,7 @@ class ResNet(nn.Module):
     Attributes:
         variant: likewise.
         num_features: channels C of the features that the head averages.
+        adapted: in words, what of pre-trained weights `create_model` put in place anew.
         grad_checkpointing: whether training keeps only the blocks' inputs and computes what is
             inside them once more on the way back: less memory, about a third more time.
 
@@ -35,6 +36,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.variant = variant
         self.grad_checkpointing = False
+        self.adapted: tuple[str, ...] = ()
         self.act, gamma = activation(variant)
         self.stem = Stem(variant)
         self.stages = nn.ModuleList()

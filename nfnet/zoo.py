@@ -1,6 +1,7 @@
 """The models that have a name."""
 
 import difflib
+import fnmatch
 from dataclasses import fields, replace
 from typing import Any
 
@@ -89,6 +90,17 @@ _DIGITS = Variant(
     num_classes=10,
 )
 
+HUB_TAGS = {
+    **{f"dm_nfnet_f{n}": "dm_in1k" for n in range(7)},
+    "nfnet_l0": "ra2_in1k",
+    "eca_nfnet_l0": "ra2_in1k",
+    "eca_nfnet_l1": "ra2_in1k",
+    "eca_nfnet_l2": "ra3_in1k",
+    "nf_regnet_b1": "ra2_in1k",
+    "nf_resnet50": "ra2_in1k",
+}
+"""Model -> the part of its repository's name on the hub that says how the weights were made."""
+
 VARIANTS: dict[str, Variant] = {
     # The authors' models, and the batch-normalised ResNets they compare with.
     **{f"dm_nfnet_f{n}": _scaled(_F, n + 1) for n in range(8)},
@@ -138,9 +150,15 @@ _OVERRIDES = (
 assert set(_OVERRIDES) <= {field.name for field in fields(Variant)}
 
 
-def list_models() -> list[str]:
-    """The names that `create_model` knows, sorted."""
-    return sorted(VARIANTS)
+def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
+    """The names that `create_model` knows, sorted.
+
+    Args:
+        pattern: as of file names, such as "nf_*".
+        pretrained: only those of which the hub has weights.
+    """
+    names = HUB_TAGS if pretrained else VARIANTS
+    return sorted(fnmatch.filter(names, pattern))
 
 
 def find_variant(name: str, overrides: dict[str, Any]) -> Variant:

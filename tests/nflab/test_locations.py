@@ -116,6 +116,11 @@ def test_a_path_means_the_same_however_it_is_written(
     assert config.run.tracking_uri == f"sqlite:///{home}/mlflow.db"
 
 
+def test_a_model_in_mlflow_is_to_be_fetched_first() -> None:
+    with pytest.raises(ConfigError, match=r"fetch models:/a@best first, .* mlflow artifacts downl"):
+        locations.located(replace(Config(), pretrained="models:/a@best"))
+
+
 def test_embedded_data_and_the_hub_are_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

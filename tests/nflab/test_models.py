@@ -82,7 +82,10 @@ def test_weights_that_do_not_fit_are_refused_before_anything_starts(tmp_path: Pa
     config = replace(Config(), pretrained=str(path))
     validate(config)  # five classes, under a new head
     check_pretrained(replace(config, dataset="digits:0-4"))
-    with pytest.raises(ConfigError, match=r"head\.fc\.weight: \(5, 128\), expected \(10, 128\)"):
+    with pytest.raises(
+        ConfigError,
+        match="needs a new classifier of 10 classes, not 5: fine",
+    ):
         check_pretrained(config)
     with pytest.raises(ConfigError, match="do not fit the model"):
         validate(replace(config, model="preact_resnet_digits"))
@@ -93,6 +96,27 @@ def test_weights_that_do_not_fit_are_refused_before_anything_starts(tmp_path: Pa
     for part in ("head", "stage4"):
         with pytest.raises(ConfigError, match=f"'{part}' cannot be frozen: choose from stem, stag"):
             validate(replace(config, frozen=(part,)))
+
+
+def test_imagenets_weights_are_fine_tuned_on_small_images_under_a_new_stem(tmp_path: Path) -> None:
+    torch.save(nfnet.create_model("nf_resnet26", num_classes=7).state_dict(), tmp_path / "w.pt")
+    config = replace(Config(), model="nf_resnet26", pretrained=str(tmp_path / "w.pt"))
+    with pytest.warns(UserWarning, match="a new stem 3x3, not 7x7_pool"):
+        validate(config)
+    with pytest.warns(UserWarning, match="a new stem 3x3, not 7x7_pool"):
+        model = build_model(config, load_dataset(config), new_head=True)
+    assert (model.variant.stem, model.variant.num_classes) == ("3x3", 10)
+    with pytest.raises(
+        ConfigError,
+        match="10 classes, not 7 and a new stem 3x3",
+    ):
+        check_pretrained(config)
+    torch.save(
+        nfnet.create_model("nf_resnet26", num_classes=10, in_channels=1).state_dict(),
+        tmp_path / "w.pt",
+    )
+    with pytest.raises(ConfigError, match="needs a new stem 3x3, not 7x7_pool: fine"):
+        check_pretrained(config)
 
 
 def evaluated(config: Config) -> dict[str, Any]:

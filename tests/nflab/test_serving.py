@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -74,6 +75,20 @@ def test_probabilities_are_the_networks(checkpoint: Path) -> None:
     torch.testing.assert_close(larger, expected(checkpoint)[:1], atol=0.05, rtol=0)
     with pytest.raises(ValueError, match="an input is no image"):
         classifier.probabilities([b"no image"])
+
+
+def test_weights_that_are_not_what_is_said_of_them_answer_nothing(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    said = json.loads((folder / "model.json").read_text())
+    said["settings"]["num_classes"] = 10
+    (folder / "model.json").write_text(json.dumps(said))
+    with (
+        pytest.warns(UserWarning, match="adapted"),
+        pytest.raises(ValueError, match=r"not what model\.json says: it needs a new classifier"),
+    ):
+        ImageClassifier(folder)
 
 
 @pytest.mark.slow

@@ -70,6 +70,11 @@ class ImageClassifier:
             pretrained=str(folder / WEIGHTS),
             **description["settings"],
         ).eval()
+        if self.model.adapted:
+            raise ValueError(
+                f"the weights in {folder} are not what {DESCRIPTION} says: it needs "
+                f"{' and '.join(self.model.adapted)}"
+            )
 
     @torch.no_grad()
     def probabilities(self, images: Sequence[bytes]) -> Tensor:

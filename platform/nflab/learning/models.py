@@ -34,8 +34,8 @@ def build_model(config: Config, dataset: Dataset, new_head: bool) -> ResNet:
             other classes.
     """
     settings = model_settings(dataset)
-    fine_tunes = config.model.pretrained is not None and new_head
     given = config.model.pretrained
+    evaluates = given is not None and not new_head
     torch.manual_seed(config.run.seed)
     with nullcontext() if given is None else local_copy(given) as weights:
         model = nfnet.create_model(
@@ -43,11 +43,11 @@ def build_model(config: Config, dataset: Dataset, new_head: bool) -> ResNet:
             pretrained=weights,
             drop_rate=config.model.drop_rate,
             stochdepth_rate=config.model.stochdepth_rate,
-            **(settings | ({"num_classes": None} if fine_tunes else {})),
+            **(settings if given is None or evaluates else settings | {"num_classes": None}),
         )
-    if given is not None and not new_head:
-        _order_classes(model, given, dataset.class_names)
-    if fine_tunes:
+    if given is not None and evaluates:
+        _fit(model, given, dataset.class_names)
+    elif given is not None:
         torch.manual_seed(config.run.seed)
         model.reset_classifier(settings["num_classes"])
     for name, p in model.named_parameters():
@@ -55,21 +55,17 @@ def build_model(config: Config, dataset: Dataset, new_head: bool) -> ResNet:
     return model
 
 
-def _order_classes(model: ResNet, weights: str, wanted: Sequence[str]) -> None:
-    """Sorts the logits of trained weights as a dataset's classes, by name."""
-    described = None if weights == "hub" else read_text(_beside(weights, DESCRIPTION))
-    if described is None:
-        return
-    try:
-        names = json.loads(described)["class_names"]
-        place = {str(name): number for number, name in enumerate(names)}
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"the {DESCRIPTION} beside {weights} is damaged") from None
-    missing = [name for name in wanted if name not in place]
-    others = [name for name in place if name not in wanted]
+def _fit(model: ResNet, weights: str, wanted: Sequence[str]) -> None:
+    """Sorts the logits of trained weights as a dataset's classes, by name; refuses weights that
+    are not as they were trained."""
+    names = _class_names(weights)
+    known = set(wanted if names is None else names)
     told = [
         f"{what} {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
-        for what, found in (("not of", missing), ("but of", others))
+        for what, found in (
+            ("not of", [name for name in wanted if name not in known]),
+            ("but of", [name for name in names or () if name not in wanted]),
+        )
         if found
     ]
     if told:
@@ -77,10 +73,27 @@ def _order_classes(model: ResNet, weights: str, wanted: Sequence[str]) -> None:
             f"{weights} are weights {' '.join(told)}: give a dataset of the same classes, or "
             "fine-tune them with finetune.py"
         )
-    order = torch.tensor([place[name] for name in wanted])
-    with torch.no_grad():
-        for p in model.head.fc.parameters():
-            p.copy_(p[order.to(p.device)])
+    if model.adapted:
+        raise ValueError(
+            f"{weights} cannot be evaluated as they are, for the dataset needs "
+            f"{' and '.join(model.adapted)}: fine-tune them with finetune.py"
+        )
+    if names is not None:
+        order = torch.tensor([names.index(name) for name in wanted])
+        with torch.no_grad():
+            for p in model.head.fc.parameters():
+                p.copy_(p[order.to(p.device)])
+
+
+def _class_names(weights: str) -> list[str] | None:
+    """Names of the classes of trained weights, if a `model.json` stands beside them."""
+    described = None if weights == "hub" else read_text(_beside(weights, DESCRIPTION))
+    if described is None:
+        return None
+    try:
+        return [str(name) for name in json.loads(described)["class_names"]]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"the {DESCRIPTION} beside {weights} is damaged") from None
 
 
 def _beside(file: str, name: str) -> str:

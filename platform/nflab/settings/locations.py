@@ -139,6 +139,11 @@ def absolute(word: str) -> str:
 
 def _weights(word: str) -> str:
     """The file of weights: that of a checkpoint, if it is its folder that is given."""
+    require(
+        not word.startswith("models:/"),
+        f"fetch {word} first, so that it is known by its contents: mlflow artifacts download "
+        f"--artifact-uri {word} --dst-path FOLDER; then give FOLDER/artifacts",
+    )
     found = absolute(word)
     inside = Path(found, WEIGHTS)
     return str(inside) if "://" not in found and inside.is_file() else found
