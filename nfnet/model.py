@@ -79,6 +79,16 @@ class ResNet(nn.Module):
         self.head = head.to(like.device, like.dtype).train(self.training)
         self.head.requires_grad_(not frozen)
 
+    def gains_as_vectors(self) -> None:
+        """Give each skip gain one dimension, as `fully_shard` asks of what it shards.
+
+        They have none, as in the authors' and timm's weights; `create_model` reads both.
+        """
+        for block in self.modules():
+            if isinstance(block, Block) and block.skipinit_gain is not None:
+                gain = block.skipinit_gain
+                block.skipinit_gain = nn.Parameter(gain.detach().view(1), gain.requires_grad)
+
     @property
     def feature_info(self) -> list[dict[str, Any]]:
         """Of each of `forward_intermediates`: `num_chs`, its channels, `reduction`, pixels of the

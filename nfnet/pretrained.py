@@ -176,7 +176,7 @@ def own_settings(variant: Variant, weights: Weights) -> dict[str, Any]:
     found: dict[str, Any] = {"num_classes": classifier[0] if len(classifier) == 2 else 0}
     for name, is_deep in (("stem.conv1.weight", True), ("stem.conv.weight", False)):
         if len(first := shapes.get(name, ())) == 4:
-            # A kernel does not tell its stride; where the widths are equal, the first shortcut does.
+            # A kernel does not tell its stride; between equal widths the first shortcut does.
             small = variant.stem if variant.stem.startswith("3x3") else "3x3"
             if variant.stem_channels[-1] == variant.widths[0]:
                 strided = "stages.0.0.downsample.conv.weight" in shapes

@@ -21,6 +21,13 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
         ValueError: a tensor is missing, unexpected or mis-shaped; the message lists which.
     """
     wanted = model.state_dict()
+    # One number may have one dimension or none; see `ResNet.gains_as_vectors`.
+    weights = {
+        name: weight.view(wanted[name].shape)
+        if weight.numel() == 1 and name in wanted and wanted[name].numel() == 1
+        else weight
+        for name, weight in weights.items()
+    }
     missing = [name for name in wanted if name not in weights]
     unexpected = [name for name in weights if name not in wanted]
     other_shape = [
