@@ -30,6 +30,10 @@ IMAGE_ENDINGS = frozenset(
 )
 """Of the names of files that are images, in small letters."""
 
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+
+_TAIL = 256
+
 
 def read_image(file: Path | str | BinaryIO, channels: int = 3) -> Image.Image:
     """The pixels of an image file.
@@ -52,15 +56,20 @@ def read_image(file: Path | str | BinaryIO, channels: int = 3) -> Image.Image:
 
 
 def check_image(file: Path | str) -> tuple[int, int]:
-    """Looks at a file's header alone: (width, height) in pixels.
+    """Looks at the beginning and the end of a file: (width, height) in pixels.
+
+    A JPEG or PNG file without its end is decoded, for it may be cut off or have something after it.
 
     Raises:
-        ValueError: as `read_image`, of what the header says.
+        ValueError: as `read_image`, of what can be told so.
     """
     try:
         with _opened(file) as image:
             _require_known_white(image)
-            return image.size
+            size, kind = image.size, image.format
+        if not _has_end(Path(file), kind):
+            read_image(file)
+        return size
     except Exception as error:
         raise ValueError(str(error) or type(error).__name__) from None
 
@@ -78,6 +87,14 @@ def convert_image(image: Image.Image, channels: int = 3) -> Image.Image:
     elif image.mode in ("P", "PA"):
         image = image.convert("RGB")  # else a palette of greys is dithered
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def _has_end(file: Path, kind: str | None) -> bool:
+    if kind not in _ENDS:
+        return True
+    with file.open("rb") as opened:
+        opened.seek(-min(_TAIL, file.stat().st_size), 2)
+        return opened.read().rstrip(b"\0\r\n").endswith(_ENDS[kind])
 
 
 def _opened(file: Path | str | BinaryIO) -> Image.Image:

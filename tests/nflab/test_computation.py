@@ -59,6 +59,7 @@ OTHERS: dict[str, Any] = {
     "frozen": ("stem",),
     "dataset": "digits:0-4",
     "image_size": 24,
+    "bad_images": "skip",
     "augmentation_level": 1,
     "augmentation_layers": 3,
     "mixup": True,

@@ -34,6 +34,7 @@ from nflab.learning.worker import Worker
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import replace
+from nflab.settings.streams import Stream, keys
 from nflab.storage.checkpoints import Checkpoints
 from nflab.storage.run_folder import new_identity
 from nflab.studies.session import CONTENTS, _of_same_contents
@@ -296,14 +297,88 @@ def test_what_is_wrong_with_a_folder_is_named(own: Path, how: str, message: str)
     assert "\n" not in str(caught.value)
 
 
+def damage(path: Path) -> Path:
+    """An image in the place of another whose ends are whole, and whose middle is not."""
+    damaged = path.with_suffix(".png")
+    Image.open(path).save(damaged)
+    data = bytearray(damaged.read_bytes())
+    at = data.index(b"IDAT") + 40
+    data[at : at + 400] = bytes(400)
+    damaged.write_bytes(data)
+    path.unlink()
+    return damaged
+
+
 def test_an_image_that_cannot_be_read_is_named_when_it_is_needed(own: Path) -> None:
-    path = own / "train" / "flower" / "007.jpg"
-    path.write_bytes(path.read_bytes()[:1000])
+    damage(own / "train" / "flower" / "007.jpg")
     config = replace(config_of(own), batch_size=36)  # all of them
-    dataset = load_dataset(config)  # its header is whole
+    dataset = load_dataset(config)  # its ends are whole
     for loaders in (0, 2):
-        with pytest.raises(DatasetError, match=r"cannot read the image .*flower/007\.jpg"):
+        with pytest.raises(DatasetError, match=r"cannot read the image .*flower/007\.png"):
             list(train_batches(dataset, config, 0, 0, 1, loaders))
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_a_file_that_is_cut_off_is_refused_before_anything_starts(own: Path, ending: str) -> None:
+    path = own / "train" / "flower" / "007.jpg"
+    Image.open(path).save(own / "train" / "flower" / f"cut.{ending}")
+    cut = own / "train" / "flower" / f"cut.{ending}"
+    whole = cut.read_bytes()
+    cut.write_bytes(whole + b"\0\0after it")  # which does no harm
+    load_dataset(config_of(own))
+    data._load.cache_clear()
+    cut.write_bytes(whole[: len(whole) * 3 // 4])
+    with pytest.raises(DatasetError, match=rf"1 files cannot be .*cut\.{ending} \((T|.*t)runcated"):
+        load_dataset(config_of(own))
+    told = load_dataset(replace(config_of(own), bad_images="skip")).left_out
+    assert told.startswith("1 files that cannot be read as images (")
+
+
+@pytest.mark.parametrize("partners", [None, "batch", "fresh"])
+def test_the_next_image_of_the_order_takes_the_place_of_a_damaged_one(
+    own: Path, capsys: pytest.CaptureFixture[str], partners: str | None
+) -> None:
+    config = replace(config_of(own), bad_images="skip", mixup=False, cutmix=partners is not None)
+    config = replace(config, partners=partners or "batch", label_smoothing=0.0)
+    before = list(train_batches(load_dataset(config), config, 0, 0, 1))
+    damaged = [damage(own / "train" / name) for name in ("china/003.jpg", "flower/007.jpg")]
+    data._load.cache_clear()
+    dataset = load_dataset(config)
+    whole = list(train_batches(dataset, config, 0, 0, 1))
+    order = keys(config.run.seed, Stream.ORDER, 0, torch.arange(36)).argsort().tolist()
+    files = dataset._files["train"]  # type: ignore[attr-defined]
+    lost = [place for place in range(32) if files[order[place]] in damaged]
+    assert sum(batch.replaced for batch in whole) == len(lost) > 0
+    for loaders in (0, 2):
+        parts = [list(train_batches(dataset, config, 0, rank, 3, loaders)) for rank in range(3)]
+        for batch, *cut in zip(whole, *parts, strict=True):
+            assert torch.equal(batch.images_NCHW, torch.cat([part.images_NCHW for part in cut]))
+            assert torch.equal(batch.targets_NK, torch.cat([part.targets_NK for part in cut]))
+            assert batch.replaced == sum(part.replaced for part in cut)
+    if partners is None:  # all others are as they were
+        images = torch.cat([batch.images_NCHW for batch in whole])
+        as_before = torch.cat([batch.images_NCHW for batch in before])
+        for place in range(31):
+            assert torch.equal(images[place], as_before[place + (place in lost)])
+    told = capsys.readouterr().out
+    assert all(f"cannot read the image {files[order[place]]}" in told for place in lost)
+
+
+def test_a_run_counts_what_it_skips_and_evaluates_the_rest(own: Path) -> None:
+    config = replace(
+        small_config(str(own)), model="dm_nf_resnet_digits", epochs=2, bad_images="skip"
+    )
+    damage(own / "train" / "china" / "003.jpg")
+    for number in range(4):
+        damage(own / "val" / "flower" / f"00{number}.jpg")
+    reports: list[dict[str, Any]] = []
+    train(config, Worker(report=reports.append))
+    assert [report["bad_images"] for report in reports] == [1.0, 1.0]
+    # Of the ten six are left: accuracies are sixths of 100 %.
+    share = reports[-1]["test_top1"] * 6 / 100
+    assert share == pytest.approx(round(share))
+    with pytest.raises(DatasetError, match="cannot read the image"):
+        train(replace(config, bad_images="fail"), Worker(report=reports.append))
 
 
 def write_cifar(folder: Path, per_file: int = 40) -> None:

@@ -28,7 +28,7 @@ def load_dataset(config: Config) -> Dataset:
     pixels = config.data.image_size
     if pixels is not None:
         sizes = dataclasses.replace(sizes, train_size=pixels, test_size=pixels)
-    return _load(config.data.dataset, sizes)
+    return _load(config.data.dataset, sizes, config.data.bad_images == "skip")
 
 
 def example_image(config: Config) -> bytes:
@@ -43,7 +43,7 @@ def example_image(config: Config) -> bytes:
 
 
 @functools.cache
-def _load(name: str, sizes: nfnet.Preprocessing) -> Dataset:
+def _load(name: str, sizes: nfnet.Preprocessing, skips: bool) -> Dataset:
     if chosen := re.fullmatch(r"digits(?::(\d)-(\d))?", name):
         first, last = (int(digit) for digit in (chosen[1] or "0", chosen[2] or "9"))
         if first >= last:
@@ -55,4 +55,4 @@ def _load(name: str, sizes: nfnet.Preprocessing) -> Dataset:
             f"dataset {name!r} is neither 'digits' nor a folder on this machine: "
             "give the folder of the images"
         )
-    return cifar(folder) if is_cifar(folder) else ImageFolder(folder, sizes)
+    return cifar(folder) if is_cifar(folder) else ImageFolder(folder, sizes, skips)

@@ -5,6 +5,7 @@ Everything random is a function: the order of (seed, epoch); an image's crop and
 the same images meet the same network however a batch is cut and wherever a run resumes.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Items
 
-from nflab.data.dataset import Dataset, Split
+from nflab.data.dataset import Dataset, DatasetError, Split, UnreadableImage
 from nflab.data.mix import draw_mixing, mix, neighbours
 from nflab.data.randaugment import rand_augment
 from nflab.settings.config import Config
@@ -33,6 +34,8 @@ class Batch:
     """Probability of each class: one-hot, mixed, then smoothed."""
     places_N: Tensor
     """Place of each image in the global batch."""
+    replaced: int = 0
+    """Places whose own image cannot be read."""
 
 
 def cut(size: int, rank: int, world_size: int) -> slice:
@@ -86,26 +89,38 @@ def _train_batch(
     """A worker's slice of one global batch: a function of the arguments alone."""
     seed, batch_size = config.run.seed, config.optimizer.batch_size
     augmentation, classes = config.augmentation, len(dataset.class_names)
-    of_batch = slice(step * batch_size, (step + 1) * batch_size)
-    members = order[of_batch]
     own = torch.arange(batch_size)[cut(batch_size, rank, world_size)]
 
-    def crop(indices_N: Tensor, stream: Stream = Stream.CROP) -> tuple[Tensor, Tensor]:
-        return dataset.train_images(indices_N, keys(seed, stream, epoch, indices_N))
+    def crop(
+        places_N: Tensor, order: Tensor = order, stream: Stream = Stream.CROP
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, labels and indices of what an order has at places of this batch."""
+        at_N = step * batch_size + places_N
+        for _ in range(len(order) + 1):
+            indices_N = order[at_N % len(order)]
+            try:
+                keys_N = keys(seed, stream, epoch, indices_N)
+                return *dataset.train_images(indices_N, keys_N), indices_N
+            except UnreadableImage as damaged:
+                if config.data.bad_images == "fail":
+                    raise
+                _tell(f"{damaged}: the next one takes its place")
+                at_N = torch.where(indices_N == damaged.index, at_N + 1, at_N)
+        raise DatasetError("no image can be read")
 
     if not _mixes(config):
-        images, labels = crop(members[own])
+        images, labels, indices = crop(own)
         targets = F.one_hot(labels, classes).double()
     else:
         if partner_order is not None:
-            images, labels = crop(members[own])
-            partners, partner_labels = crop(partner_order[of_batch][own], Stream.PARTNER_CROP)
+            images, labels, indices = crop(own)
+            partners, partner_labels, _ = crop(own, partner_order, Stream.PARTNER_CROP)
         else:
             partner_N = neighbours(own, batch_size)
             read = torch.cat((own, partner_N)).unique()  # at either end may be another worker's
-            all_images, all_labels = crop(members[read])
+            all_images, all_labels, all_indices = crop(read)
             at_N, partner_at_N = (torch.searchsorted(read, places) for places in (own, partner_N))
-            images, labels = all_images[at_N], all_labels[at_N]
+            images, labels, indices = all_images[at_N], all_labels[at_N], all_indices[at_N]
             partners, partner_labels = all_images[partner_at_N], all_labels[partner_at_N]
         mix_keys = keys(seed, Stream.MIX, epoch, step * batch_size + own)
         mixing = draw_mixing(mix_keys, own, batch_size, augmentation.mixup, augmentation.cutmix)
@@ -114,29 +129,55 @@ def _train_batch(
         targets = share_N[:, None] * one_hot + (1 - share_N[:, None]) * partner_one_hot
     images = rand_augment(
         images,
-        keys(seed, Stream.AUGMENT, epoch, members[own]),
+        keys(seed, Stream.AUGMENT, epoch, indices),
         augmentation.augmentation_layers,
         augmentation.augmentation_level,
     )
     smoothing = config.optimizer.label_smoothing
     targets = (1 - smoothing) * targets + smoothing / classes
-    return Batch(standardise(images, dataset), targets.float(), own)
+    replaced = int((indices != order[step * batch_size + own]).sum())
+    return Batch(standardise(images, dataset), targets.float(), own, replaced)
+
+
+@functools.cache
+def _tell(text: str) -> None:
+    """Prints it, once."""
+    print(text, flush=True)
 
 
 def eval_batches(
-    dataset: Dataset, split: Split, batch_size: int, rank: int, world_size: int, loaders: int = 0
+    dataset: Dataset,
+    split: Split,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    loaders: int = 0,
+    skips: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One worker's share of a split, each image once: standardised images and labels (N,)."""
+    """One worker's share of a split, each image once: standardised images and labels (N,).
+
+    Args:
+        skips: leave out images that cannot be read.
+    """
     own = torch.arange(dataset.sizes[split])[cut(dataset.sizes[split], rank, world_size)]
     pieces = own.split(batch_size) if len(own) else ()
-    return _in_order(partial(_eval_batch, dataset, split, pieces), len(pieces), loaders)
+    return _in_order(partial(_eval_batch, dataset, split, skips, pieces), len(pieces), loaders)
 
 
 def _eval_batch(
-    dataset: Dataset, split: Split, pieces: Sequence[Tensor], number: int
+    dataset: Dataset, split: Split, skips: bool, pieces: Sequence[Tensor], number: int
 ) -> tuple[Tensor, Tensor]:
-    images, labels = dataset.eval_images(split, pieces[number])
-    return standardise(images, dataset), labels
+    indices_N = pieces[number]
+    while len(indices_N):
+        try:
+            images, labels = dataset.eval_images(split, indices_N)
+            return standardise(images, dataset), labels
+        except UnreadableImage as damaged:
+            if not skips:
+                raise
+            _tell(f"{damaged}: the {split} split is evaluated without it")
+            indices_N = indices_N[indices_N != damaged.index]
+    return torch.empty(0, *dataset.image_shape), torch.empty(0, dtype=torch.long)
 
 
 T = TypeVar("T")

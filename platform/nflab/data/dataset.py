@@ -15,6 +15,15 @@ class DatasetError(ValueError):
     """A dataset that cannot be used; the message is one sentence for the user."""
 
 
+class UnreadableImage(DatasetError):
+    """An image whose file is damaged or gone."""
+
+    def __init__(self, message: str, index: int = -1) -> None:
+        """`index`: of the image in its split; a process that reads ahead tells only the message."""
+        super().__init__(message)
+        self.index = index
+
+
 class Dataset(Protocol):
     """Images with labels in three fixed splits; the search sees `train` and `val` only."""
 
@@ -49,11 +58,18 @@ class Dataset(Protocol):
         """Randomly cropped training images, uint8 (N, C, H, W), and labels (N,).
 
         The crop of an image is a function of its key alone.
+
+        Raises:
+            UnreadableImage: one of them cannot be read.
         """
         ...
 
     def eval_images(self, split: Split, indices_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Images of a split as they are evaluated, uint8 (N, C, H, W), and labels (N,)."""
+        """Images of a split as they are evaluated, uint8 (N, C, H, W), and labels (N,).
+
+        Raises:
+            UnreadableImage: one of them cannot be read.
+        """
         ...
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
@@ -14,14 +15,17 @@ import nfnet
 from nflab.data.contents import digests
 from nflab.data.crop import random_crop as random_crop
 from nflab.data.crop import random_crops
-from nflab.data.dataset import DatasetError, Split, contents, fingerprint
+from nflab.data.dataset import DatasetError, Split, UnreadableImage, contents, fingerprint
 from nflab.data.layout import Files, scan
 
 MAX_HELD_OUT = 10_000
 """Images of ImageNet's training set that the authors set aside to choose settings on."""
 
 CHECKED = 20_000
-"""Files whose headers are read before anything starts, spread over all of them."""
+"""Files that are looked at before anything starts, spread over all of them."""
+
+CHECKED_AT_ONCE = 16
+"""They wait for the disk."""
 
 AT_ONCE = 32
 """Decoded images that are held at the same time."""
@@ -37,6 +41,7 @@ class ImageFolder:
     Args:
         root: the folder.
         sizes: pixels of training and evaluation, and the evaluation's crop.
+        skips: whether images that cannot be read are told instead of refused.
 
     Raises:
         DatasetError: the layout is another, a class has no images, or a file is no image.
@@ -44,7 +49,7 @@ class ImageFolder:
 
     in_memory = False
 
-    def __init__(self, root: Path, sizes: nfnet.Preprocessing) -> None:
+    def __init__(self, root: Path, sizes: nfnet.Preprocessing, skips: bool = False) -> None:
         self._root, self.preprocessing = root, sizes
         layout = scan(root)
         self.class_names, self.left_out = layout.class_names, layout.left_out
@@ -68,7 +73,16 @@ class ImageFolder:
         self.std = torch.tensor(nfnet.IMAGENET_STD)
         # As they lie on the disk: which of them are held out follows from that.
         paths = [path for files in found.values() for path, _ in files]
-        self._check(paths)
+        damaged = _damaged(paths)
+        if damaged:
+            told = f"{', '.join(damaged[:3])}{', ...' if len(damaged) > 3 else ''}"
+            if not skips:
+                raise DatasetError(
+                    f"{len(damaged)} files cannot be read as images: {told}; remove or replace "
+                    "them, or go on without them with --bad-images skip"
+                )
+            told = f"{len(damaged)} files that cannot be read as images ({told})"
+            self.left_out = ", ".join(filter(None, (self.left_out, told)))
         try:
             found_digests = digests(root, paths)
         except OSError as error:
@@ -89,21 +103,6 @@ class ImageFolder:
                 size = path.stat().st_size
                 digest.update(f"{split} {path.relative_to(self._root)} {size}\n".encode())
         return digest.hexdigest()[:16]
-
-    def _check(self, paths: list[Path]) -> None:
-        """Reads headers: a file that is no image would end a run hours later."""
-        unreadable = []
-        for path in paths[:: math.ceil(len(paths) / CHECKED)]:
-            try:
-                nfnet.check_image(path)
-            except ValueError as error:
-                unreadable.append(f"{path} ({error})")
-        if unreadable:
-            raise DatasetError(
-                f"{len(unreadable)} files cannot be read as images: "
-                f"{', '.join(unreadable[:3])}{', ...' if len(unreadable) > 3 else ''}; "
-                "remove or replace them"
-            )
 
     def train_images(self, indices_N: Tensor, keys_N: Tensor) -> tuple[Tensor, Tensor]:
         """Random resized crops (bicubic), half of them mirrored."""
@@ -136,7 +135,25 @@ class ImageFolder:
         try:
             return nfnet.read_image(path)
         except ValueError as error:
-            raise DatasetError(f"cannot read the image {path}: {error}") from None
+            raise UnreadableImage(f"cannot read the image {path}: {error}", index) from None
+
+
+def _damaged(paths: list[Path]) -> list[str]:
+    """What is wrong with files that are no images, as far as their ends tell: each would end a run
+    hours later."""
+    if not paths:
+        return []
+
+    def wrong(path: Path) -> str | None:
+        try:
+            nfnet.check_image(path)
+        except ValueError as error:
+            return f"{path} ({error})"
+        return None
+
+    with ThreadPoolExecutor(CHECKED_AT_ONCE) as pool:
+        found = pool.map(wrong, paths[:: math.ceil(len(paths) / CHECKED)])
+        return [one for one in found if one is not None]
 
 
 def _hold_out(files: Files) -> tuple[Files, Files]:

@@ -170,6 +170,8 @@ def _settings(config: Config) -> dict[str, Any]:
         del found[name]
     if not (config.augmentation.mixup or config.augmentation.cutmix):
         del found["partners"]  # so that results from before there was this setting have their name
+    if config.data.bad_images == "fail":
+        del found["bad_images"]  # likewise
     return {key: list(v) if isinstance(v, tuple) else v for key, v in found.items()}
 
 

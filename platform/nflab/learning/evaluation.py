@@ -49,7 +49,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Mean cross-entropy (nats), top-1 and top-5 accuracy (percent) over a split.
 
-    Each image counts once, on any number of workers. Computed in float32 whatever the precision of
+    Each image counts once, on any number of workers; one that cannot be read, if such are skipped,
+    not at all. Computed in float32 whatever the precision of
     the training, as by the authors: with 8 bits of mantissa classes tie.
 
     Returns:
@@ -58,7 +59,7 @@ def evaluate(
     """
     training = [module for module in model.modules() if module.training]
     model.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=worker.device)
+    sums = torch.zeros(5, dtype=torch.float64, device=worker.device)
     slice_size = max(1, config.optimizer.batch_size // worker.world_size)
     batches = eval_batches(
         dataset,
@@ -67,8 +68,11 @@ def evaluate(
         worker.rank,
         worker.world_size,
         loaders(config, dataset, worker),
+        config.data.bad_images == "skip",
     )
     for images, labels in batches:
+        if len(labels) == 0:
+            continue
         logits_NK = model(images.to(worker.device, memory_format=memory_format(config)))
         labels = labels.to(worker.device)
         sums[0] += F.cross_entropy(logits_NK, labels, reduction="sum")
@@ -77,11 +81,12 @@ def evaluate(
         sums[1] += hits_NK[:, 0].sum()
         sums[2] += hits_NK.sum()
         sums[3] += (~logits_NK.isfinite()).sum()
+        sums[4] += len(labels)
     for module in training:  # not those that were frozen
         module.training = True
     if worker.world_size > 1:
         dist.all_reduce(sums)
-    loss, top1, top5, unanswered = (sums / dataset.sizes[split]).tolist()
+    loss, top1, top5, unanswered = (sums[:4] / sums[4]).tolist()
     if unanswered or not math.isfinite(loss):
         return {f"{split}_loss": math.nan}
     return {f"{split}_loss": loss, f"{split}_top1": 100 * top1, f"{split}_top5": 100 * top5}

@@ -143,7 +143,7 @@ def train(config: Config, worker: Worker) -> None:
         started = time.monotonic()
         set_training(model, config.model.frozen)
         loss_sum = torch.zeros((), dtype=torch.float64, device=worker.device)
-        finite = True
+        finite, replaced = True, torch.zeros((), dtype=torch.float64, device=worker.device)
         batches = train_batches(dataset, config, epoch, worker.rank, worker.world_size, ahead)
         for step, batch in enumerate(batches, start=epoch * steps_per_epoch):
             learning_rate = nfnet.warmup_cosine(
@@ -163,6 +163,7 @@ def train(config: Config, worker: Worker) -> None:
                     network.add_gradient(part, keys_N[kept_N], size)
                 sam.ascend()
             loss_sum += network.add_gradient(batch, keys_N, batch_size)
+            replaced += batch.replaced
             if diagnostics is not None:
                 diagnostics.before(step)
             (sam or optimizer).step()
@@ -185,6 +186,8 @@ def train(config: Config, worker: Worker) -> None:
             "samples_seen": (step + 1) * batch_size,
             **clipped.pop(),
         }
+        if config.data.bad_images == "skip":
+            metrics["bad_images"] = _sum_over_workers(replaced, worker)
         if diagnostics is not None:
             metrics["agc"] = diagnostics.pop()
         if finite:

@@ -39,6 +39,9 @@ class DataConfig:
     image_size: Annotated[int | None, int_or("auto")] = None
     """Pixels along each side of images from such a layout, in training and evaluation; auto takes
     the model's own two sizes."""
+    bad_images: str = "fail"
+    """What an image does that cannot be read: `fail` ends the run; with `skip` the next one of the
+    epoch's order takes its place, and an evaluation leaves it out; they are counted and named."""
 
 
 @dataclass(frozen=True)
