@@ -19,8 +19,10 @@ from nfnet.layers import (
 from nfnet.random import hash_keys, uniform
 from nfnet.variants import STEMS, Variant
 
-# What a sample's key is hashed with, so that no two uses share their random numbers.
-STOCHDEPTH, _DROPOUT = 0, 1
+STOCHDEPTH = 0
+"""What a sample's key is hashed with for stochastic depth: no two uses share random numbers."""
+
+_DROPOUT = 1
 
 # What timm adds to the variance of a kernel.
 _TIMM_EPS = 1e-5

@@ -61,6 +61,12 @@ def create_model(
     model = ResNet(find_variant(name, overrides | own))
     source = f"the weights in {path}"
     files.load_into(model, weights, source)
+    told = variant.stem.startswith("3x3") or variant.stem_channels[-1] == variant.widths[0]
+    if own.get("stem") == "3x3" and not told:
+        raise ValueError(
+            f"{source} have a stem of 3x3 kernels, whose stride they do not tell; say "
+            'stem="3x3" or stem="3x3_stride2".'
+        )
     asked = {key: overrides[key] for key in own if key in overrides and overrides[key] != own[key]}
     if not asked:
         return model
@@ -84,17 +90,23 @@ def _adapt(model: ResNet, trained: ResNet, source: str) -> None:
         told.append(f"a new stem {new.stem}, not {old.stem}")
     elif new.in_channels != old.in_channels:
         name = f"stem.{trained.stem.convs[0]}"
-        conv = trained.get_submodule(name)
+        conv, ours = trained.get_submodule(name), model.get_submodule(name)
         assert isinstance(conv, SameConv2d)
+        assert isinstance(ours, SameConv2d)
         state[f"{name}.weight"] = _of_channels(conv.weight, new.in_channels)
-        if isinstance(conv, ScaledStdConv2d):
-            # What is standardised has the norm 1 on any number of channels.
-            unit_OIHW = _centred(conv.weight) / _norm(_centred(conv.weight))
-            adapted_OIHW = _centred(_of_channels(unit_OIHW, new.in_channels))
-            state[f"{name}.gain"] = conv.gain * _norm(adapted_OIHW)
+        if isinstance(conv, ScaledStdConv2d) and isinstance(ours, ScaledStdConv2d):
+            # What is standardised has one norm, on any number of channels.
+            with torch.no_grad():
+                ours.weight.copy_(state[f"{name}.weight"])
+                state[f"{name}.gain"] = conv.gain * ours.centred()[1] / conv.centred()[1]
         told.append(f"the first kernels for {new.in_channels} channels, not {old.in_channels}")
+    ours_by_name = model.state_dict()
+    begun = {key.rpartition(".")[0] for key in ours_by_name.keys() - state.keys()}
+    gone = {key.rpartition(".")[0] for key in state.keys() - ours_by_name.keys()}
+    shortcuts = [name for name in sorted(begun | gone) if "downsample" in name]
+    told += [f"{'a new' if name in begun else 'without the'} {name}" for name in shortcuts]
     with torch.no_grad():
-        for key, tensor in model.state_dict().items():
+        for key, tensor in ours_by_name.items():
             if key in state:
                 tensor.copy_(state[key])
     model.adapted = tuple(told)
@@ -109,11 +121,3 @@ def _of_channels(kernel_OIHW: Tensor, channels: int) -> Tensor:
     known = kernel_OIHW.shape[1]
     repeated = kernel_OIHW.repeat(1, math.ceil(channels / known), 1, 1)[:, :channels]
     return repeated * (known / channels)
-
-
-def _centred(kernel_OIHW: Tensor) -> Tensor:
-    return kernel_OIHW - kernel_OIHW.mean((1, 2, 3), keepdim=True)
-
-
-def _norm(kernel_OIHW: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(kernel_OIHW, dim=(1, 2, 3), keepdim=True)

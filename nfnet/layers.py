@@ -167,16 +167,20 @@ class ScaledStdConv2d(SameConv2d):
 
         Of weights in half precision it is computed in float32, and rounded once.
         """
+        centred, norm = self.centred()
+        w_hat: Tensor = centred * (at_least_float32(self.gain) * self.input_scale / norm)
+        return w_hat.to(self.weight.dtype)
+
+    def centred(self) -> tuple[Tensor, Tensor]:
+        """The kernel with mean 0 over each output's fan-in, and the norm (O, 1, 1, 1) that it is
+        divided by."""
         weight = at_least_float32(self.weight)
         centred = weight - weight.mean((1, 2, 3), keepdim=True)
         if self.eps is None:
             norm = torch.linalg.vector_norm(centred, dim=(1, 2, 3), keepdim=True)
-            norm = norm.clamp_min(self.MIN_NORM)
-        else:
-            fan_in = weight[0].numel()
-            norm = (centred.square().sum((1, 2, 3), keepdim=True) + self.eps * fan_in).sqrt()
-        w_hat: Tensor = centred * (at_least_float32(self.gain) * self.input_scale / norm)
-        return w_hat.to(self.weight.dtype)
+            return centred, norm.clamp_min(self.MIN_NORM)
+        fan_in = weight[0].numel()
+        return centred, (centred.square().sum((1, 2, 3), keepdim=True) + self.eps * fan_in).sqrt()
 
     def folded(self) -> SameConv2d:
         """A plain convolution with this one's `kernel()` as it is now, which computes the same."""

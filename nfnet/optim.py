@@ -182,11 +182,18 @@ def param_groups(
     """
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay is {layer_decay}, expected a number in (0, 1]; 1 is none.")
+    if clipping is None:
+        unclipped = ("head",)  # one way to split what is not clipped anyway
     parameters = dict(model.named_parameters())
     if f"{classifier}.weight" not in parameters:
         raise ValueError(
             f"{type(model).__name__} has no parameter {classifier}.weight, expected one, since the "
             "classifier's weight must not be clipped; say what it is called with classifier=..."
+        )
+    if not isinstance(model, ResNet) and set(unclipped) - {"head"}:
+        raise ValueError(
+            f"unclipped is {tuple(unclipped)}, expected ('head',) or (): the parts of a "
+            f"{type(model).__name__} are not known."
         )
     layers = list(dict.fromkeys(_layer(name, classifier) for name in parameters))
     layers = [*(layer for layer in layers if layer != classifier), classifier]
@@ -228,9 +235,12 @@ def _part(model: nn.Module, name: str, classifier: str) -> str:
 
 
 def _layer(name: str, classifier: str) -> str:
-    """The block that a parameter is in: its name up to the last number, else its first word."""
+    """The block that a parameter is in: its name up to its first numbers, as `layer1.0` or
+    `stages.0.1`, else its first word."""
     if name.startswith(f"{classifier}."):
         return classifier
     words = name.split(".")
-    numbers = [place for place, word in enumerate(words) if word.isdecimal()]
-    return ".".join(words[: numbers[-1] + 1]) if numbers else words[0]
+    end = next((place for place, word in enumerate(words) if word.isdecimal()), 0)
+    while end + 1 < len(words) and words[end + 1].isdecimal():
+        end += 1
+    return ".".join(words[: end + 1])

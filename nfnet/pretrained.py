@@ -25,7 +25,10 @@ _FILES = ("weights.pt", "model.safetensors", "pytorch_model.bin", "state.pt")
 # How `torch.save` began its files before it wrote zip archives.
 _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
-_STATES = ("state_dict_ema", "state_dict", "model_state_dict", "model_ema", "ema", "model")
+_STATES = (
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema"),
+    *("state_dict", "model_state_dict", "model", "module"),
+)
 """Where trainings put a network's state in what they save: averaged weights come first."""
 
 _WRAPPERS = ("module.", "model.", "_orig_mod.")
@@ -54,7 +57,7 @@ def find_file(pretrained: str, name: str) -> Path:
         return _from_hub(name)
     path = Path(pretrained)
     if path.is_dir():
-        return _in_folder(path)
+        return find_in_folder(path)
     if not path.is_file():
         fetched = "; fetch it with `mlflow artifacts download`, and pass its folder"
         raise ValueError(
@@ -64,7 +67,12 @@ def find_file(pretrained: str, name: str) -> Path:
     return path
 
 
-def _in_folder(folder: Path) -> Path:
+def find_in_folder(folder: Path) -> Path:
+    """The file of weights in the folder of a checkpoint, or of a model fetched from MLflow.
+
+    Raises:
+        ValueError: there is none.
+    """
     for inside in (folder, folder / "artifacts"):
         for file in _FILES:
             if (inside / file).is_file():
@@ -140,15 +148,21 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             "PyTorch's safe reader refuses it, since it is damaged or holds more than tensors; "
             "nothing of it was executed"
         ) from None
-    while isinstance(state, dict):
-        if state and all(isinstance(value, Tensor) for value in state.values()):
-            return state
-        inside = [key for key in _STATES if isinstance(state.get(key), dict) and state[key]]
-        if not inside:
-            break
-        state = state[inside[0]]
+    found = _network(state)
+    if found is not None:
+        return found
     held = f"; it holds {', '.join(map(str, list(state)[:8]))}" if isinstance(state, dict) else ""
     raise ValueError(f"it holds no tensors by name, as a model's state_dict does{held}")
+
+
+def _network(state: Any) -> dict[str, Tensor] | None:
+    """The first tensors by name in what a training saved; None if there are none."""
+    if not isinstance(state, dict) or not state:
+        return None
+    if all(isinstance(value, Tensor) for value in state.values()):
+        return state
+    inside = (_network(state.get(key)) for key in _STATES)
+    return next((found for found in inside if found is not None), None)
 
 
 def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -164,10 +164,13 @@ def test_cells_that_compute_the_same_are_of_one_group() -> None:
             row(93, clipping=0.1, unclipped=("head",)),
             row(94, augmentation_level=1, augmentation_layers=2),
             row(95, augmentation_level=1, augmentation_layers=3),
+            row(96, mixup=True),
+            row(97, mixup=True, seed=1),
         ]
     )
-    rows.loc[0, "partners"] = None  # from before there was this setting
-    assert [len(group) for _, group in groups(rows, clipping.VARIED)] == [4, 1, 1]
+    # From before there was this setting: pairs were drawn otherwise.
+    rows.loc[[0, 6], "partners"] = None
+    assert [len(group) for _, group in groups(rows, clipping.VARIED)] == [4, 1, 1, 1, 1]
 
 
 def test_results_of_other_software_are_counted() -> None:

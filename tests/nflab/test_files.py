@@ -4,6 +4,7 @@ import errno
 import functools
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -177,6 +178,36 @@ def test_what_is_wrong_with_a_file_is_not_waited_for(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="x") as told:
             files.patiently("/x", functools.partial(_raise, OSError(number, "x")))
         assert not isinstance(told.value, Away)
+
+
+def test_a_log_that_is_closed_writes_into_no_other_file(tmp_path: Path) -> None:
+    with kept_log(str(tmp_path), 0):
+        late = sys.stdout  # as a handler of a library keeps it
+    other = (tmp_path / "other").open("wb", buffering=0)  # takes the number that is free
+    with pytest.raises(ValueError, match="closed"):
+        late.write("late words")
+    other.close()
+    assert (tmp_path / "other").read_bytes() == b""
+
+
+def test_a_log_is_opened_when_the_disk_has_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "RETRY_SECONDS", 0.01)
+    opens, tries = os.open, []
+
+    def full(path: Path, *how: int) -> int:
+        if str(path).endswith(".log"):
+            tries.append(path)
+            if len(tries) < 4:
+                raise OSError(errno.ENOSPC, "full")
+        return opens(path, *how)
+
+    monkeypatch.setattr(os, "open", full)
+    with kept_log(str(tmp_path), 0):
+        print("written")
+    assert len(tries) == 4
+    assert "written" in (tmp_path / "rank-0.log").read_text()
 
 
 def _raise(error: Exception) -> None:

@@ -228,3 +228,24 @@ def test_folders_are_of_cells(store: Store, tmp_path: Path) -> None:
     folders = [ledger.propose().folder for _ in SETTINGS]
     assert folders == [f"{tmp_path}/cells/{cell.id}" for cell in ledger.cells]
     assert len(set(folders)) == 4
+
+
+def test_results_of_an_earlier_version_are_taken_over_under_their_new_names(store: Store) -> None:
+    settings: list[dict[str, Any]] = [{"clipping": 0.08, "seed": seed} for seed in (0, 1)]
+    ledger = store.open(settings, augmentation_layers=2)
+    proposal = ledger.propose()
+    ledger.started(proposal)
+    ledger.reported(1, epoch(1, 90.0, "finished"))
+    ledger.ended(1, "finished", 90.0)
+    ids = [cell.id for cell in ledger.cells]
+    store.outbox.drain()
+    (run,) = store.cells().run_id
+    client = MlflowClient(store.tracker.uri)
+    client.set_tag(run, "cell", ledger.cells[0].earlier_id)  # as if it had been recorded then
+    again = store.open(settings, augmentation_layers=2)
+    assert again.rows.outcome.tolist() == ["finished", "missing"]
+    assert (again.missing, again.rows.cell.tolist()) == (1, ids)
+    store.outbox.drain()
+    tags = client.get_run(run).data.tags
+    assert (tags["cell"], tags["earlier_cell"]) == (ids[0], ledger.cells[0].earlier_id)
+    assert ids[0] != ledger.cells[0].earlier_id

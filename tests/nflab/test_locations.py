@@ -116,6 +116,16 @@ def test_a_path_means_the_same_however_it_is_written(
     assert config.run.tracking_uri == f"sqlite:///{home}/mlflow.db"
 
 
+@pytest.mark.parametrize("file", ["artifacts/weights.pt", "model.safetensors", "state.pt"])
+def test_a_folder_of_weights_is_known_by_the_file_in_it(file: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no weights"):
+        locations.located(replace(Config(), pretrained=str(tmp_path)))
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    config = locations.located(replace(Config(), pretrained=str(tmp_path)))
+    assert config.model.pretrained == str(tmp_path / file)
+
+
 def test_a_model_in_mlflow_is_to_be_fetched_first() -> None:
     with pytest.raises(ConfigError, match=r"fetch models:/a@best first, .* mlflow artifacts downl"):
         locations.located(replace(Config(), pretrained="models:/a@best"))

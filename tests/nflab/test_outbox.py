@@ -1,9 +1,11 @@
 """The outbox against a real MLflow server that dies, loses answers and comes back."""
 
+import errno
 import http.client
 import io
 import json
 import math
+import os
 import random
 import signal
 import subprocess
@@ -24,6 +26,7 @@ from mlflow.entities import Run, ViewType
 from nflab.recording.outbox import Outbox, Refused
 from nflab.recording.tracker import Tracker
 from nflab.settings.errors import ConfigError
+from nflab.storage import files
 from tests.conftest import ROOT
 from tests.servers import MlflowServer
 
@@ -423,3 +426,44 @@ def test_a_run_that_a_lost_answer_left_half_begun_is_completed(place: Place) -> 
     assert place.run().info.run_id == run == place.tracker.start("s", tags, key="1")
     assert place.run().data.params == {"kind": "sweep"}
     assert place.tracker.start("t", tags) != run
+
+
+def test_a_request_on_a_full_disk_is_written_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "RETRY_SECONDS", 0.01)
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path), "x")
+    outbox = Outbox(tracker, tmp_path / "unsent")
+    run, sync, tries = tracker.start("a", {}), os.fsync, []
+
+    def full(file: int) -> None:
+        tries.append(file)
+        if len(tries) % 3:
+            raise OSError(errno.ENOSPC, "full")
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with outbox._changed:  # nothing is sent meanwhile
+        for number in range(4):
+            outbox.put("tag", run, key="k", value=str(number))
+        lines = (tmp_path / "unsent" / "requests.jsonl").read_text().splitlines()
+    assert [json.loads(line)["arguments"]["value"] for line in lines] == ["0", "1", "2", "3"]
+    assert len(tries) == 12
+    outbox.drain()
+    assert MlflowClient(tracker.uri).get_run(run).data.tags["k"] == "3"
+    outbox.close()
+
+
+def test_what_was_rejected_is_read_though_a_kill_tore_it(tmp_path: Path) -> None:
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path), "x")
+    outbox = Outbox(tracker, tmp_path / "unsent")
+    outbox.put("tag", "0" * 32, key="k", value="v")  # of a run that there is not
+    with pytest.raises(Refused, match="not found"):
+        outbox.drain()
+    outbox.close()
+    file = tmp_path / "unsent" / "rejected.jsonl"
+    (line,) = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(line[:50] + b"\n" + line)
+    again = Outbox(tracker, tmp_path / "unsent")
+    assert [request["call"] for request in again._rejected()] == ["tag"]
+    again.close()

@@ -191,6 +191,20 @@ def test_groups_of_a_model_from_elsewhere() -> None:
     assert found["bn1.weight"]["weight_decay"] == 0.0
     assert found["conv1.weight"]["lr_factor"] < found["layer1.0.conv1.weight"]["lr_factor"]
     nfnet.SGD_AGC(groups, lr=0.1)
+    # Shortcuts are of their blocks: 8 of these, the first convolution and norm, and the classifier.
+    assert len({g["lr_factor"] for g in groups}) == 11
+    assert found["layer2.0.downsample.0.weight"] is found["layer2.0.conv1.weight"]
+    with pytest.raises(ValueError, match="the parts of a ResNet are not known"):
+        nfnet.param_groups(model, 1e-4, 0.01, unclipped=("stage1",), classifier="fc")
+
+
+def test_what_is_unclipped_without_clipping_changes_no_group() -> None:
+    model = nfnet.create_model("dm_nf_resnet_digits")
+    sizes = [
+        [len(g["params"]) for g in nfnet.param_groups(model, 1e-4, None, unclipped)]
+        for unclipped in (("head",), ("head", "stage1"), ())
+    ]
+    assert sizes[0] == sizes[1] == sizes[2]
 
 
 def test_param_groups_needs_a_classifier() -> None:

@@ -219,6 +219,16 @@ def test_reads_what_trainings_save(saved: nn.Module, kind: str, tmp_path: Path) 
     assert_same(nfnet.create_model(DIGITS, pretrained=tmp_path / "last.pth.tar"), saved)
 
 
+@pytest.mark.parametrize("ema", ["model_ema", "ema_state_dict", "ema", "nested"])
+@pytest.mark.parametrize("raw", ["state_dict", "model_state_dict", "model"])
+def test_averaged_weights_come_first(saved: nn.Module, ema: str, raw: str, tmp_path: Path) -> None:
+    state = saved.state_dict()
+    other = {name: torch.full_like(value, 7) for name, value in state.items()}
+    averaged = {"ema": {"decay": 0.9, "module": state}} if ema == "nested" else {ema: state}
+    torch.save({raw: other, **averaged}, tmp_path / "x.pt")
+    assert_same(nfnet.create_model(DIGITS, pretrained=tmp_path / "x.pt"), saved)
+
+
 @pytest.mark.parametrize(
     "prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.model."]
 )
@@ -285,6 +295,13 @@ def test_other_channels_are_as_timm_makes_them(tmp_path: Path) -> None:
             )
         expected = timm.models.adapt_input_conv(channels, theirs.stem.conv.weight.detach())
         assert torch.allclose(ours.stem.conv.weight, expected)
+        if channels == 1:  # a colour that is grey is what the grey was
+            x = torch.randn(1, 1, 64, 64)
+            colour = nfnet.create_model("nf_regnet_b0", pretrained=tmp_path / "w.pth").eval()
+            for model in (ours.eval(), colour):
+                nn.init.constant_(model.head.fc.weight, 0.1)
+            logits = colour(x.expand(-1, 3, -1, -1))
+            assert torch.allclose(ours(x), logits, atol=1e-4 * float(logits.abs().max()))
 
 
 def test_weights_without_a_classifier_give_features(saved: nn.Module, tmp_path: Path) -> None:
@@ -311,8 +328,9 @@ def test_another_stem_begins_anew(tmp_path: Path) -> None:
     assert small(torch.randn(1, 3, 8, 8)).shape == (1, 3)
     assert torch.equal(small.stages[1][0].conv1.weight, saved.stages[1][0].conv1.weight)
     torch.save(small.state_dict(), tmp_path / "w.pt")
-    again = nfnet.create_model("dm_nf_resnet50", pretrained=tmp_path / "w.pt", **settings)
-    assert again.variant.stem == "3x3"  # as the weights have it
+    again = nfnet.create_model(
+        "dm_nf_resnet50", stem="3x3", pretrained=tmp_path / "w.pt", **settings
+    )
     assert_same(again, small)
 
 
@@ -324,8 +342,23 @@ def test_a_stem_is_known_by_the_first_shortcut_where_kernels_are_alike(tmp_path:
         same = nfnet.create_model("nf_regnet_b0", pretrained=path)
         assert (same.variant.stem, same.adapted) == (own, ())
         assert_same(same, saved)
-        with pytest.warns(UserWarning, match=f"a new stem {other}, not {own}"):
+        shortcut = "without the" if own == "3x3_stride2" else "a new"
+        message = f"a new stem {other}, not {own}; {shortcut} stages.0.0.downsample.conv"
+        with pytest.warns(UserWarning, match=message):
             nfnet.create_model("nf_regnet_b0", stem=other, pretrained=path)
+
+
+def test_a_stem_that_cannot_be_told_is_asked_for(tmp_path: Path) -> None:
+    settings = {"depths": (1, 1), "widths": (16, 32), "stem_width": 8, "num_classes": 3}
+    saved = nfnet.create_model("dm_nf_resnet50", stem="3x3_stride2", **settings)
+    torch.save(saved.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"whose stride they do not tell; say stem="):
+        nfnet.create_model("dm_nf_resnet50", pretrained=tmp_path / "w.pt", **settings)
+    model = nfnet.create_model(
+        "dm_nf_resnet50", stem="3x3_stride2", pretrained=tmp_path / "w.pt", **settings
+    )
+    assert model.adapted == ()
+    assert_same(model, saved)
 
 
 def test_models_are_listed_by_pattern_and_by_what_the_hub_has() -> None:

@@ -100,6 +100,9 @@ def _as_computed(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows whose settings read alike where they compute the same; one that an older row does not
     name had its default."""
     rows, default = rows.copy(), {key: as_text(value) for key, value in flat(Config()).items()}
+    if {"partners", "mixup", "cutmix"} <= set(rows):  # they were drawn otherwise before
+        mixed = (rows.mixup == "True") | (rows.cutmix == "True")
+        rows.loc[mixed, "partners"] = rows.partners[mixed].fillna("earlier")
     for name in rows.columns.intersection(list(default)):
         rows[name] = rows[name].fillna(default[name])
     for name in rows.columns.intersection(["unclipped", "frozen"]):

@@ -203,7 +203,7 @@ def train(config: Config, worker: Worker) -> None:
         metrics["outcome"] = "running"
         history.append(metrics)
         if worker.rank == 0 and worker.checkpoints is not None:
-            with tempfile.TemporaryDirectory() as temporary:
+            with patiently(tempfile.gettempdir(), tempfile.TemporaryDirectory) as temporary:
                 state = (config, maker, dataset, history, model, optimizer, ema)
                 patiently(temporary, partial(_save, Path(temporary), *state))
                 worker.checkpoints.save(Path(temporary), epoch + 1, _best(history))

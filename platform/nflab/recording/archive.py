@@ -20,6 +20,7 @@ from nflab.storage.ownership import Board
 
 TAGS = {
     "cell": "cell",
+    "earlier_cell": "earlier_cell",
     "trial": "trial",
     "folder": "folder",
     "superseded": "superseded",

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,7 +81,9 @@ class Outbox:
         """
         request = {"call": call, "run": run, "arguments": arguments}
         with self._changed:
-            patiently(str(self._file), partial(self._write, json.dumps(request).encode() + b"\n"))
+            patiently(
+                str(self._file), partial(_add, self._log, json.dumps(request).encode() + b"\n")
+            )
             self._waiting.append(request)
             self._changed.notify_all()
 
@@ -154,18 +157,6 @@ class Outbox:
             self._changed.notify_all()
         self._thread.join(SHORT_PATIENCE_SECONDS)  # else two might send the same at once
 
-    def _write(self, line: bytes) -> None:
-        """Adds a line to the file, whole or not at all."""
-        end = os.fstat(self._log.fileno()).st_size
-        try:
-            while line:
-                line = line[self._log.write(line) :]
-            os.fsync(self._log.fileno())  # the machine may stop, not this process alone
-        except OSError:
-            with suppress(OSError):
-                self._log.truncate(end)
-            raise
-
     def _left(self) -> list[dict[str, Any]]:
         """The requests that an earlier process left; what a kill tore is removed."""
         content = self._file.read_bytes() if self._file.is_file() else b""
@@ -187,7 +178,11 @@ class Outbox:
 
     def _rejected(self) -> list[dict[str, Any]]:
         file = self._folder / REJECTED
-        return [json.loads(line) for line in file.open(encoding="utf-8")] if file.exists() else []
+        found = []
+        for line in file.read_bytes().splitlines() if file.exists() else []:
+            with suppress(ValueError):  # a kill tore it
+                found.append(json.loads(line))
+        return found
 
     def _silent(self, reason: str | None) -> ConfigError:
         return ConfigError(
@@ -226,8 +221,8 @@ class Outbox:
                 return None, reason
             rejected = self._folder / REJECTED
             try:
-                with rejected.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({**request, "reason": reason}) + "\n")
+                with rejected.open("ab", buffering=0) as file:
+                    _add(file, json.dumps({**request, "reason": reason}).encode() + b"\n")
             except OSError as failure:  # it is asked for again until it can be kept
                 return None, _reason(failure)
             return Refused(
@@ -248,6 +243,20 @@ class Outbox:
         getattr(self._tracker, call)(run_id, **arguments)
         if file is not None:
             shutil.rmtree(file.parent)
+
+
+def _add(file: FileIO, line: bytes) -> None:
+    """Adds a line to a file, whole or not at all, and waits until it is on the disk: the machine
+    may stop, not this process alone."""
+    end = os.fstat(file.fileno()).st_size
+    try:
+        while line:
+            line = line[file.write(line) :]
+        os.fsync(file.fileno())
+    except OSError:
+        with suppress(OSError):
+            file.truncate(end)
+        raise
 
 
 def _reason(error: BaseException) -> str:

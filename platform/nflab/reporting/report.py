@@ -1,7 +1,7 @@
 """What all recorded runs say, from MLflow alone: tables, sentences and figures."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,8 @@ def write_report(uri: str, folder: Path) -> list[Path]:
     for experiment, rows in runs.items():
         cells = one_each(rows[rows.cell.notna()])
         parents = rows[rows.parent.isna() & rows.run_id.isin(rows.parent)]
-        records = {run_id: _finals(archive, run_id) for run_id in parents.run_id}
+        named = dict(cells[["earlier_cell", "cell"]].dropna().itertuples(index=False))
+        records = {run_id: _finals(archive, run_id, named) for run_id in parents.run_id}
         finals = {id for entrants in records.values() for ids in entrants.values() for id in ids}
         # What repeats a winner is no cell of the ablation, nor is what has only begun.
         asked = cells[~cells.cell.isin(finals)]
@@ -110,10 +111,15 @@ def write_report(uri: str, folder: Path) -> list[Path]:
     return [folder / name for name in written]
 
 
-def _finals(archive: Archive, run_id: str) -> dict[str, list[str]]:
-    """The cells of each entrant of a parent run's finals; empty if it has none."""
+def _finals(archive: Archive, run_id: str, named: Mapping[str, str]) -> dict[str, list[str]]:
+    """The cells of each entrant of a parent run's finals; empty if it has none.
+
+    Args:
+        named: what a cell was called earlier -> what it is called.
+    """
     with archive.artifact(run_id, RECORD) as record:
-        return {} if record is None else json.loads(record.read_text(encoding="utf-8"))
+        found = {} if record is None else json.loads(record.read_text(encoding="utf-8"))
+    return {label: [named.get(id, id) for id in ids] for label, ids in found.items()}
 
 
 def _counts(experiment: str, rows: pd.DataFrame) -> dict[str, Any]:

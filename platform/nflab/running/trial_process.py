@@ -21,7 +21,7 @@ from nflab.running.worker_group import first_error, fit
 from nflab.settings.config import Config
 from nflab.settings.leaves import replace
 from nflab.storage.checkpoints import Checkpoints
-from nflab.storage.files import PATIENCE_SECONDS, Away
+from nflab.storage.files import PATIENCE_SECONDS, is_away
 from nflab.storage.logs import kept_log
 
 
@@ -51,9 +51,9 @@ def trainable(base: Config, placement: Placement) -> Callable[[dict[str, Any]], 
                     fingerprint=proposal["fingerprint"],
                 )
                 train(replace(base, **proposal["settings"]), worker)
-        except Away:
-            raise  # no error of the run: Tune starts the trial again
-        except Exception:
+        except Exception as error:
+            if is_away(error):
+                raise  # no error of the run: Tune starts the trial again
             ray.tune.report(_failed(traceback.format_exc()))
 
     def with_own_workers(proposal: dict[str, Any]) -> None:

@@ -119,7 +119,9 @@ class TrialLedger:
             seed=int(key) % 2**32, n_startup_trials=STARTUP_TRIALS
         )
         searched = distributions(self._space, self._config.search.searched)
-        trial = self._kept(lambda: self._study.ask(searched))
+        trial = self._kept(self._study.ask)
+        for name, distribution in searched.items():  # one by one, for each is kept by itself
+            self._kept(partial(trial._suggest, name, distribution))
         settings = trial.user_attrs.get("settings")
         if settings is None:
             settings = self._space.settings(trial.params)

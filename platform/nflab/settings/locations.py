@@ -7,6 +7,7 @@ from pathlib import Path
 from nflab.settings.config import Config, RunConfig
 from nflab.settings.errors import ConfigError, require
 from nflab.settings.leaves import C, flat, replace
+from nfnet.pretrained import find_in_folder
 
 WEIGHTS = "weights.pt"
 """File of a checkpoint with the network's weights."""
@@ -145,8 +146,12 @@ def _weights(word: str) -> str:
         f"--artifact-uri {word} --dst-path FOLDER; then give FOLDER/artifacts",
     )
     found = absolute(word)
-    inside = Path(found, WEIGHTS)
-    return str(inside) if "://" not in found and inside.is_file() else found
+    if "://" in found or not Path(found).is_dir():
+        return found
+    try:
+        return str(find_in_folder(Path(found)))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _absolute(path: str) -> Path:

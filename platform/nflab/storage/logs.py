@@ -1,6 +1,7 @@
 """The full log of each process of a run, kept beside its checkpoints."""
 
 import contextlib
+import functools
 import io
 import os
 import sys
@@ -11,7 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nflab.storage.files import PATIENCE_SECONDS, Away, is_local, read_text, write_text
+from nflab.storage.files import (
+    PATIENCE_SECONDS,
+    Away,
+    is_local,
+    patiently,
+    read_text,
+    write_text,
+)
 
 WAITING_BYTES = 1 << 20
 """Of what a full disk did not take, so much at most is kept to be written later."""
@@ -51,7 +59,7 @@ def kept_log(folder: str, rank: int) -> Iterator[Log]:
     with contextlib.ExitStack() as stack:
         if is_local(folder):
             log = Log(Path(uri), None)
-            log.path.parent.mkdir(parents=True, exist_ok=True)
+            patiently(folder, functools.partial(log.path.parent.mkdir, parents=True, exist_ok=True))
         else:
             temporary = stack.enter_context(tempfile.TemporaryDirectory())
             log = Log(Path(temporary) / "log", uri)
@@ -73,7 +81,7 @@ def kept_log(folder: str, rank: int) -> Iterator[Log]:
 @contextlib.contextmanager
 def _printed_to(path: Path) -> Iterator[None]:
     """All that is printed goes to a file; an error's traceback too."""
-    file = _LogFile(path)
+    file = patiently(str(path), functools.partial(_LogFile, path))
     with (
         contextlib.closing(file),
         contextlib.redirect_stdout(file),
@@ -97,6 +105,8 @@ class _LogFile(io.TextIOBase):
         self._waiting = b""
 
     def write(self, text: str) -> int:
+        if self.closed:  # its number may be another file's by now
+            raise ValueError("write to a log that is closed")
         self._waiting += text.encode(errors="backslashreplace")
         with contextlib.suppress(OSError):
             while self._waiting:
