@@ -67,12 +67,10 @@ def create_model(
             f"{source} have a stem of 3x3 kernels, whose stride they do not tell; say "
             'stem="3x3" or stem="3x3_stride2".'
         )
-    asked = {key: overrides[key] for key in own if key in overrides and overrides[key] != own[key]}
-    if not asked:
+    asked = find_variant(name, own | overrides)
+    if asked == model.variant:
         return model
-    adapted = ResNet(
-        variant if own.keys() <= overrides.keys() else find_variant(name, own | overrides)
-    )
+    adapted = ResNet(asked)
     _adapt(adapted, model, source)
     return adapted
 

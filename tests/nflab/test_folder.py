@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
@@ -31,6 +32,7 @@ from nflab.learning.computation import OtherComputation, made_by, require_same
 from nflab.learning.loop import train
 from nflab.learning.validation import validate
 from nflab.learning.worker import Worker
+from nflab.recording.metrics import to_record
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import replace
@@ -364,6 +366,18 @@ def test_the_next_image_of_the_order_takes_the_place_of_a_damaged_one(
     assert all(f"cannot read the image {files[order[place]]}" in told for place in lost)
 
 
+def test_the_example_of_a_model_is_an_image_that_can_be_read(own: Path) -> None:
+    config = replace(config_of(own), bad_images="skip")
+    files = load_dataset(config)._files["val"]  # type: ignore[attr-defined]
+    damage(files[0])
+    data._load.cache_clear()
+    image = Image.open(io.BytesIO(data.example_image(config)))
+    second, _ = load_dataset(config).eval_images("val", torch.tensor([1]))
+    assert np.array_equal(np.asarray(image), second[0].permute(1, 2, 0).numpy())
+    with pytest.raises(DatasetError, match="cannot read the image"):
+        data.example_image(replace(config, bad_images="fail"))
+
+
 def test_a_run_counts_what_it_skips_and_evaluates_the_rest(own: Path) -> None:
     config = replace(
         small_config(str(own)), model="dm_nf_resnet_digits", epochs=2, bad_images="skip"
@@ -373,7 +387,7 @@ def test_a_run_counts_what_it_skips_and_evaluates_the_rest(own: Path) -> None:
         damage(own / "val" / "flower" / f"00{number}.jpg")
     reports: list[dict[str, Any]] = []
     train(config, Worker(report=reports.append))
-    assert [report["bad_images"] for report in reports] == [1.0, 1.0]
+    assert [to_record(report)["replaced_images"] for report in reports] == [1.0, 1.0]
     # Of the ten six are left: accuracies are sixths of 100 %.
     share = reports[-1]["test_top1"] * 6 / 100
     assert share == pytest.approx(round(share))

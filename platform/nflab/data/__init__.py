@@ -11,7 +11,7 @@ from PIL import Image
 
 import nfnet
 from nflab.data.arrays import cifar, digits, is_cifar
-from nflab.data.dataset import Dataset, DatasetError
+from nflab.data.dataset import Dataset, DatasetError, UnreadableImage
 from nflab.data.folder import ImageFolder
 from nflab.settings.config import Config
 
@@ -32,8 +32,16 @@ def load_dataset(config: Config) -> Dataset:
 
 
 def example_image(config: Config) -> bytes:
-    """A validation image of a configuration's dataset as the bytes of a PNG file."""
-    images, _ = load_dataset(config).eval_images("val", torch.zeros(1, dtype=torch.long))
+    """The first validation image of a configuration's dataset that can be read, as the bytes of a
+    PNG file."""
+    dataset = load_dataset(config)
+    for index in range(dataset.sizes["val"]):
+        try:
+            images, _ = dataset.eval_images("val", torch.tensor([index]))
+            break
+        except UnreadableImage:
+            if config.data.bad_images == "fail":
+                raise
     pixels_HWC = images[0].permute(1, 2, 0).numpy()
     file = io.BytesIO()
     Image.fromarray(pixels_HWC[..., 0] if pixels_HWC.shape[2] == 1 else pixels_HWC).save(

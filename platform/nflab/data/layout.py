@@ -136,7 +136,8 @@ def _class_names(root: Path, names: dict[str, set[str]]) -> tuple[str, ...]:
 def _images(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
     """Images in a folder and below it, in the order of their names."""
     for entry in _entries(folder):
-        path, ending = Path(entry.path), Path(entry.name).suffix.lower()
+        path = Path(entry.path)
+        ending = path.suffix.lower()
         if entry.name.startswith("."):
             left_out[_HIDDEN] += 1
         elif entry.is_dir():

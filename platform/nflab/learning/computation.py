@@ -56,15 +56,17 @@ def computed(config: Config) -> dict[str, Any]:
         DatasetError: the dataset cannot be used.
         OSError: the weights cannot be read.
     """
-    return _with_contents(config, canonical(_settings(config)))
+    return {**canonical(_settings(config)), **_contents(config)}
 
 
-def _with_contents(config: Config, found: dict[str, Any]) -> dict[str, Any]:
-    found["dataset"] = load_dataset(config).fingerprint
-    weights = None if config.model.pretrained is None else read_bytes(config.model.pretrained)
-    if weights is not None:
-        found["pretrained"] = hashlib.sha256(weights).hexdigest()
-    return found
+def _contents(config: Config) -> dict[str, Any]:
+    """Those of _CONTENTS."""
+    given = config.model.pretrained
+    weights = None if given is None else read_bytes(given)
+    return {
+        "dataset": load_dataset(config).fingerprint,
+        "pretrained": given if weights is None else hashlib.sha256(weights).hexdigest(),
+    }
 
 
 def digest(config: Config) -> str:
@@ -77,13 +79,14 @@ def digest(config: Config) -> str:
     return _digest(computed(config))
 
 
-def earlier_digest(config: Config) -> str:
-    """What earlier versions called `digest`: they told apart what is the same.
+def digests(config: Config) -> tuple[str, str]:
+    """`digest`, and what earlier versions called it: they told apart what is the same.
 
     Raises:
         DatasetError, OSError: as `computed` does.
     """
-    return _digest(_with_contents(config, _settings(config)))
+    settings, contents = _settings(config), _contents(config)  # large weights are read once
+    return _digest({**canonical(settings), **contents}), _digest({**settings, **contents})
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

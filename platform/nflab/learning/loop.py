@@ -187,7 +187,7 @@ def train(config: Config, worker: Worker) -> None:
             **clipped.pop(),
         }
         if config.data.bad_images == "skip":
-            metrics["bad_images"] = _sum_over_workers(replaced, worker)
+            metrics["replaced_images"] = _sum_over_workers(replaced, worker)
         if diagnostics is not None:
             metrics["agc"] = diagnostics.pop()
         if finite:

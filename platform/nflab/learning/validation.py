@@ -98,7 +98,8 @@ def validate(config: Config, trains: bool = True) -> None:
         require(config.search.trials >= 1, f"trials {config.search.trials} must be at least 1")
         space = space_of(config)
         if "batch_size" in config.search.searched:
-            batch_sizes = space.batch_sizes() + batch_sizes * (config.finals.finalists > 0)
+            of_baseline = batch_sizes if config.finals.finalists else []
+            batch_sizes = [*space.batch_sizes(), *of_baseline]
         for name in config.search.searched:
             known("searched setting", name, space.names())
     try:

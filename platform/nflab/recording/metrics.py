@@ -14,6 +14,7 @@ METRICS = (
     "test_top5",
     "learning_rate",
     "images_per_second",
+    "replaced_images",
     "seconds",
     "cost_usd",
     "clipped_fraction",

@@ -41,7 +41,7 @@ class DataConfig:
     the model's own two sizes."""
     bad_images: str = "fail"
     """What an image does that cannot be read: `fail` ends the run; with `skip` the next one of the
-    epoch's order takes its place, and an evaluation leaves it out; they are counted and named."""
+    epoch's order takes its place, and an evaluation leaves it out; the log names them."""
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def refuse_passwords(config: Config) -> None:
     """
     for name, value in flat(config).items():
         if isinstance(value, str) and name not in ("tracking_uri", "storage"):
-            refuse_password(value, name, "give it in the way of what stands there")
+            refuse_password(value, name, "fetch what is there, to give its path")
     tracking_uri(config.run)
     storage(config.run)
 

@@ -65,11 +65,12 @@ class CellLedger:
                 self._outbox.put("finish", run.run_id, outcome=ended)
         runs = self._outbox.read(self._tracker.cells)
         self._known = of_cells(self.cells, runs)
-        for run_id, id in self._known.set_index("run_id").cell.items():
-            earlier = runs.set_index("run_id").cell[run_id]
-            if earlier != id:  # whoever reads cells by their ids finds it, too
-                self._outbox.put("tag", run_id, key="earlier_cell", value=earlier)
-                self._outbox.put("tag", run_id, key="cell", value=id)
+        for run, earlier in zip(
+            self._known.itertuples(), runs.cell[self._known.index], strict=True
+        ):
+            if earlier != run.cell:  # whoever reads cells by their ids finds it, too
+                self._outbox.put("tag", run.run_id, key="earlier_cell", value=earlier)
+                self._outbox.put("tag", run.run_id, key="cell", value=run.cell)
         self.rows = found = self._rows(self._supersession.look(self._known))
         self._attempts = self._outbox.read(self._tracker.attempts)
         done = found.outcome.isin(DONE)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from nflab.learning.computation import digest, earlier_digest
+from nflab.learning.computation import digests
 from nflab.recording.tables import one_each
 from nflab.settings import locations
 from nflab.settings.config import Config
@@ -22,15 +22,19 @@ class Cell:
     config: Config
 
     @functools.cached_property
+    def _ids(self) -> tuple[str, str]:
+        return digests(self.config)
+
+    @property
     def id(self) -> str:
         """Changes whenever something does that the result depends on: a setting, an image of the
         dataset, a pre-trained weight; not with the hardware."""
-        return digest(self.config)
+        return self._ids[0]
 
-    @functools.cached_property
+    @property
     def earlier_id(self) -> str:
         """What earlier versions called it."""
-        return earlier_digest(self.config)
+        return self._ids[1]
 
 
 def cell_name(settings: dict[str, Any]) -> str:
