@@ -235,6 +235,16 @@ def test_a_path_given_again_to_a_resumed_run_may_be_written_otherwise(
         command_line.parse(Config, [*flags, "--dataset", "digits"])
 
 
+def test_failed_trials_are_those_of_a_sweep_that_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="give --resume NAME"):
+        command_line.parse(SweepConfig, ["--retry-failed"])
+    (tmp_path / "x").mkdir()
+    stored = replace(SweepConfig(), name="x", storage=str(tmp_path))
+    (tmp_path / "x" / "config.json").write_text(to_json(stored))
+    flags = ["--resume", "x", "--storage", str(tmp_path), "--retry-failed"]
+    assert command_line.parse(SweepConfig, flags) == (replace(stored, retry_failed=True), True)
+
+
 def test_a_sweep_is_no_training_to_resume(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     flags = ["--resume", "x", "--storage", str(tmp_path)]

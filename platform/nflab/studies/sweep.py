@@ -18,7 +18,6 @@ from nflab.recording.run_record import dataset_entry
 from nflab.running.ledger import METRIC
 from nflab.searching.importances import importances, judged
 from nflab.searching.trial_ledger import TrialLedger, trial_folder
-from nflab.settings.errors import require
 from nflab.settings.leaves import as_text, flat, replace
 from nflab.settings.recipes import space_of
 from nflab.settings.search_space import setting
@@ -70,7 +69,6 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
     """
     validate(config)
     retry_failed = config.search.retry_failed
-    require(resume or not retry_failed, "--retry-failed is for a sweep that goes on: give --resume")
     config = replace(config, retry_failed=False)  # asked for this once
     with live_run(config, experiment, "sweep", resume) as run:
         session, outbox, parent = run.session, run.outbox, run.run_id

@@ -164,6 +164,8 @@ def parse(
     config = locations.located(config)
     if asked.resume is not None:
         _refuse_changes(locations.located(stored), config)
+    elif isinstance(config, SweepConfig) and config.search.retry_failed:
+        raise ConfigError("--retry-failed is for a sweep that goes on: give --resume NAME")
     return config, asked.resume is not None
 
 
