@@ -2,15 +2,20 @@
 
 Reads MLflow alone, at any time, and writes tables (Markdown and Parquet), figures and one HTML
 page that needs nothing beside it: the ablations beside the paper's own findings, and every sweep.
+All cells of the ablations stand in one table, cells.parquet; --from FOLDER draws them again from
+the table there.
 
 Example:
   python experiments/report.py --output report
+  python experiments/report.py --from results --output report
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import _start  # noqa: F401
+import tyro
 
 from nflab.settings import locations
 from nflab.settings.config import RunConfig
@@ -24,18 +29,24 @@ class Report:
 
     output: Path = Path("report")
     """Folder of the report."""
+    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Folder of an earlier report, to draw again from its cells.parquet in place of MLflow."""
     tracking_uri: str | None = None
     """MLflow store or server; default: $MLFLOW_TRACKING_URI, else mlflow.db in the checkout."""
 
 
 def main(asked: Report) -> None:
     """Writes the report."""
-    from nflab.reporting.report import (
-        write_report,  # takes seconds: a wrong flag is answered sooner
-    )
+    # Takes seconds: a wrong flag is answered sooner.
+    from nflab.reporting.report import write_report, write_report_from
 
-    uri = locations.tracking_uri(RunConfig(tracking_uri=asked.tracking_uri))
-    console().print("Report:", *write_report(uri, asked.output.expanduser()), markup=False)
+    output = asked.output.expanduser()
+    if asked.source is not None:
+        written = write_report_from(asked.source.expanduser(), output)
+    else:
+        uri = locations.tracking_uri(RunConfig(tracking_uri=asked.tracking_uri))
+        written = write_report(uri, output)
+    console().print("Report:", *written, markup=False)
 
 
 if __name__ == "__main__":

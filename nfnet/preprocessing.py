@@ -98,6 +98,8 @@ def preprocessing(name: str) -> Preprocessing:
         return Preprocessing(*_TIMM[name], squash=False)
     if name.endswith("_digits"):
         return Preprocessing(8, 8, 1.0, squash=True)
+    if name.endswith("_small"):
+        return Preprocessing(28, 28, 1.0, squash=True)
     if name.startswith(("dm_nf_resnet", "preact_resnet")):
         return Preprocessing(224, 224, 224 / (224 + _MARGIN), squash=False)
     return Preprocessing(224, 224, 0.9, squash=False)

@@ -90,6 +90,17 @@ _DIGITS = Variant(
     num_classes=10,
 )
 
+# For 28 to 32 pixels; half of a block's channels inside it, since a quarter of 32 are few.
+_SMALL = Variant(
+    depths=(1, 2, 2),
+    widths=(32, 64, 128),
+    stem="3x3_stride2",
+    stem_width=16,
+    bottleneck_ratio=0.5,
+    in_channels=1,
+    num_classes=10,
+)
+
 HUB_TAGS = {
     **{f"dm_nfnet_f{n}": "dm_in1k" for n in range(7)},
     "nfnet_l0": "ra2_in1k",
@@ -112,6 +123,7 @@ VARIANTS: dict[str, Variant] = {
     **_with_twin("152", Variant(depths=(3, 8, 36, 3))),
     **_with_twin("200", Variant(depths=(3, 24, 36, 3))),
     **_with_twin("_digits", _DIGITS),
+    **_with_twin("_small", _SMALL),
     # timm's own.
     **{f"nfnet_f{n}": _scaled(_TIMM_F, n + 1) for n in range(8)},
     "nfnet_l0": replace(_TIMM_LIGHT, se_ratio=0.25, final_ratio=1.5),

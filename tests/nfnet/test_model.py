@@ -38,12 +38,13 @@ preact_resnet50 preact_resnet101 preact_resnet152 preact_resnet200
 """
 
 
-def test_the_models_are_the_papers_and_timms_and_two_for_digits() -> None:
+def test_the_models_are_the_papers_and_timms_and_four_for_small_images() -> None:
     names = nfnet.list_models()
     assert names == sorted(names)
     timms = set(timm.list_models(module="nfnet")) - {"test_nfnet"}
-    digits = {"dm_nf_resnet_digits", "preact_resnet_digits"}
-    assert set(names) == {*PAPERS.split(), *timms, *digits}
+    sizes = ("digits", "small")
+    small = {f"{family}_{size}" for family in ("dm_nf_resnet", "preact_resnet") for size in sizes}
+    assert set(names) == {*PAPERS.split(), *timms, *small}
 
 
 # arXiv 2102.06171, table 3: millions of parameters, and billions of multiply-adds at test size.
@@ -145,6 +146,18 @@ def test_digits_models(name: str) -> None:
         64,
         128,
     ]
+
+
+@pytest.mark.parametrize("name", ["dm_nf_resnet_small", "preact_resnet_small"])
+def test_models_for_28_pixels(name: str) -> None:
+    model = nfnet.create_model(name)
+    found = model.forward_intermediates(torch.randn(2, 1, 28, 28), intermediates_only=True)
+    shapes = [tuple(features.shape[1:]) for features in found]
+    assert shapes == [(16, 14, 14), (32, 7, 7), (64, 4, 4), (128, 2, 2)]
+    assert model(torch.randn(2, 1, 32, 32)).shape == (2, 10)
+    kernels = [p for n, p in model.named_parameters() if n.endswith("conv2.weight")]
+    assert [p.shape[0] for p in kernels] == [16, 32, 32, 64, 64]
+    assert nfnet.preprocessing(name).test_size == 28
 
 
 def test_the_batch_normalised_twin_is_its_equations() -> None:

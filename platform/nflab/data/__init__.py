@@ -13,6 +13,7 @@ import nfnet
 from nflab.data.arrays import cifar, digits, is_cifar
 from nflab.data.dataset import Dataset, DatasetError, UnreadableImage
 from nflab.data.folder import ImageFolder
+from nflab.data.idx import FASHION_MNIST, fashion_mnist, is_idx, load_idx
 from nflab.settings.config import Config
 
 __all__ = ["Dataset", "DatasetError", "example_image", "load_dataset"]
@@ -57,10 +58,14 @@ def _load(name: str, sizes: nfnet.Preprocessing, skips: bool) -> Dataset:
         if first >= last:
             raise DatasetError(f"dataset {name!r} has no two classes: give a range such as 0-4")
         return digits(first, last)
+    if name == FASHION_MNIST:
+        return fashion_mnist()
     folder = Path(name)
     if not folder.is_dir():
         raise DatasetError(
-            f"dataset {name!r} is neither 'digits' nor a folder on this machine: "
-            "give the folder of the images"
+            f"dataset {name!r} is neither 'digits' nor '{FASHION_MNIST}' nor a folder on this "
+            "machine: give the folder of the images"
         )
-    return cifar(folder) if is_cifar(folder) else ImageFolder(folder, sizes, skips)
+    if is_cifar(folder):
+        return cifar(folder)
+    return load_idx(folder) if is_idx(folder) else ImageFolder(folder, sizes, skips)

@@ -96,7 +96,7 @@ def digits(first: int, last: int) -> ArrayDataset:
     # The file's grey levels are 0..16.
     grey = torch.from_numpy(table[:, :-1]).reshape(-1, 1, 8, 8)
     images = (grey * (255 / 16)).round().to(torch.uint8)
-    fold_N = _nth_of_class(labels) % 5
+    fold_N = nth_of_class(labels) % 5
     members: dict[Split, Tensor] = {"train": fold_N > 1, "val": fold_N == 1, "test": fold_N == 0}
     splits = {split: (images[m], labels[m]) for split, m in members.items()}
     return ArrayDataset(
@@ -137,7 +137,7 @@ def cifar(folder: Path) -> ArrayDataset:
         return torch.from_numpy(of.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(of.targets)
 
     images, labels = arrays(train)
-    held_out = _nth_of_class(labels) % 10 == 0
+    held_out = nth_of_class(labels) % 10 == 0
     splits: dict[Split, tuple[Tensor, Tensor]] = {
         "train": (images[~held_out], labels[~held_out]),
         "val": (images[held_out], labels[held_out]),
@@ -146,7 +146,7 @@ def cifar(folder: Path) -> ArrayDataset:
     return ArrayDataset(splits, train.classes, shift=4, flip=True)
 
 
-def _nth_of_class(labels_N: Tensor) -> Tensor:
+def nth_of_class(labels_N: Tensor) -> Tensor:
     """How many images of its class come before each image."""
     nth_N = torch.zeros_like(labels_N)
     for label in labels_N.unique():

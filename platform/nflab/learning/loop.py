@@ -301,7 +301,7 @@ def _save(
     write_description(
         folder,
         config.model.model,
-        model_settings(dataset),
+        model_settings(config.model.model, dataset),
         dataset.class_names,
         dataset.preprocessing,
         dataset.mean,

@@ -18,7 +18,7 @@ from nflab.storage.files import local_copy, read_text
 from nfnet.model import ResNet
 
 SMALL_IMAGE = 64
-"""Pixels up to which images are small: every model begins with the stem for these."""
+"""Pixels up to which images are small: models for larger ones get the stem for these."""
 
 
 def build_model(config: Config, dataset: Dataset, new_head: bool) -> ResNet:
@@ -33,7 +33,7 @@ def build_model(config: Config, dataset: Dataset, new_head: bool) -> ResNet:
         ValueError: the pre-trained weights cannot be had, or are those of another model, or of
             other classes.
     """
-    settings = model_settings(dataset)
+    settings = model_settings(config.model.model, dataset)
     given = config.model.pretrained
     evaluates = given is not None and not new_head
     torch.manual_seed(config.run.seed)
@@ -102,14 +102,14 @@ def _beside(file: str, name: str) -> str:
     return f"{folder}{slash}{name}"
 
 
-def model_settings(dataset: Dataset) -> dict[str, Any]:
+def model_settings(model: str, dataset: Dataset) -> dict[str, Any]:
     """What `nfnet.create_model` is told of a dataset's images and classes."""
-    small = max(dataset.image_shape[1:]) <= SMALL_IMAGE
+    shrinks = max(dataset.image_shape[1:]) <= SMALL_IMAGE < nfnet.preprocessing(model).train_size
     return {
         "num_classes": len(dataset.class_names),
         "in_channels": dataset.image_shape[0],
-        # A large stem would leave nothing of a small image.
-        **({"stem": "3x3"} if small else {}),
+        # A stem for large images would leave nothing of a small one.
+        **({"stem": "3x3"} if shrinks else {}),
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from nflab.analysis import augmentation, clipping, layers
+from nflab.analysis import augmentation, clipping, layers, learning_rate
 from nflab.analysis.figures import draw_top1
 from nflab.analysis.finalists import RECORD, judge
 from nflab.analysis.findings import Findings, groups, software
@@ -24,6 +24,22 @@ TITLE = "nflab: what the recorded runs say"
 
 SHOWN = ("clipping", "batch_size", "augmentation_level", "seed", "val_top1", "test_top1", "outcome")
 """Columns of a sweep's trials."""
+
+
+CELLS = "cells.parquet"
+"""Table of all cells of the ablations."""
+
+_PLACES = {"name", "tracking_uri", "storage"}
+
+KEPT = (
+    *("experiment", "cell", "outcome", "val_top1", "test_top1", "val_top5", "test_top5"),
+    *("train_loss", "epoch", "seconds"),
+    *(name for name in flat(Config()) if name not in _PLACES),
+    *("dataset_fingerprint", "git_commit", "code_fingerprint", "torch"),
+    *("placement", "machines", "driver"),
+)
+"""Columns of that table, none of which is a path: how a cell ended, its settings, and what it was
+computed with; `driver` is the machine that asked for it, and trained it where no cluster did."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,12 @@ KINDS = {
         clipping.PAPER,
         clipping.analyse,
     ),
+    "learning_rate": _Kind(
+        "Does a network without clipping survive with a smaller learning rate?",
+        learning_rate.VARIED,
+        learning_rate.PAPER,
+        learning_rate.analyse,
+    ),
     "agc_layers": _Kind("Which layers to clip?", layers.VARIED, layers.PAPER, layers.analyse),
     "augmentation": _Kind(
         "What does augmentation give?",
@@ -54,7 +76,7 @@ KINDS = {
 
 
 def write_report(uri: str, folder: Path) -> list[Path]:
-    """Writes `report.md`, `report.html`, `figures/` and `tables/` (Parquet) into `folder`.
+    """Writes `report.md`, `report.html`, `figures/`, `tables/` and `cells.parquet` into `folder`.
 
     Args:
         uri: MLflow store or server.
@@ -65,10 +87,7 @@ def write_report(uri: str, folder: Path) -> list[Path]:
     Raises:
         ConfigError: the store cannot be opened, or has nothing of nflab in it.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot write the report to {folder}: {error.strerror}") from None
+    _make(folder)
     archive = Archive(uri)
     runs = {name: archive.rows(name) for name in archive.experiments()}
     runs = {name: rows for name, rows in runs.items() if len(rows)}
@@ -81,6 +100,7 @@ def write_report(uri: str, folder: Path) -> list[Path]:
         Section(TITLE, level=1, text=[f"MLflow: {uri}"]),
         Section("What was run", tables={"Runs by outcome": _saved(overview, "runs", folder)}),
     ]
+    kept = []
     for experiment, rows in runs.items():
         cells = one_each(rows[rows.cell.notna()])
         parents = rows[rows.parent.isna() & rows.run_id.isin(rows.parent)]
@@ -92,6 +112,7 @@ def write_report(uri: str, folder: Path) -> list[Path]:
         asked = asked[asked.model.notna()] if "model" in asked else asked[:0]
         if experiment in KINDS and len(asked):
             sections += _ablation(experiment, KINDS[experiment], asked, folder)
+            kept.append(asked.assign(experiment=experiment))
         for parent in parents.itertuples():
             trials = rows[(rows.parent == parent.run_id) & rows.trial.notna()]
             if len(trials):
@@ -105,6 +126,63 @@ def write_report(uri: str, folder: Path) -> list[Path]:
                 found = judge(entrants, cells)
                 title = f"Finals of {parent.name}"
                 sections.append(_section(title, found, name, folder, text, level=3))
+    if kept:
+        rows = pd.concat(kept, ignore_index=True)
+        rows[[column for column in KEPT if column in rows]].to_parquet(folder / CELLS)
+    return _write(sections, folder)
+
+
+def write_report_from(source: Path, folder: Path) -> list[Path]:
+    """Draws the ablations again from the `cells.parquet` of an earlier report.
+
+    Args:
+        source: folder of that report.
+
+    Returns:
+        likewise.
+
+    Raises:
+        ConfigError: there is no such table, or it is damaged.
+    """
+    cells = read_cells(source)
+    _make(folder)
+    sections = [Section(TITLE, level=1, text=[f"{len(cells)} cells, from {CELLS}"])]
+    for experiment, rows in cells.groupby("experiment", sort=False):
+        sections += _ablation(str(experiment), KINDS[str(experiment)], rows, folder)
+    return _write(sections, folder)
+
+
+def read_cells(source: Path) -> pd.DataFrame:
+    """The table of cells in the folder of a report.
+
+    Returns:
+        a row for each cell, with the columns KEPT as far as they were recorded: its `experiment`,
+        settings as text, how it ended, top-1 and top-5 in percent, `seconds`, and what it was
+        computed with.
+
+    Raises:
+        ConfigError: there is none, or it is damaged.
+    """
+    file = source / CELLS
+    if not file.is_file():
+        raise ConfigError(f"there is no {CELLS} in {source}: give the folder of a report")
+    try:
+        cells = pd.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} is damaged: {error}") from None
+    if missing := {"experiment", "model", "outcome"} - set(cells):
+        raise ConfigError(f"{file} is no table of cells: it has no column {min(missing)!r}")
+    return cells[cells.experiment.isin(list(KINDS))]
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write the report to {folder}: {error.strerror}") from None
+
+
+def _write(sections: Sequence[Section], folder: Path) -> list[Path]:
     written = {"report.md": to_markdown(sections, folder), "report.html": to_html(sections, TITLE)}
     for name, document in written.items():
         (folder / name).write_text(document, encoding="utf-8")

@@ -134,7 +134,7 @@ def located(config: C) -> C:
 def absolute(word: str) -> str:
     """The absolute path of what is a file or folder here; other words, and names that are those of
     no file, as they are."""
-    known = re.fullmatch(r"digits(:\d-\d)?|hub", word) is not None or "://" in word
+    known = re.fullmatch(r"digits(:\d-\d)?|fashion-mnist|hub", word) is not None or "://" in word
     return word if known or not _absolute(word).exists() else str(_absolute(word))
 
 

@@ -103,6 +103,27 @@ class ClippingConfig(GridOfConfigs):
 
 
 @dataclass(frozen=True)
+class LearningRateCells:
+    """Which learning rates are compared, and where."""
+
+    batch_sizes: tuple[int, ...] = ()
+    """Batch sizes; none given takes the recipe's smallest and largest."""
+    clippings: tuple[float, ...] = ()
+    """AGC threshold at each of them; none given takes those that did best on validation in
+    clipping_vs_batch_size.py."""
+    base_learning_rates: tuple[float, ...] = ()
+    """Peak learning rates for 256 images; none given takes the configuration's, from a sixteenth
+    of it to twice as much."""
+
+
+@dataclass(frozen=True)
+class LearningRateConfig(GridOfConfigs):
+    """The learning rate, with and without clipping."""
+
+    cells: LearningRateCells = field(default_factory=LearningRateCells)
+
+
+@dataclass(frozen=True)
 class LayersCells:
     """Which layers are clipped."""
 

@@ -149,6 +149,7 @@ def _remarks(recorded: RecordedRun, archive: Archive, result: Any) -> list[str]:
         "git_commit": "the commit is another",
         "world_size": "the number of workers is another",
         "placement": "the hardware is used in another way",
+        "driver": "the machine is another",
     }
     return [
         f"{words}: {recorded.tags[tag]} was, {now[tag]} is"

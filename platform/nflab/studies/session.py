@@ -14,7 +14,7 @@ from nflab.data import Dataset, load_dataset
 from nflab.data.dataset import changes, is_called
 from nflab.learning.computation import computed
 from nflab.recording.notes import experiment_tags
-from nflab.recording.provenance import software_tags
+from nflab.recording.provenance import driver, software_tags
 from nflab.recording.roots import FOLDER, find_root, named, refuse_taken
 from nflab.recording.tracker import Tracker
 from nflab.settings import locations
@@ -121,6 +121,7 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
             "dataset_fingerprint": dataset.fingerprint,
             "world_size": str(placement.num_workers),
             "placement": str(placement),
+            "driver": driver(),
             **({"machines": placement.machines} if placement.machines else {}),
         }
         # A folder with a configuration alone is begun again.

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from nflab.analysis.figures.style import save_figure
 
-_LINES = {"batch norm": ("C1", "s"), "NF, no clipping": ("C3", "v"), "NF + AGC": ("C0", "o")}
+LINES = {"batch norm": ("C1", "s"), "NF, no clipping": ("C3", "v"), "NF + AGC": ("C0", "o")}
 
 
 def draw_clipping(cells: pd.DataFrame, best: Mapping[int, float], title: str, path: Path) -> None:
@@ -53,9 +53,9 @@ def _draw_networks(axes: Axes, cells: pd.DataFrame, best: Mapping[int, float]) -
     }
     for label, runs in parts.items():
         if len(runs):
-            color, marker = _LINES[label]
+            color, marker = LINES[label]
             name = f"{label}, at its best clipping" if label == "NF + AGC" else label
-            _line(axes, runs, "batch_size", color, marker, name)
+            draw_means(axes, runs, "batch_size", color, marker, name)
     for size, mean in clipped.groupby("batch_size").test.mean().dropna().items():
         axes.annotate(
             f"{best[size]:g}",
@@ -83,14 +83,16 @@ def _draw_clippings(axes: Axes, cells: pd.DataFrame) -> None:
         runs = nf[nf.batch_size == size]
         if len(runs):
             placed = runs.assign(at=runs.clipping.replace(np.inf, none_at))
-            _line(axes, placed, "at", color, "o", f"batch {size}")
+            draw_means(axes, placed, "at", color, "o", f"batch {size}")
     axes.set_xscale("log")
     axes.set_xticks([*finite, none_at], [*(f"{c:g}" for c in finite), "none"])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
 
 
-def _line(axes: Axes, runs: pd.DataFrame, x: str, color: object, marker: str, label: str) -> None:
+def draw_means(
+    axes: Axes, runs: pd.DataFrame, x: str, color: object, marker: str, label: str
+) -> None:
     """The mean over seeds as a line, and each seed as a mark."""
     runs = runs[runs.test.notna()]
     means = runs.groupby(x).test.mean()
