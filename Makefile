@@ -9,7 +9,7 @@ JOBS ?= 2
 TOGETHER := $(MAKE) --no-print-directory --keep-going --output-sync=target --jobs
 PYTEST := $(BIN)/pytest --ignore tests/faults --ignore tests/cluster
 
-.PHONY: install sweep ablation report test test-quick checks units integration selected \
+.PHONY: install sweep ablation ablation-large report test test-quick checks units integration selected \
 	test-faults test-cluster head up status tunnel submit logs down \
 	ui clean
 
@@ -32,6 +32,10 @@ sweep: install  ## search clipping, batch size and augmentation on the digits; A
 
 ablation: install  ## clipping against batch size on the digits; fails unless the findings hold
 	$(BIN)/python experiments/clipping_vs_batch_size.py --check $(ARGS)
+
+ablation-large: install  ## the same on 60,000 images at the paper's batch sizes; hours, and goes on where it was stopped
+	$(BIN)/python experiments/clipping_vs_batch_size.py --recipe fashion_mnist --seeds 1 --check \
+		--name ablation-large $(ARGS)
 
 report: install  ## what all recorded runs say, in report/
 	$(BIN)/python experiments/report.py $(ARGS)

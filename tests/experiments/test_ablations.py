@@ -1,5 +1,6 @@
 """The ablations, finals and their report, run as a user runs them and read back from MLflow."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +17,10 @@ LAYERS = (
     "--seeds 1 --epochs 1 --batch-size 128"
 )
 AUGMENTATION = "--levels 0 6 --ladder-level 3 --seeds 1 --epochs 1 --batch-size 128"
+RATES = (
+    "--batch-sizes 128 --clippings 0.08 --base-learning-rates 0.8 --seeds 1 --epochs 1 "
+    "--channels-last"
+)
 SWEEP = "--trials 2 --epochs 1 --batch-size 128 --finalists 1 --final-seeds 2 --diagnostics"
 
 
@@ -30,6 +35,7 @@ def ran(
     for name, flags in (
         ("agc_layers", LAYERS),
         ("augmentation", AUGMENTATION),
+        ("learning_rate", RATES),
         ("agc_sweep", f"{SWEEP} --name s"),
     ):
         done = run_script(folder, env, f"{name}.py", *flags.split())
@@ -87,6 +93,22 @@ def test_augmentation_compares_steps_and_strengths(
     }
     assert "augmentation.png" in artifacts(env, parent)
     assert "NF: + MixUp" in printed["augmentation"]
+
+
+def test_learning_rates_are_compared_with_and_without_clipping(
+    ran: tuple[dict[str, str], dict[str, str]],
+) -> None:
+    env, printed = ran
+    parent, cells = family(env["MLFLOW_TRACKING_URI"], "learning_rate")
+    found = {(c.data.params["model"], c.data.params["clipping"]) for c in cells}
+    network, twin = "dm_nf_resnet_digits", "preact_resnet_digits"
+    assert found == {(network, "none"), (network, "0.08"), (twin, "none")}
+    assert {c.data.params["base_learning_rate"] for c in cells} == {"0.8"}
+    assert "learning_rate.png" in artifacts(env, parent)
+    assert "batch 128, each at its best base rate:" in printed["learning_rate"]
+    assert "what is missing takes about" in printed["learning_rate"]
+    # Which machine made a result stands with it.
+    assert all(re.search(r", \d+ cores?", cell.data.tags["driver"]) for cell in cells)
 
 
 def test_finals_repeat_the_best_over_fresh_seeds(

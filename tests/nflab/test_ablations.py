@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
-from nflab.analysis import augmentation, clipping, layers
+from nflab.analysis import augmentation, clipping, layers, learning_rate
 from nflab.analysis.findings import groups, software, summarise, twin
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
@@ -305,3 +306,77 @@ def test_figures_are_drawn_of_any_rows(module: Any, rows: pd.DataFrame, tmp_path
     for name, draw in module.analyse(rows, "made up").drawings.items():
         draw(tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes()[1:4] == b"PNG"
+
+
+def over_rates(results: dict[str, list[float]], size: int = 128) -> pd.DataFrame:
+    """Rows of one seed: what each line reaches at the base rates 0.4, 0.8 and 1.6."""
+    lines: dict[str, dict[str, Any]] = {
+        "none": {"clipping": None},
+        "agc": {"clipping": 0.08},
+        "twin": {"model": "preact_resnet_digits", "clipping": None},
+    }
+    return pd.DataFrame(
+        row(top1, batch_size=size, base_learning_rate=rate, seed=0, **lines[line])
+        for line, reached in results.items()
+        for rate, top1 in zip((0.4, 0.8, 1.6), reached, strict=True)
+    )
+
+
+def test_rates_are_compared_each_at_its_best() -> None:
+    found = learning_rate.analyse(
+        over_rates({"none": [80, 85, 10], "agc": [90, 94, 93], "twin": [88, 91, 95]}), "made up"
+    )
+    assert found.text == [
+        "batch 128, each at its best base rate: batch norm 95.0 % (at 1.6), "
+        "clipping 0.08 94.0 % (at 0.8), no clipping 85.0 % (at 0.8)",
+        "batch 128: without clipping the network learns up to a base rate of 0.8; at its best rate "
+        "it stays 9.0 points below that with clipping",
+    ]
+    assert len(found.table) == 9
+
+
+def test_a_rate_is_chosen_on_validation_and_shown_on_test() -> None:
+    rows = over_rates({"none": [80, 85, 10], "agc": [90, 94, 93]})
+    rows.loc[rows.clipping == "0.08", "val_top1"] = [97, 95, 96]
+    text = " ".join(learning_rate.analyse(rows, "made up").text)
+    assert "clipping 0.08 90.0 % (at 0.4)" in text
+    assert "5.0 points below" in text
+
+
+def test_a_rate_at_which_training_diverges_is_none_at_which_it_learns() -> None:
+    rows = over_rates({"none": [80, 85, 99], "agc": [90, 94, 93]})
+    rows.loc[(rows.clipping == "none") & (rows.base_learning_rate == "1.6"), "outcome"] = "diverged"
+    assert "learns up to a base rate of 0.8" in learning_rate.analyse(rows, "made up").text[1]
+
+
+def test_rates_are_drawn_a_panel_for_each_batch_size(tmp_path: Path) -> None:
+    rows = pd.concat(
+        over_rates({"none": [80, 85, 10], "agc": [90, 94, 93], "twin": [88, 91, 95]}, size)
+        for size in (16, 128)
+    )
+    drawn = []
+    original = Figure.subplots
+
+    def spy(self: Figure, *args: Any, **named: Any) -> Any:
+        drawn.append(original(self, *args, **named))
+        return drawn[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "subplots", spy)
+        found = learning_rate.analyse(rows, "made up")
+        found.drawings["learning_rate"](tmp_path / "a.png")
+    (panels,) = drawn
+    assert [axes.get_title() for axes in panels[0]] == ["batch 16", "batch 128"]
+    labels = [line.get_label() for line in panels[0][1].get_lines()]
+    assert sorted(labels) == ["NF, clipping 0.08", "NF, no clipping", "batch norm"]
+    none = next(a for a in panels[0][1].get_lines() if a.get_label() == "NF, no clipping")
+    assert none.get_xdata().tolist() == [0.4, 0.8, 1.6]
+    assert none.get_ydata().tolist() == [80, 85, 10]
+
+
+def test_the_cells_of_the_learning_rate_are_three_lines_at_each_batch_size() -> None:
+    cells = learning_rate.settings("dm_nf_resnet_digits", {16: 0.32, 128: 0.08}, (1.6, 0.8), [0])
+    assert len(cells) == 2 * 2 * 3
+    assert [cell["batch_size"] for cell in cells] == [128] * 6 + [16] * 6  # the most telling first
+    at = {(c["batch_size"], c["clipping"]) for c in cells if c["model"] == "dm_nf_resnet_digits"}
+    assert at == {(16, None), (16, 0.32), (128, None), (128, 0.08)}

@@ -13,14 +13,16 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
 from nflab.analysis.finalists import BASELINE, EARLIER, RECORD, judge
+from nflab.data import load_dataset
 from nflab.recording.tracker import Tracker
-from nflab.reporting.report import write_report
+from nflab.reporting.report import write_report, write_report_from
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import as_text, flat, replace
 from nflab.settings.outcomes import Outcome
-from nflab.settings.studies import FinalsConfig
+from nflab.settings.studies import FinalsConfig, LearningRateConfig
 from nflab.studies.cells import Cell
+from nflab.studies.earlier import best_clippings
 from nflab.studies.finals import run_finals
 
 Result = tuple[Mapping[str, Any], float, Outcome]
@@ -237,6 +239,72 @@ def test_what_is_not_distinguishable_is_said(tmp_path: Path) -> None:
     assert table.diverged["b"] == 1
     assert table.test_mean["c"] == table.test_mean[BASELINE] == pytest.approx(96)
     found.drawings["finalists"](tmp_path / "finals.png")
+
+
+def test_ablations_are_drawn_again_from_the_table_of_their_cells(
+    store: Store, tmp_path: Path
+) -> None:
+    store.fill("clipping_vs_batch_size", CELLS)
+    store.fill("learning_rate", [({"clipping": c}, 90.0, "finished") for c in (None, 0.1)])
+    store.fill("agc_sweep", [({"clipping": 0.1}, 90.0, "finished")] * 2, kind="trial")
+    first, again = tmp_path / "first", tmp_path / "again"
+    text = write_report(store.uri, first)[0].read_text()
+    cells = pd.read_parquet(first / "cells.parquet")
+    assert len(cells) == len(CELLS) + 2
+    assert not {"name", "storage", "tracking_uri", "folder", "run_id"} & set(cells)
+    drawn = write_report_from(first, again)[0].read_text()
+    assert [line for line in drawn.splitlines() if line.startswith("- holds")] == [
+        line for line in text.splitlines() if line.startswith("- holds")
+    ]
+    name = "clipping_vs_batch_size"
+    tables = [pd.read_parquet(f / "tables" / f"{name}.parquet") for f in (first, again)]
+    pd.testing.assert_frame_equal(*tables)
+    figures = [(f / f"figures/{name}-{name}.png").read_bytes() for f in (first, again)]
+    assert figures[0] == figures[1]
+    assert "Does a network without clipping survive" in drawn
+
+
+@pytest.mark.parametrize(
+    ("holds", "told"),
+    [
+        (None, "there is no cells.parquet in"),
+        (b"no table", "cells.parquet is damaged"),
+        (pd.DataFrame({"experiment": ["x"]}), "is no table of cells: it has no column 'model'"),
+    ],
+)
+def test_what_is_no_table_of_cells_is_said(holds: Any, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "cells.parquet"
+    if isinstance(holds, bytes):
+        file.write_bytes(holds)
+    elif holds is not None:
+        holds.to_parquet(file)
+    with pytest.raises(ConfigError, match=told):
+        write_report_from(tmp_path, tmp_path / "again")
+
+
+def test_the_best_clipping_is_read_from_cells_that_differ_in_nothing_else(store: Store) -> None:
+    config = replace(LearningRateConfig(), tracking_uri=store.uri)
+    with pytest.raises(ConfigError, match="batch 16 and 64 is not recorded: run experiments/clip"):
+        best_clippings(config, (16, 64))
+    fingerprint = load_dataset(Config()).fingerprint
+    results: list[Result] = [
+        ({"clipping": c, "batch_size": b, "epochs": epochs}, top1, "finished")
+        for epochs, shift in ((40, 0.0), (80, 0.2))
+        for b in (16, 64)
+        for c, top1 in ((None, 99.0), (0.1, 90 + b * (0.1 + shift)), (0.3, 99 - b * (0.1 + shift)))
+    ]
+    store.fill("clipping_vs_batch_size", results)
+    client = MlflowClient(store.uri)
+    experiment = client.get_experiment_by_name("clipping_vs_batch_size")
+    for run in client.search_runs([experiment.experiment_id], "tags.cell != ''"):
+        client.set_tag(run.info.run_id, "dataset_fingerprint", fingerprint)
+    assert best_clippings(config, (16, 64)) == (0.3, 0.1)
+    assert best_clippings(config, (64,)) == (0.1,)
+    assert best_clippings(replace(config, epochs=80), (16,)) == (0.1,)
+    with pytest.raises(ConfigError, match="batch 128 is not recorded"):
+        best_clippings(config, (16, 128))
+    with pytest.raises(ConfigError, match="batch 16 is not recorded"):
+        best_clippings(replace(config, momentum=0.5), (16,))
 
 
 def test_where_it_cannot_be_written_is_said(store: Store, tmp_path: Path) -> None:

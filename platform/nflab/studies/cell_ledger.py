@@ -102,6 +102,11 @@ class CellLedger:
         """How many cells have no result."""
         return len(self._waiting)
 
+    @property
+    def waiting(self) -> list[Cell]:
+        """The cells that have no result, in the order in which they are run."""
+        return [self.cells[number - 1] for number in self._waiting]
+
     def propose(self) -> Proposal:
         """The next cell."""
         number = self._waiting.pop(0)

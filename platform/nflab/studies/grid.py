@@ -37,7 +37,7 @@ from nflab.studies.cell_ledger import CellLedger
 from nflab.studies.cells import Cell, common_part, rows_of, with_settings
 from nflab.studies.costs import cost_sentences, totals
 from nflab.studies.life_cycle import LiveRun, live_run
-from nflab.studies.plan import show_plan
+from nflab.studies.plan import how_long, show_plan
 from nflab.terminal.interrupts import BudgetReached
 from nflab.terminal.progress import SweepProgress
 from nflab.terminal.wording import console
@@ -84,6 +84,10 @@ class Grid:
             f"{session.name}: {len(cells)} cells ({done} done) of {base.schedule.epochs} epochs on "
             f"{base.data.dataset}, {session.placement}"
         )
+        past = self._outbox.read(lambda: Archive(self.tracker.uri).rows(self.tracker.experiment))
+        told = how_long([cell.config for cell in ledger.waiting], past, session.placement)
+        if told:
+            console().print(f"what is missing takes {told}", markup=False)
         if ledger.repeats:
             console().print("what an earlier --force began goes on: give it again to repeat more")
         if base.run.diagnostics and done:

@@ -1,18 +1,15 @@
 """What a grid or a search would run, how long that would take, and what it would cost."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-import torch
 from rich.table import Table
 
 from nflab.cluster import connection
 from nflab.cluster.placement import Placement
 from nflab.data import load_dataset
-from nflab.learning.loop import train
-from nflab.learning.worker import Worker
+from nflab.learning.pace import seconds_per_epoch
 from nflab.recording.archive import Archive
 from nflab.running.budget import Budget
 from nflab.searching.trial_ledger import first_rung
@@ -24,7 +21,7 @@ from nflab.settings.recipes import space_of
 from nflab.settings.studies import SweepConfig
 from nflab.terminal.wording import console, describe, duration, money, money_range
 
-_LEFT_OUT = "(training alone, without the start of processes)"
+LEFT_OUT = "(training alone, without the start of processes)"
 
 
 def show_plan(
@@ -73,12 +70,25 @@ def show_plan(
     rest = f", and {unknown} of unknown length" if unknown else ""
     out.print(
         f"{count} of {len(settings)} cells would run, {placement}: about "
-        f"{_wall(total, placement)}{_priced(total, total, placement)}{rest} {_LEFT_OUT}",
+        f"{_wall(total, placement)}{_priced(total, total, placement)}{rest} {LEFT_OUT}",
         markup=False,
     )
     _, most = _show_finals(finals, lengths, placement)
     # Some finals may have a result.
     _warn(total, total + most, placement, budget)
+
+
+def how_long(configs: Sequence[Config], known: pd.DataFrame, placement: Placement) -> str:
+    """In words, how long trainings take side by side; empty where that is not known.
+
+    Args:
+        configs: what is to be trained.
+        known: as for `show_plan`.
+    """
+    times = _Times(known, placement)
+    lengths = [times.of(config) for config in configs]
+    total = sum(length for length in lengths if length is not None)
+    return f"about {_wall(total, placement)} {LEFT_OUT}" if total and None not in lengths else ""
 
 
 def show_sweep(config: SweepConfig, experiment: str) -> None:
@@ -120,7 +130,7 @@ def show_sweep(config: SweepConfig, experiment: str) -> None:
     ):
         wall = _wall(seconds, placement)
         priced = _priced(seconds, seconds, placement)
-        out.print(f"{word} about {wall}{priced}, {when} {_LEFT_OUT}", markup=False)
+        out.print(f"{word} about {wall}{priced}, {when} {LEFT_OUT}", markup=False)
     least, most = _show_finals(config.finals.trainings, found, placement)
     _warn(low + least, high + most, placement, budget)
 
@@ -144,7 +154,7 @@ def _show_finals(
     if None not in lengths:
         least, most = _wall(low, placement), _wall(high, placement)
         wall = least if least == most else f"{least} to {most}"
-        told = f": about {wall}{_priced(low, high, placement)} {_LEFT_OUT}"
+        told = f": about {wall}{_priced(low, high, placement)} {LEFT_OUT}"
     told = f"and then {count} trainings of finals, for settings not known yet{told}"
     console().print(told, markup=False)
     return low, high
@@ -205,20 +215,6 @@ class _Times:
         key = (config.model.model, config.data.dataset, config.optimizer.batch_size)
         if key not in self._per_epoch:
             here = load_dataset(config).in_memory and not self._on_gpus
-            self._per_epoch[key] = _measure(config) if here else None
+            self._per_epoch[key] = seconds_per_epoch(config) if here else None
         per_epoch = self._per_epoch[key]
         return None if per_epoch is None else per_epoch * config.schedule.epochs
-
-
-def _measure(config: Config) -> float:
-    """Seconds of one epoch, on one thread, as a worker has."""
-    torch.set_num_threads(1)
-    epochs: list[float] = []
-    begun = time.monotonic()
-
-    def report(metrics: dict[str, Any]) -> None:
-        epochs.append(time.monotonic() - begun)
-
-    train(replace(config, epochs=2, warmup_epochs=0.0), Worker(report=report))
-    # The first epoch has the making of the network in it.
-    return epochs[-1] - (epochs[0] if len(epochs) > 1 else 0.0)
