@@ -336,6 +336,12 @@ def test_a_file_that_is_cut_off_is_refused_before_anything_starts(own: Path, end
     assert told.startswith("1 files that cannot be read as images (")
 
 
+def paths(dataset: Any, split: str) -> list[Path]:
+    """Of the images of a split, in their order."""
+    part, places = dataset._places[split]
+    return [dataset._files[part][place] for place in places.tolist()]
+
+
 @pytest.mark.parametrize("partners", [None, "batch", "fresh"])
 def test_the_next_image_of_the_order_takes_the_place_of_a_damaged_one(
     own: Path, capsys: pytest.CaptureFixture[str], partners: str | None
@@ -348,7 +354,7 @@ def test_the_next_image_of_the_order_takes_the_place_of_a_damaged_one(
     dataset = load_dataset(config)
     whole = list(train_batches(dataset, config, 0, 0, 1))
     order = keys(config.run.seed, Stream.ORDER, 0, torch.arange(36)).argsort().tolist()
-    files = dataset._files["train"]  # type: ignore[attr-defined]
+    files = paths(dataset, "train")
     lost = [place for place in range(32) if files[order[place]] in damaged]
     assert sum(batch.replaced for batch in whole) == len(lost) > 0
     for loaders in (0, 2):
@@ -368,7 +374,7 @@ def test_the_next_image_of_the_order_takes_the_place_of_a_damaged_one(
 
 def test_the_example_of_a_model_is_an_image_that_can_be_read(own: Path) -> None:
     config = replace(config_of(own), bad_images="skip")
-    files = load_dataset(config)._files["val"]  # type: ignore[attr-defined]
+    files = paths(load_dataset(config), "val")
     damage(files[0])
     data._load.cache_clear()
     image = Image.open(io.BytesIO(data.example_image(config)))
@@ -497,7 +503,7 @@ def test_a_run_goes_on_that_knows_its_dataset_by_the_earlier_fingerprint(own: Pa
     checkpoints = Checkpoints(str(own / "checkpoints"))
     train(config, Worker(report=reports.append, checkpoints=checkpoints))
     dataset = load_dataset(config)
-    names = [path for split in ("train", "val", "test") for path in dataset._files[split]]  # type: ignore[attr-defined, index]
+    names = [path for split in ("train", "val", "test") for path in paths(dataset, split)]
     splits = [split for split in ("train", "val", "test") for _ in range(dataset.sizes[split])]  # type: ignore[index]
     told = "".join(
         f"{split} {path.relative_to(own)} {path.stat().st_size}\n"

@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import importlib
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -14,6 +16,7 @@ from nflab.data.arrays import cifar, digits, is_cifar
 from nflab.data.dataset import Dataset, DatasetError, UnreadableImage
 from nflab.data.folder import ImageFolder
 from nflab.data.idx import FASHION_MNIST, fashion_mnist, is_idx, load_idx
+from nflab.data.store import is_store, open_store
 from nflab.settings.config import Config
 
 __all__ = ["Dataset", "DatasetError", "example_image", "load_dataset"]
@@ -60,12 +63,43 @@ def _load(name: str, sizes: nfnet.Preprocessing, skips: bool) -> Dataset:
         return digits(first, last)
     if name == FASHION_MNIST:
         return fashion_mnist()
+    if made := re.fullmatch(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)", name):
+        return _own(made[1], made[2], sizes)
     folder = Path(name)
-    if not folder.is_dir():
+    if "://" not in name and not folder.is_dir():
         raise DatasetError(
             f"dataset {name!r} is neither 'digits' nor '{FASHION_MNIST}' nor a folder on this "
-            "machine: give the folder of the images"
+            "machine: give the folder of the images, or the address of a store of images"
         )
+    if "://" in name or is_store(name):
+        return open_store(name, sizes)
     if is_cifar(folder):
         return cifar(folder)
     return load_idx(folder) if is_idx(folder) else ImageFolder(folder, sizes, skips)
+
+
+def _own(module: str, factory: str, sizes: nfnet.Preprocessing) -> Dataset:
+    """What a function of a user's makes."""
+    try:
+        made: Any = getattr(importlib.import_module(module), factory)(sizes)
+    except (ImportError, AttributeError) as error:
+        raise DatasetError(
+            f"dataset '{module}:{factory}' cannot be made: {error}; it names a module that Python "
+            "finds, and a function in it that takes an nfnet.Preprocessing"
+        ) from None
+    lacking = [name for name in _PROTOCOL if not hasattr(made, name)]
+    if lacking:
+        raise DatasetError(
+            f"dataset '{module}:{factory}' is no Dataset: it has no {', '.join(lacking)} (see "
+            "nflab.data.dataset.Dataset)"
+        )
+    own: Dataset = made
+    return own
+
+
+_PROTOCOL = sorted(
+    {
+        *Dataset.__annotations__,
+        *(name for name in vars(Dataset) if not name.startswith("_")),
+    }
+)

@@ -36,7 +36,7 @@ class ArrayDataset:
         shift: int,
         flip: bool,
     ) -> None:
-        self._splits, self._shift, self._flip = splits, shift, flip
+        self._splits, self.shift, self.flip = splits, shift, flip
         self.class_names = tuple(class_names)
         self.sizes: Mapping[Split, int] = {split: len(y) for split, (_, y) in splits.items()}
         images = splits["train"][0]
@@ -63,12 +63,12 @@ class ArrayDataset:
         """Images shifted, and mirrored where the dataset says so."""
         images, labels = self._splits["train"]
         _, height, width = self.image_shape
-        padded = F.pad(images[indices_N], [self._shift] * 4)
+        padded = F.pad(images[indices_N], [self.shift] * 4)
         draws_3N = nfnet.uniform(nfnet.hash_keys(keys_N, torch.tensor([[0], [1], [2]])))
-        row_N, column_N = ((2 * self._shift + 1) * draws_3N[:2]).long()
+        row_N, column_N = ((2 * self.shift + 1) * draws_3N[:2]).long()
         rows_NHW = (row_N[:, None] + torch.arange(height))[:, :, None]
         columns_NW = column_N[:, None] + torch.arange(width)
-        if self._flip:
+        if self.flip:
             columns_NW = torch.where(draws_3N[2][:, None] < 0.5, columns_NW.flip(1), columns_NW)
         items_N = torch.arange(len(indices_N))[:, None, None]
         # Indexing puts the channels last.

@@ -8,18 +8,13 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from PIL import Image
-from torch import Tensor
 
 import nfnet
 from nflab.data.contents import digests
 from nflab.data.crop import random_crop as random_crop
-from nflab.data.crop import random_crops
-from nflab.data.dataset import DatasetError, Split, UnreadableImage, contents, fingerprint
-from nflab.data.layout import Files, scan
-
-MAX_HELD_OUT = 10_000
-"""Images of ImageNet's training set that the authors set aside to choose settings on."""
+from nflab.data.dataset import DatasetError, contents, fingerprint
+from nflab.data.encoded import EncodedImages
+from nflab.data.layout import scan
 
 CHECKED = 20_000
 """Files that are looked at before anything starts, spread over all of them."""
@@ -27,16 +22,10 @@ CHECKED = 20_000
 CHECKED_AT_ONCE = 16
 """They wait for the disk."""
 
-AT_ONCE = 32
-"""Decoded images that are held at the same time."""
 
-
-class ImageFolder:
+class ImageFolder(EncodedImages):
     """Implements `Dataset` over `root/train/CLASS/...`, `root/val/CLASS/...` and, if it is there,
     `root/test/CLASS/...` (see `layout.scan`); without `train` there is nothing to train on.
-
-    Without `test`, `val` is the test split, as ImageNet's is in papers, and the validation split is
-    taken from `train`: a tenth of it, spread over all classes, but 10000 images at most.
 
     Args:
         root: the folder.
@@ -47,32 +36,20 @@ class ImageFolder:
         DatasetError: the layout is another, a class has no images, or a file is no image.
     """
 
-    in_memory = False
-
     def __init__(self, root: Path, sizes: nfnet.Preprocessing, skips: bool = False) -> None:
-        self._root, self.preprocessing = root, sizes
+        self._root = root
         layout = scan(root)
-        self.class_names, self.left_out = layout.class_names, layout.left_out
+        self.left_out = layout.left_out
         found = {"train": [], **layout.files}
-        if "test" in found:
-            splits: dict[Split, Files] = {
-                "train": found["train"],
-                "val": found["val"],
-                "test": found["test"],
-            }
-        else:
-            train, held_out = _hold_out(found["train"])
-            splits = {"train": train, "val": held_out, "test": found["val"]}
-        self._files = {split: [path for path, _ in files] for split, files in splits.items()}
-        self._labels = {
-            split: torch.tensor([label for _, label in files]) for split, files in splits.items()
-        }
-        self.sizes: Mapping[Split, int] = {split: len(files) for split, files in splits.items()}
-        self.image_shape = (3, sizes.train_size, sizes.train_size)
-        self.mean = torch.tensor(nfnet.IMAGENET_MEAN)
-        self.std = torch.tensor(nfnet.IMAGENET_STD)
+        labels = {part: [label for _, label in files] for part, files in found.items()}
+        super().__init__(
+            {part: torch.tensor(of_part, dtype=torch.long) for part, of_part in labels.items()},
+            layout.class_names,
+            sizes,
+        )
+        self._files = {part: [path for path, _ in files] for part, files in found.items()}
         # As they lie on the disk: which of them are held out follows from that.
-        paths = [path for files in found.values() for path, _ in files]
+        paths = [path for files in self._files.values() for path in files]
         damaged = _damaged(paths)
         if damaged:
             told = f"{', '.join(damaged[:3])}{', ...' if len(damaged) > 3 else ''}"
@@ -87,55 +64,25 @@ class ImageFolder:
             found_digests = digests(root, paths)
         except OSError as error:
             raise DatasetError(f"cannot read {error.filename}: {error.strerror}") from None
-        self.contents: Mapping[str, str] = contents(
-            {name: [label for _, label in files] for name, files in found.items()},
-            self.class_names,
-            found_digests,
-        )
+        self.contents: Mapping[str, str] = contents(labels, self.class_names, found_digests)
         self.fingerprint = fingerprint(self.contents)
 
     @cached_property
     def earlier_fingerprint(self) -> str | None:
         """Of names and sizes alone."""
         digest = hashlib.sha256()
-        for split, paths in self._files.items():
-            for path in paths:
+        for split, (part, places_N) in self._places.items():
+            for place in places_N.tolist():
+                path = self._files[part][place]
                 size = path.stat().st_size
                 digest.update(f"{split} {path.relative_to(self._root)} {size}\n".encode())
         return digest.hexdigest()[:16]
 
-    def train_images(self, indices_N: Tensor, keys_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Random resized crops (bicubic), half of them mirrored."""
-        side = (self.preprocessing.train_size,) * 2
-        pixels = []
-        for some_N, of_some_N in zip(indices_N.split(AT_ONCE), keys_N.split(AT_ONCE), strict=True):
-            images = [self._read("train", index) for index in some_N.tolist()]
-            boxes_N4 = random_crops(torch.tensor([image.size for image in images]), of_some_N)
-            pixels += [
-                nfnet.to_pixels(image.resize(side, Image.Resampling.BICUBIC, box=tuple(box)))
-                for image, box in zip(images, boxes_N4.tolist(), strict=True)
-            ]
-        cropped_NCHW = torch.stack(pixels)
-        flip_N111 = (nfnet.uniform(nfnet.hash_keys(keys_N, -1)) < 0.5).view(-1, 1, 1, 1)
-        return (
-            torch.where(flip_N111, cropped_NCHW.flip(3), cropped_NCHW),
-            self._labels["train"][indices_N],
-        )
+    def _file(self, part: str, place: int) -> Path:
+        return self._files[part][place]
 
-    def eval_images(self, split: Split, indices_N: Tensor) -> tuple[Tensor, Tensor]:
-        """The model's own evaluation crop."""
-        images = [
-            nfnet.to_pixels(self.preprocessing.crop_image(self._read(split, index)))
-            for index in indices_N.tolist()
-        ]
-        return torch.stack(images), self._labels[split][indices_N]
-
-    def _read(self, split: Split, index: int) -> Image.Image:
-        path = self._files[split][index]
-        try:
-            return nfnet.read_image(path)
-        except ValueError as error:
-            raise UnreadableImage(f"cannot read the image {path}: {error}", index) from None
+    def _name(self, part: str, place: int) -> str:
+        return str(self._files[part][place])
 
 
 def _damaged(paths: list[Path]) -> list[str]:
@@ -154,11 +101,3 @@ def _damaged(paths: list[Path]) -> list[str]:
     with ThreadPoolExecutor(CHECKED_AT_ONCE) as pool:
         found = pool.map(wrong, paths[:: math.ceil(len(paths) / CHECKED)])
         return [one for one in found if one is not None]
-
-
-def _hold_out(files: Files) -> tuple[Files, Files]:
-    """What stays for training, and an even sample of the rest."""
-    count = min(MAX_HELD_OUT, max(1, len(files) // 10), len(files))
-    chosen = {i * len(files) // count for i in range(count)}
-    held_out = [file for i, file in enumerate(files) if i in chosen]
-    return [file for i, file in enumerate(files) if i not in chosen], held_out

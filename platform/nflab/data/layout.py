@@ -3,7 +3,7 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +79,58 @@ def scan(root: Path) -> Layout:
     return Layout(names, files, _in_words(left_out))
 
 
+def scan_names(
+    root: str, names: Iterable[str]
+) -> tuple[tuple[str, ...], dict[str, list[tuple[str, int]]], str]:
+    """As `scan`, from the names of all files below an address, such as train/CLASS/a.jpg.
+
+    Returns:
+        the class names, of each of SPLITS that is there (name, label) in their order, and what is
+        left out in words.
+
+    Raises:
+        DatasetError: likewise.
+    """
+    left_out: Counter[str] = Counter()
+    found: dict[str, dict[str, list[tuple[str, ...]]]] = {}
+    for name in names:
+        split, *parts = name.split("/")
+        ending = Path(name).suffix.lower()
+        if split not in SPLITS:
+            continue
+        if any(part.startswith(".") for part in parts):
+            left_out[_HIDDEN] += 1
+        elif ending in _UNREAD:
+            raise DatasetError(
+                f"{root}/{name} is an image of a kind that is not read: convert all {ending} "
+                "files, to PNG for example, or remove them"
+            )
+        elif ending not in nfnet.IMAGE_ENDINGS:
+            left_out[_other(name)] += 1
+        elif len(parts) < 2:
+            left_out[_OUTSIDE] += 1
+        else:
+            of_class = found.setdefault(split, {}).setdefault(parts[0], [])
+            of_class.append(tuple(parts))
+    if "val" not in found:
+        raise DatasetError(f"{root} has no images in val/CLASS/...")
+    classes = _class_names(root, {split: set(of) for split, of in found.items()})
+    if lacking := [name for name in classes if name not in found.get("test", classes)]:
+        raise DatasetError(
+            f"class {lacking[0]!r} has no images in {root}/test: add some, or remove the class "
+            "from every split"
+        )
+    files = {
+        split: [
+            (f"{split}/{'/'.join(parts)}", label)
+            for label, name in enumerate(classes)
+            for parts in sorted(of.get(name, ()))
+        ]
+        for split, of in ((split, found[split]) for split in SPLITS if split in found)
+    }
+    return classes, files, _in_words(left_out)
+
+
 def _class_folders(split: Path, left_out: Counter[str]) -> dict[str, Path]:
     """Name of each class -> its folder. A name is known by its letters, however they are coded."""
     found: dict[str, Path] = {}
@@ -106,7 +158,7 @@ def _class_folders(split: Path, left_out: Counter[str]) -> dict[str, Path]:
     return found
 
 
-def _class_names(root: Path, names: dict[str, set[str]]) -> tuple[str, ...]:
+def _class_names(root: Path | str, names: dict[str, set[str]]) -> tuple[str, ...]:
     """The classes, which are the same in every split."""
     of_val = names["val"]
     if not of_val:

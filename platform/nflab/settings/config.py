@@ -35,8 +35,9 @@ class DataConfig:
     dataset: str = "digits"
     """`digits` (embedded: scikit-learn's 1797 real handwritten digits; `digits:0-4` are those of
     some classes), `fashion-mnist` (70,000 real images, from Debian's package or torchvision's
-    download), a folder of images in ImageNet's layout (train/CLASS/..., val/CLASS/...), or one with
-    torchvision's CIFAR files or with MNIST's (IDX)."""
+    download), a folder of images in ImageNet's layout (train/CLASS/..., val/CLASS/...), one with
+    torchvision's CIFAR files or with MNIST's (IDX), a store that prepare_data.py made (a path or
+    s3://...), or package.module:factory, a function of your own."""
     image_size: Annotated[int | None, int_or("auto")] = None
     """Pixels along each side of images from such a layout, in training and evaluation; auto takes
     the model's own two sizes."""

@@ -131,6 +131,19 @@ def located(config: C) -> C:
     )
 
 
+def place(word: str, what: str) -> str:
+    """The absolute path of a file or folder that is there or is to be made; an address as it is.
+
+    Args:
+        what: is at it, in words.
+
+    Raises:
+        ConfigError: it holds a password.
+    """
+    refuse_password(word, what, "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    return word.rstrip("/") if "://" in word else str(_absolute(word))
+
+
 def absolute(word: str) -> str:
     """The absolute path of what is a file or folder here; other words, and names that are those of
     no file, as they are."""

@@ -11,6 +11,7 @@ from typing import NoReturn, TypeVar
 
 import tyro
 
+from nflab.data.dataset import DatasetError
 from nflab.learning.validation import known, validate
 from nflab.settings import locations
 from nflab.settings.config import Config
@@ -93,7 +94,7 @@ def command(kind: type[T], run: Callable[[T], None], description: str) -> None:
                 raise
             raise ConfigError(_sentence(said.getvalue())) from None
         run(asked)
-    except ConfigError as error:
+    except (ConfigError, DatasetError) as error:
         _end(f"error: {error}", 2)
     except Interrupted as interrupted:
         _end(f"{interrupted} was interrupted", 130)

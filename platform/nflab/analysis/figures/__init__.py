@@ -1,12 +1,14 @@
 """Figures that answer the questions of the experiments."""
 
 from nflab.analysis.figures.agc import draw_agc
+from nflab.analysis.figures.contact_sheet import draw_contact_sheet
 from nflab.analysis.figures.signals import draw_signals
 from nflab.analysis.figures.sweep import draw_importances, draw_learning_curves, draw_top1
 from nflab.analysis.figures.transfer import draw_transfer
 
 __all__ = [
     "draw_agc",
+    "draw_contact_sheet",
     "draw_importances",
     "draw_learning_curves",
     "draw_signals",
