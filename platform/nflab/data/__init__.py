@@ -82,11 +82,12 @@ def _own(module: str, factory: str, sizes: nfnet.Preprocessing) -> Dataset:
     """What a function of a user's makes."""
     try:
         made: Any = getattr(importlib.import_module(module), factory)(sizes)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # what is not ours may fail in any way
         raise DatasetError(
-            f"dataset '{module}:{factory}' cannot be made: {error}; it names a module that Python "
-            "finds, and a function in it that takes an nfnet.Preprocessing"
-        ) from None
+            f"dataset '{module}:{factory}' cannot be made: {type(error).__name__}: {error}; it "
+            "names a module that Python finds, and a function in it that takes an "
+            "nfnet.Preprocessing"
+        ) from error
     lacking = [name for name in _PROTOCOL if not hasattr(made, name)]
     if lacking:
         raise DatasetError(

@@ -12,6 +12,7 @@ from nflab.data.dataset import DatasetError
 from nflab.data.making import Making, begin, finish, make_piece
 from nflab.data.sources import Piece, Source, open_source
 from nflab.data.store import Manifest, read_manifest
+from nflab.settings.errors import ConfigError
 from nflab.terminal.wording import console
 
 
@@ -45,7 +46,11 @@ def _make(source: Source, waiting: Sequence[Piece], making: Making, dest: str, t
 
     def make(row: dict[str, Any]) -> dict[str, Any]:
         piece: Piece = pickle.loads(row["piece"])
-        return {"images": make_piece(ray.get(shared), piece, making, dest)}
+        try:
+            images = make_piece(ray.get(shared), piece, making, dest)
+        except (DatasetError, ConfigError) as error:  # Ray Data would tell a page of it
+            return {"images": 0, "refused": str(error)}
+        return {"images": images, "refused": ""}
 
     rows = [{"piece": pickle.dumps(piece)} for piece in waiting]
     made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(make)
@@ -55,17 +60,11 @@ def _make(source: Source, waiting: Sequence[Piece], making: Making, dest: str, t
     images = 0
     with Progress(console=out, transient=True) as progress:
         bar = progress.add_task("pieces", total=total, completed=done)
-        try:
-            for row in made.iter_rows():
-                done += 1
-                images += row["images"]
-                progress.update(bar, completed=done)
-                if not out.is_terminal:
-                    out.print(f"[{done}/{total}] {images} images", markup=False)
-        except ray.exceptions.RayError as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, DatasetError):
-                cause = getattr(cause, "cause", None) or cause.__cause__
-            if cause is None:
-                raise
-            raise DatasetError(str(cause)) from None
+        for row in made.iter_rows():
+            if row["refused"]:
+                raise DatasetError(row["refused"])
+            done += 1
+            images += row["images"]
+            progress.update(bar, completed=done)
+            if not out.is_terminal:
+                out.print(f"[{done}/{total}] {images} images", markup=False)
