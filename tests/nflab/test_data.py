@@ -9,11 +9,12 @@ from torch import Tensor
 
 import nfnet
 from nflab.data import batches, load_dataset
-from nflab.data.batches import cut, eval_batches, train_batches
+from nflab.data.batches import cut
 from nflab.data.mix import draw_mixing, mix
 from nflab.data.randaugment import rand_augment
 from nflab.settings.config import Config
 from nflab.settings.leaves import replace
+from tests.feeds import eval_batches, train_batches
 
 
 def images_of(split: str) -> tuple[Tensor, Tensor]:

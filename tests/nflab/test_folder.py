@@ -24,7 +24,6 @@ from torchvision import datasets
 import nfnet
 from nflab import data
 from nflab.data import Dataset, DatasetError, load_dataset
-from nflab.data.batches import eval_batches, train_batches
 from nflab.data.crop import random_crops
 from nflab.data.dataset import changes
 from nflab.data.folder import ImageFolder, random_crop
@@ -40,6 +39,7 @@ from nflab.settings.streams import Stream, keys
 from nflab.storage.checkpoints import Checkpoints
 from nflab.storage.run_folder import new_identity
 from nflab.studies.session import CONTENTS, _of_same_contents
+from tests.feeds import eval_batches, train_batches
 from tests.photos import write_photos
 
 TENSORFLOW = json.loads(
@@ -255,9 +255,9 @@ def test_processes_that_read_ahead_change_nothing(photos: Path) -> None:
         assert torch.equal(a.images_NCHW, b.images_NCHW)
         assert torch.equal(a.targets_NK, b.targets_NK)
         assert torch.equal(a.places_N, b.places_N)
-    for pair in zip(*(eval_batches(dataset, "test", 3, 1, 2, n) for n in (0, 2)), strict=True):
-        assert torch.equal(pair[0][0], pair[1][0])
-        assert torch.equal(pair[0][1], pair[1][1])
+    found = [list(eval_batches(dataset, "test", 3, 1, 2, n)) for n in (0, 2)]
+    for of_all in zip(*(zip(*of_feed, strict=True) for of_feed in found), strict=True):
+        assert torch.equal(*(torch.cat(tensors) for tensors in of_all))
 
 
 def test_the_fingerprint_follows_the_files(own: Path) -> None:

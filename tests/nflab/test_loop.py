@@ -15,7 +15,8 @@ import nfnet
 import nfnet.model
 from nflab.data import DatasetError, load_dataset
 from nflab.data.batches import Batch, cut
-from nflab.learning.evaluation import evaluate, evaluate_pretrained
+from nflab.data.feed import Part
+from nflab.learning.evaluation import evaluate, evaluate_pretrained, open_feed
 from nflab.learning.loop import train
 from nflab.learning.network import part_of_batch
 from nflab.learning.worker import Worker
@@ -29,7 +30,7 @@ SMALL = replace(
     RECIPES["digits"].config, epochs=2, batch_size=96, seed=3, drop_rate=0.2, stochdepth_rate=0.2
 )
 
-TIMES = ("images_per_second", "seconds")
+TIMES = ("images_per_second", "seconds", "data_wait_fraction")
 
 
 class Reports:
@@ -355,7 +356,9 @@ def test_evaluation_leaves_what_was_frozen_as_it_is() -> None:
     model = nfnet.create_model("preact_resnet_digits").train()
     model.stem.eval()
     before = {name: module.training for name, module in model.named_modules()}
-    evaluate(SMALL, model, dataset, "val", Worker(report=lambda _: None))
+    worker = Worker(report=lambda _: None)
+    feed = open_feed(SMALL, dataset, worker, [Part("val")])
+    evaluate(SMALL, model, dataset, "val", worker, feed)
     assert {name: module.training for name, module in model.named_modules()} == before
 
 
@@ -367,10 +370,10 @@ def test_a_part_of_a_batch_is_the_same_however_it_is_cut(
     parts = []
     for rank in range(world_size):
         own = places[cut(batch_size, rank, world_size)]
-        part, kept, size = part_of_batch(Batch(own, own, own), batch_size, fraction)
-        assert torch.equal(own[kept], part.places_N)
+        part, size = part_of_batch(Batch(own, own, own), batch_size, fraction)
+        assert torch.equal(part.images_NCHW, part.places_N)
         parts.append(part.places_N)
-    whole, _, _ = part_of_batch(Batch(places, places, places), batch_size, fraction)
+    whole, _ = part_of_batch(Batch(places, places, places), batch_size, fraction)
     assert torch.equal(torch.cat(parts), whole.places_N)
     assert len(whole.places_N) == size == max(1, int(batch_size * fraction))
 

@@ -20,7 +20,6 @@ from PIL import Image
 
 import nfnet
 from nflab.data import _load, load_dataset
-from nflab.data.batches import train_batches
 from nflab.data.dataset import Dataset, DatasetError
 from nflab.data.making import Making, begin, finish, make_piece
 from nflab.data.sources import open_source
@@ -30,6 +29,7 @@ from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import replace
 from nflab.storage.cache import Cache
 from tests.buckets import Bucket
+from tests.feeds import train_batches
 from tests.nflab.test_folder import write_cifar
 from tests.photos import write_photos
 

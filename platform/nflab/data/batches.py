@@ -1,4 +1,4 @@
-"""From a dataset to the batches of one epoch: one worker's slice of each global batch.
+"""The exact batches of an experiment, in chunks.
 
 Everything random is a function: the order of (seed, epoch); an image's crop and operations of
 (seed, epoch, sample); its partner and their mixing of (seed, epoch, place in the global batch). So
@@ -6,16 +6,12 @@ the same images meet the same network however a batch is cut and wherever a run 
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as Items
 
 from nflab.data.dataset import Dataset, DatasetError, Split, UnreadableImage
 from nflab.data.mix import draw_mixing, mix, neighbours
@@ -26,10 +22,10 @@ from nflab.settings.streams import Stream, keys
 
 @dataclass(frozen=True)
 class Batch:
-    """One worker's slice of one global batch."""
+    """Images of one global batch: a worker's slice of it, or a chunk of that."""
 
     images_NCHW: Tensor
-    """float32, standardised with the dataset's mean and deviation."""
+    """uint8, cropped, mixed and augmented."""
     targets_NK: Tensor
     """Probability of each class: one-hot, mixed, then smoothed."""
     places_N: Tensor
@@ -43,56 +39,78 @@ def cut(size: int, rank: int, world_size: int) -> slice:
     return slice(size * rank // world_size, size * (rank + 1) // world_size)
 
 
-def train_batches(
-    dataset: Dataset, config: Config, epoch: int, rank: int, world_size: int, loaders: int = 0
-) -> Iterator[Batch]:
-    """One worker's slices of the global batches of an epoch, in order.
-
-    The last images of the epoch's order, too few for a whole batch, wait for another epoch's order.
+def regroup(chunks: Iterable[tuple[Tensor, ...]], size: int) -> Iterator[tuple[Tensor, ...]]:
+    """The same items in groups of `size`, of which the last may be smaller; one at least.
 
     Args:
-        loaders: processes that make batches ahead of time; 0 makes them when they are asked for.
+        chunks: tensors whose first dimension counts the items, as many in each of a chunk.
     """
-    size, batch_size = dataset.sizes["train"], config.optimizer.batch_size
-
-    def order(stream: Stream) -> Tensor:
-        return keys(config.run.seed, stream, epoch, torch.arange(size)).argsort()
-
-    fresh = _mixes(config) and config.augmentation.partners == "fresh"
-    make = partial(
-        _train_batch,
-        dataset,
-        config,
-        epoch,
-        order(Stream.ORDER),
-        order(Stream.PARTNER_ORDER) if fresh else None,
-        rank,
-        world_size,
-    )
-    return _in_order(make, size // batch_size, loaders)
+    held: list[tuple[Tensor, ...]] = []
+    count, yielded = 0, False
+    for chunk in chunks:
+        held.append(chunk)
+        count += len(chunk[0])
+        while count >= size:
+            whole = _joined(held)
+            yield tuple(tensor[:size] for tensor in whole)
+            yielded = True
+            held, count = [tuple(tensor[size:] for tensor in whole)], count - size
+    if count or not yielded:
+        yield _joined(held)
 
 
-def _mixes(config: Config) -> bool:
+def _joined(chunks: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    return tuple(map(torch.cat, zip(*chunks, strict=True))) if len(chunks) > 1 else chunks[0]
+
+
+@dataclass(frozen=True)
+class Order:
+    """The orders of one epoch, functions of the configuration and the epoch alone."""
+
+    config: Config
+    epoch: int
+    size: int
+    """Images of the split."""
+
+    @functools.cached_property
+    def own(self) -> Tensor:
+        """Image at each place of the epoch."""
+        return self._draw(Stream.ORDER)
+
+    @functools.cached_property
+    def partners(self) -> Tensor | None:
+        """Image that is mixed with the one at each place, if such are read for that alone."""
+        fresh = mixes(self.config) and self.config.augmentation.partners == "fresh"
+        return self._draw(Stream.PARTNER_ORDER) if fresh else None
+
+    def _draw(self, stream: Stream) -> Tensor:
+        seed = self.config.run.seed
+        return keys(seed, stream, self.epoch, torch.arange(self.size)).argsort()
+
+
+@functools.lru_cache(maxsize=2)
+def order_of(config: Config, epoch: int, size: int) -> Order:
+    """The orders of an epoch, which whoever reads many chunks of it draws once."""
+    return Order(config, epoch, size)
+
+
+def mixes(config: Config) -> bool:
+    """Whether images are mixed with others."""
     return config.augmentation.mixup or config.augmentation.cutmix
 
 
-def _train_batch(
-    dataset: Dataset,
-    config: Config,
-    epoch: int,
-    order: Tensor,
-    partner_order: Tensor | None,
-    rank: int,
-    world_size: int,
-    step: int,
-) -> Batch:
-    """A worker's slice of one global batch: a function of the arguments alone."""
+def train_chunk(dataset: Dataset, config: Config, epoch: int, step: int, places_N: Tensor) -> Batch:
+    """The images at some places of a global batch: a function of the arguments alone.
+
+    Raises:
+        UnreadableImage: one cannot be read, and such are not skipped.
+    """
     seed, batch_size = config.run.seed, config.optimizer.batch_size
     augmentation, classes = config.augmentation, len(dataset.class_names)
-    own = torch.arange(batch_size)[cut(batch_size, rank, world_size)]
+    orders = order_of(config, epoch, dataset.sizes["train"])
 
     def crop(
-        places_N: Tensor, order: Tensor = order, stream: Stream = Stream.CROP
+        places_N: Tensor, order: Tensor = orders.own, stream: Stream = Stream.CROP
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Images, labels and indices of what an order has at places of this batch."""
         at_N = step * batch_size + places_N
@@ -108,22 +126,24 @@ def _train_batch(
                 at_N = torch.where(indices_N == damaged.index, at_N + 1, at_N)
         raise DatasetError("no image can be read")
 
-    if not _mixes(config):
-        images, labels, indices = crop(own)
+    if not mixes(config):
+        images, labels, indices = crop(places_N)
         targets = F.one_hot(labels, classes).double()
     else:
-        if partner_order is not None:
-            images, labels, indices = crop(own)
-            partners, partner_labels, _ = crop(own, partner_order, Stream.PARTNER_CROP)
+        if orders.partners is not None:
+            images, labels, indices = crop(places_N)
+            partners, partner_labels, _ = crop(places_N, orders.partners, Stream.PARTNER_CROP)
         else:
-            partner_N = neighbours(own, batch_size)
-            read = torch.cat((own, partner_N)).unique()  # at either end may be another worker's
+            partner_N = neighbours(places_N, batch_size)
+            read = torch.cat((places_N, partner_N)).unique()  # at an end it may be of another chunk
             all_images, all_labels, all_indices = crop(read)
-            at_N, partner_at_N = (torch.searchsorted(read, places) for places in (own, partner_N))
+            at_N, partner_at_N = (torch.searchsorted(read, at) for at in (places_N, partner_N))
             images, labels, indices = all_images[at_N], all_labels[at_N], all_indices[at_N]
             partners, partner_labels = all_images[partner_at_N], all_labels[partner_at_N]
-        mix_keys = keys(seed, Stream.MIX, epoch, step * batch_size + own)
-        mixing = draw_mixing(mix_keys, own, batch_size, augmentation.mixup, augmentation.cutmix)
+        mix_keys = keys(seed, Stream.MIX, epoch, step * batch_size + places_N)
+        mixing = draw_mixing(
+            mix_keys, places_N, batch_size, augmentation.mixup, augmentation.cutmix
+        )
         images, share_N = mix(images, partners, mixing)
         one_hot, partner_one_hot = (F.one_hot(of, classes) for of in (labels, partner_labels))
         targets = share_N[:, None] * one_hot + (1 - share_N[:, None]) * partner_one_hot
@@ -135,8 +155,31 @@ def _train_batch(
     )
     smoothing = config.optimizer.label_smoothing
     targets = (1 - smoothing) * targets + smoothing / classes
-    replaced = int((indices != order[step * batch_size + own]).sum())
-    return Batch(standardise(images, dataset), targets.float(), own, replaced)
+    replaced = int((indices != orders.own[step * batch_size + places_N]).sum())
+    return Batch(images, targets.float(), places_N, replaced)
+
+
+def eval_chunk(
+    dataset: Dataset, split: Split, indices_N: Tensor, skips: bool
+) -> tuple[Tensor, Tensor]:
+    """Images of a split as they are evaluated, uint8, and labels (N,).
+
+    Args:
+        skips: leave out images that cannot be read.
+
+    Raises:
+        UnreadableImage: one cannot be read, and such are not left out.
+    """
+    while len(indices_N):
+        try:
+            return dataset.eval_images(split, indices_N)
+        except UnreadableImage as damaged:
+            if not skips:
+                raise
+            _tell(f"{damaged}: the {split} split is evaluated without it")
+            indices_N = indices_N[indices_N != damaged.index]
+    empty = torch.empty(0, *dataset.image_shape, dtype=torch.uint8)
+    return empty, torch.empty(0, dtype=torch.long)
 
 
 @functools.cache
@@ -145,64 +188,7 @@ def _tell(text: str) -> None:
     print(text, flush=True)
 
 
-def eval_batches(
-    dataset: Dataset,
-    split: Split,
-    batch_size: int,
-    rank: int,
-    world_size: int,
-    loaders: int = 0,
-    skips: bool = False,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """One worker's share of a split, each image once: standardised images and labels (N,).
-
-    Args:
-        skips: leave out images that cannot be read.
-    """
-    own = torch.arange(dataset.sizes[split])[cut(dataset.sizes[split], rank, world_size)]
-    pieces = own.split(batch_size) if len(own) else ()
-    return _in_order(partial(_eval_batch, dataset, split, skips, pieces), len(pieces), loaders)
-
-
-def _eval_batch(
-    dataset: Dataset, split: Split, skips: bool, pieces: Sequence[Tensor], number: int
-) -> tuple[Tensor, Tensor]:
-    indices_N = pieces[number]
-    while len(indices_N):
-        try:
-            images, labels = dataset.eval_images(split, indices_N)
-            return standardise(images, dataset), labels
-        except UnreadableImage as damaged:
-            if not skips:
-                raise
-            _tell(f"{damaged}: the {split} split is evaluated without it")
-            indices_N = indices_N[indices_N != damaged.index]
-    return torch.empty(0, *dataset.image_shape), torch.empty(0, dtype=torch.long)
-
-
-T = TypeVar("T")
-
-
-class _Made(Items[T], Generic[T]):
-    """Items of a `DataLoader` that a function makes from their numbers."""
-
-    def __init__(self, make: Callable[[int], T]) -> None:
-        self._make = make
-
-    def __getitem__(self, number: int) -> T:
-        return self._make(number)
-
-
-def _in_order(make: Callable[[int], T], count: int, loaders: int) -> Iterator[T]:
-    if loaders == 0 or count == 0:
-        return map(make, range(count))
-    loader: DataLoader[T] = DataLoader(
-        _Made(make), batch_size=None, sampler=range(count), num_workers=min(loaders, count)
-    )
-    return iter(loader)
-
-
-def standardise(images_NCHW: Tensor, dataset: Dataset) -> Tensor:
+def standardise(images_NCHW: Tensor, mean_C: Tensor, std_C: Tensor) -> Tensor:
     """uint8 pixels as float32 with mean 0 and deviation 1 per channel over the training images."""
-    mean, std = (s[:, None, None] for s in (dataset.mean, dataset.std))
+    mean, std = (s[:, None, None] for s in (mean_C, std_C))
     return (images_NCHW.float() / 255 - mean) / std

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from nflab.data import Dataset, load_dataset
-from nflab.data.batches import eval_batches
+from nflab.data.batches import regroup, standardise
 from nflab.data.dataset import Split
+from nflab.data.feed import Feed, Part
 from nflab.learning.models import build_model, check_model
 from nflab.learning.network import memory_format
 from nflab.learning.worker import Worker
@@ -38,16 +39,18 @@ def evaluate_pretrained(config: Config, worker: Worker) -> None:
     worker.check(dataset)
     model = build_model(config, dataset, new_head=False).to(worker.device)
     model = model.to(memory_format=memory_format(config))
-    metrics = evaluate(config, model, dataset, "test", worker)
+    feed = open_feed(config, dataset, worker, [Part("test")])
+    metrics = evaluate(config, model, dataset, "test", worker, feed)
     outcome = "finished" if answered(metrics) else "diverged"
     worker.report({"epoch": 0, **metrics, "outcome": outcome})
 
 
 @torch.no_grad()
 def evaluate(
-    config: Config, model: nn.Module, dataset: Dataset, split: Split, worker: Worker
+    config: Config, model: nn.Module, dataset: Dataset, split: Split, worker: Worker, feed: Feed
 ) -> dict[str, float]:
-    """Mean cross-entropy (nats), top-1 and top-5 accuracy (percent) over a split.
+    """Mean cross-entropy (nats), top-1 and top-5 accuracy (percent) over a split, the feed's next
+    part.
 
     Each image counts once, on any number of workers; one that cannot be read, if such are skipped,
     not at all. Computed in float32 whatever the precision of
@@ -61,19 +64,13 @@ def evaluate(
     model.eval()
     sums = torch.zeros(5, dtype=torch.float64, device=worker.device)
     slice_size = max(1, config.optimizer.batch_size // worker.world_size)
-    batches = eval_batches(
-        dataset,
-        split,
-        min(slice_size, config.scale.micro_batch_size or slice_size),
-        worker.rank,
-        worker.world_size,
-        loaders(config, dataset, worker),
-        config.data.bad_images == "skip",
-    )
-    for images, labels in batches:
+    slice_size = min(slice_size, config.scale.micro_batch_size or slice_size)
+    mean, std = dataset.mean.to(worker.device), dataset.std.to(worker.device)
+    for images, labels in regroup(feed.evaluation(split), slice_size):
         if len(labels) == 0:
             continue
-        logits_NK = model(images.to(worker.device, memory_format=memory_format(config)))
+        pixels = standardise(images.to(worker.device, non_blocking=True), mean, std)
+        logits_NK = model(pixels.to(memory_format=memory_format(config)))
         labels = labels.to(worker.device)
         sums[0] += F.cross_entropy(logits_NK, labels, reduction="sum")
         ranked_NK = logits_NK.topk(min(5, logits_NK.shape[1]), dim=1).indices
@@ -99,10 +96,11 @@ def answered(metrics: Mapping[str, float]) -> bool:
     return all(math.isfinite(loss) for loss in losses)
 
 
-def loaders(config: Config, dataset: Dataset, worker: Worker) -> int:
-    """Processes that read images for this worker."""
-    if config.scale.loaders is not None:
-        return config.scale.loaders
-    if dataset.in_memory:
-        return 0
-    return max(1, len(os.sched_getaffinity(0)) // worker.local_world_size)
+def open_feed(config: Config, dataset: Dataset, worker: Worker, parts: Sequence[Part]) -> Feed:
+    """What gives a worker the images of all parts of a run, in their order."""
+    loaders = config.scale.loaders
+    if loaders is None:
+        cores = max(1, len(os.sched_getaffinity(0)) // worker.local_world_size)
+        loaders = 0 if dataset.in_memory else cores
+    pinned = worker.device.type == "cuda"
+    return Feed(dataset, config, parts, worker.rank, worker.world_size, loaders, pinned)

@@ -4,11 +4,10 @@ It reads from top to bottom in the order in which things happen. What surrounds 
 Tune or nothing) reaches it only as a `Worker`.
 """
 
-import errno
-import json
 import math
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,24 +17,23 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import nfnet
-from nflab.data import Dataset, load_dataset
-from nflab.data.batches import train_batches
-from nflab.learning.classifier import write_description
-from nflab.learning.computation import CONFIG, MADE_BY, made_by, require_same
+from nflab.data import load_dataset
+from nflab.data.batches import Batch, cut
+from nflab.data.dataset import Split
+from nflab.data.feed import Part, parts_of_training
+from nflab.learning.computation import made_by
 from nflab.learning.diagnostics import Diagnostics
-from nflab.learning.evaluation import answered, evaluate, loaders
+from nflab.learning.evaluation import answered, evaluate, open_feed
 from nflab.learning.models import (
     build_model,
-    model_settings,
     set_training,
     statistics_left_alone,
 )
 from nflab.learning.network import Network, memory_format, part_of_batch
+from nflab.learning.state import load_state, save_state
 from nflab.learning.worker import Worker
 from nflab.settings.config import Config
-from nflab.settings.locations import WEIGHTS
 from nflab.settings.outcomes import standing
-from nflab.settings.serialization import to_json
 from nflab.settings.streams import Stream, keys
 from nflab.storage.files import patiently
 
@@ -48,9 +46,10 @@ def train(config: Config, worker: Worker) -> None:
 
     Metrics of an epoch: `epoch` (1-based), `train_loss`, `val_loss`, `val_top1` and `val_top5`
     (percent), `learning_rate` (of the last step), `images_per_second`, `seconds`, `samples_seen`
-    and, where the machines have a price, `cost_usd` (since the start, with what earlier processes
-    took), `clipped_fraction/<layer group>`, and `outcome`: "running", then "finished"
-    with `test_loss`, `test_top1` and `test_top5`, or "diverged" as soon as a loss or a logit is not
+    `data_wait_fraction` (of the epoch's time, in which this worker waited for images), and, where
+    the machines have a price, `cost_usd` (since the start, with what earlier processes took),
+    `clipped_fraction/<layer group>`, and `outcome`: "running", then "finished" with `test_loss`,
+    `test_top1` and `test_top5`, or "diverged" as soon as a loss or a logit is not
     finite (its val_top1 is 0: a diverged network classifies nothing).
 
     With `diagnostics` each has `agc` too, what AGC did to each layer (see `Diagnostics.pop`).
@@ -92,13 +91,25 @@ def train(config: Config, worker: Worker) -> None:
         maker = made_by(config)
         with worker.checkpoints.last() as found:
             if found.folder is not None:
-                history, remark = _load(found.folder, maker, dataset, model, optimizer, ema)
+                history, remark = load_state(found.folder, maker, dataset, model, optimizer, ema)
             remark = "; ".join(filter(None, (found.damaged, remark))) or None
     evaluated = model if ema is None else ema.model
 
+    begun_from_weights = not history and config.model.pretrained is not None
+    feed = open_feed(
+        config,
+        dataset,
+        worker,
+        [Part("val"), Part("test")] * begun_from_weights
+        + parts_of_training(history[-1]["epoch"] if history else 0, config.schedule.epochs),
+    )
+
+    def evaluated_on(split: Split) -> dict[str, float]:
+        return evaluate(config, evaluated, dataset, split, worker, feed)
+
     def tested(metrics: dict[str, Any]) -> dict[str, Any]:
         """The last epoch's metrics, with those of the test split."""
-        metrics = {**metrics, **evaluate(config, evaluated, dataset, "test", worker)}
+        metrics = {**metrics, **evaluated_on("test")}
         if worker.rank == 0 and worker.checkpoints is not None:
             worker.checkpoints.purge({metrics["epoch"], _best(history)})
         return {**metrics, "outcome": "finished"} if answered(metrics) else _diverged(metrics)
@@ -109,9 +120,9 @@ def train(config: Config, worker: Worker) -> None:
             if history[-1]["outcome"] == "running":
                 history[-1] = tested(history[-1])
         print(remark or f"continues after epoch {history[-1]['epoch']}")
-    elif config.model.pretrained is not None:
-        before = [evaluate(config, evaluated, dataset, split, worker) for split in ("val", "test")]
-        metrics = {"epoch": 0, **before[0], **before[1], "samples_seen": 0, "outcome": "running"}
+    elif begun_from_weights:
+        before = {**evaluated_on("val"), **evaluated_on("test")}
+        metrics = {"epoch": 0, **before, "samples_seen": 0, "outcome": "running"}
         if not answered(metrics):
             worker.report(_diverged(metrics))
             return
@@ -127,25 +138,31 @@ def train(config: Config, worker: Worker) -> None:
 
     for past in history:
         report(past)
-    network = Network(config, model, worker.device, worker.world_size)
+    network = Network(config, dataset, model, worker.device, worker.world_size)
 
     batch_size = config.optimizer.batch_size
+    own = cut(batch_size, worker.rank, worker.world_size)
     steps_per_epoch = dataset.sizes["train"] // batch_size
     peak = config.optimizer.base_learning_rate * batch_size / 256
     clipped = ClippedFraction(model, optimizer)
     diagnostics = None
     if config.run.diagnostics:
         diagnostics = Diagnostics(model, optimizer, config.schedule.epochs * steps_per_epoch)
-    ahead = loaders(config, dataset, worker)
     usd_per_hour = _price_of_all(worker)
 
     for epoch in range(history[-1]["epoch"] if history else 0, config.schedule.epochs):
         started = time.monotonic()
         set_training(model, config.model.frozen)
         loss_sum = torch.zeros((), dtype=torch.float64, device=worker.device)
-        finite, replaced = True, torch.zeros((), dtype=torch.float64, device=worker.device)
-        batches = train_batches(dataset, config, epoch, worker.rank, worker.world_size, ahead)
-        for step, batch in enumerate(batches, start=epoch * steps_per_epoch):
+        finite, replaced, waited = True, 0, feed.waited
+
+        def counted(chunks: Iterator[Batch]) -> Iterator[Batch]:
+            nonlocal replaced
+            for chunk in chunks:
+                replaced += chunk.replaced
+                yield chunk
+
+        for step, slices in enumerate(feed.train(epoch), start=epoch * steps_per_epoch):
             learning_rate = nfnet.warmup_cosine(
                 step,
                 config.schedule.epochs * steps_per_epoch,
@@ -154,16 +171,18 @@ def train(config: Config, worker: Worker) -> None:
             )
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            keys_N = keys(config.run.seed, Stream.MODEL, step, batch.places_N)
+            keys_of = partial(keys, config.run.seed, Stream.MODEL, step)
             optimizer.zero_grad()
+            chunks: Iterable[Batch] = counted(slices)
             if sam is not None:
+                chunks = list(chunks)
                 fraction = config.optimizer.sam_fraction
-                part, kept_N, size = part_of_batch(batch, batch_size, fraction)
+                parts = [part_of_batch(chunk, batch_size, fraction) for chunk in chunks]
+                count = sum(len(part.places_N) for part, _ in parts)
                 with statistics_left_alone(model):  # the whole batch is yet to come
-                    network.add_gradient(part, keys_N[kept_N], size)
+                    network.add_gradient((part for part, _ in parts), count, keys_of, parts[0][1])
                 sam.ascend()
-            loss_sum += network.add_gradient(batch, keys_N, batch_size)
-            replaced += batch.replaced
+            loss_sum += network.add_gradient(chunks, own.stop - own.start, keys_of, batch_size)
             if diagnostics is not None:
                 diagnostics.before(step)
             (sam or optimizer).step()
@@ -187,13 +206,15 @@ def train(config: Config, worker: Worker) -> None:
             **clipped.pop(),
         }
         if config.data.bad_images == "skip":
-            metrics["replaced_images"] = _sum_over_workers(replaced, worker)
+            told = torch.tensor(replaced, dtype=torch.float64, device=worker.device)
+            metrics["replaced_images"] = _sum_over_workers(told, worker)
         if diagnostics is not None:
             metrics["agc"] = diagnostics.pop()
         if finite:
-            metrics |= evaluate(config, evaluated, dataset, "val", worker)
+            metrics |= evaluated_on("val")
         earlier = history[-1].get("seconds", 0.0) if history else 0.0
         seconds = time.monotonic() - started
+        metrics["data_wait_fraction"] = (feed.waited - waited) / seconds
         metrics["seconds"] = earlier + seconds
         metrics |= _cost(history, seconds, usd_per_hour)
         # The last step of an epoch may be what broke the network.
@@ -205,7 +226,7 @@ def train(config: Config, worker: Worker) -> None:
         if worker.rank == 0 and worker.checkpoints is not None:
             with patiently(tempfile.gettempdir(), tempfile.TemporaryDirectory) as temporary:
                 state = (config, maker, dataset, history, model, optimizer, ema)
-                patiently(temporary, partial(_save, Path(temporary), *state))
+                patiently(temporary, partial(save_state, Path(temporary), *state))
                 worker.checkpoints.save(Path(temporary), epoch + 1, _best(history))
         # After all is saved: a test image that cannot be read costs no epoch.
         report(tested(metrics) if epoch + 1 == config.schedule.epochs else metrics)
@@ -276,75 +297,3 @@ def _cost(
     if usd_per_hour is not None:
         return {"cost_usd": (earlier or 0.0) + seconds * usd_per_hour / 3600}
     return {} if earlier is None else {"cost_usd": earlier}
-
-
-def _save(
-    folder: Path,
-    config: Config,
-    maker: dict[str, Any],
-    dataset: Dataset,
-    history: list[dict[str, Any]],
-    model: nn.Module,
-    optimizer: nfnet.SGD_AGC,
-    ema: nfnet.EMA | None,
-) -> None:
-    """`state.pt` to resume from, `weights.pt` as evaluated, with `model.json` on how to use them,
-    their configuration, and what they are of (`maker`)."""
-    state = {
-        "history": history,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "ema": None if ema is None else ema.state_dict(),
-    }
-    _write(state, folder / "state.pt")
-    _write((model if ema is None else ema.model).state_dict(), folder / WEIGHTS)
-    write_description(
-        folder,
-        config.model.model,
-        model_settings(config.model.model, dataset),
-        dataset.class_names,
-        dataset.preprocessing,
-        dataset.mean,
-        dataset.std,
-    )
-    (folder / CONFIG).write_text(to_json(config), encoding="utf-8")
-    (folder / MADE_BY).write_text(json.dumps(maker, indent=2) + "\n", encoding="utf-8")
-
-
-def _write(state: dict[str, Any], file: Path) -> None:
-    try:
-        torch.save(state, file)
-    except RuntimeError as error:  # what the disk said is lost: of a full one "unexpected pos"
-        if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
-            raise
-        raise OSError(errno.EIO, "the disk does not take it", str(file)) from None
-
-
-def _load(
-    folder: Path,
-    maker: dict[str, Any],
-    dataset: Dataset,
-    model: nn.Module,
-    optimizer: nfnet.SGD_AGC,
-    ema: nfnet.EMA | None,
-) -> tuple[list[dict[str, Any]], str | None]:
-    """Restores what `_save` wrote, if that is of the same computation.
-
-    Returns:
-        the metrics of each epoch so far; and the remark of `require_same`.
-    """
-    try:
-        device = next(model.parameters()).device
-        state = torch.load(folder / "state.pt", map_location=device, weights_only=True)
-    except Exception:  # torch advises to trust the file
-        raise ValueError(
-            "state.pt of the last checkpoint is damaged or holds more than tensors and numbers, of "
-            "which nothing was executed: delete that checkpoint to go on from the one before it"
-        ) from None
-    history: list[dict[str, Any]] = state["history"]
-    remark = require_same(folder, history[-1]["epoch"], maker, dataset)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    if ema is not None:
-        ema.load_state_dict(state["ema"])
-    return history, remark

@@ -1,12 +1,13 @@
 """How fast this machine trains a configuration."""
 
 import time
+from functools import partial
 
 import torch
 
 import nfnet
 from nflab.data import load_dataset
-from nflab.data.batches import train_batches
+from nflab.data.feed import Feed, Part
 from nflab.learning.models import build_model
 from nflab.learning.network import Network, memory_format
 from nflab.settings.config import Config
@@ -34,19 +35,18 @@ def _seconds_per_epoch(config: Config) -> float:
     model = model.to(memory_format=memory_format(config))
     groups = nfnet.param_groups(model, given.weight_decay, given.clipping, given.unclipped)
     optimizer = nfnet.SGD_AGC(groups, lr=0.0, momentum=given.momentum)
-    network = Network(config, model, torch.device("cpu"), 1)
+    network = Network(config, dataset, model, torch.device("cpu"), 1)
+    keys_of = partial(keys, config.run.seed, Stream.MODEL, 0)
     times: list[float] = []
-    batches = train_batches(dataset, config, 0, 0, 1)
-    while sum(times) < _ENOUGH or len(times) < 2:
-        begun = time.monotonic()
-        batch = next(batches, None)
-        if batch is None:
-            break
+    begun = time.monotonic()
+    for chunks in Feed(dataset, config, [Part("train", 0)]).train(0):
         optimizer.zero_grad()
-        step_keys = keys(config.run.seed, Stream.MODEL, len(times), batch.places_N)
-        network.add_gradient(batch, step_keys, given.batch_size)
+        network.add_gradient(chunks, given.batch_size, keys_of, given.batch_size)
         optimizer.step()
         times.append(time.monotonic() - begun)
+        if sum(times) >= _ENOUGH and len(times) > 1:
+            break
+        begun = time.monotonic()
     train = min(times) * (dataset.sizes["train"] // given.batch_size)
     # A third of a step's time is the way forward.
     return train * (1 + dataset.sizes["val"] / dataset.sizes["train"] / 3)

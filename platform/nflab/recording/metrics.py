@@ -16,6 +16,7 @@ METRICS = (
     "images_per_second",
     "replaced_images",
     "seconds",
+    "data_wait_fraction",
     "cost_usd",
     "clipped_fraction",
 )

@@ -1,0 +1,198 @@
+"""All images of a run, in the order in which it needs them, read ahead by one pool of processes."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as Items
+
+from nflab.data.batches import Batch, cut, eval_chunk, train_chunk
+from nflab.data.dataset import Dataset, Split
+from nflab.settings.config import Config
+from nflab.settings.errors import ConfigError
+
+CHUNK = 32
+"""Images that a process reads at a time."""
+
+IN_FLIGHT_BYTES = 2_000_000_000
+"""Memory of the images that are read ahead for a worker, at most."""
+
+_EACH = 4
+"""Chunks that each process may be ahead, where memory allows."""
+
+_SHARED = "/dev/shm"
+"""Where they lie until they are used."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """An epoch of training, or an evaluation of a split."""
+
+    split: Split
+    epoch: int | None = None
+    """Of training; None evaluates."""
+
+
+def parts_of_training(first_epoch: int, epochs: int) -> list[Part]:
+    """What training from an epoch on goes through: each with its validation, then the test."""
+    each = [[Part("train", n), Part("val")] for n in range(first_epoch, epochs)]
+    return [part for pair in each for part in pair] + [Part("test")]
+
+
+class Feed:
+    """Gives a worker its slices of the batches of each part, in the order of the parts.
+
+    Images are uint8, in chunks, so that what is read ahead is bounded whatever the batch size. The
+    processes live as long as the feed: they read the next part while this one is computed.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: Config,
+        parts: Sequence[Part],
+        rank: int = 0,
+        world_size: int = 1,
+        loaders: int = 0,
+        pinned: bool = False,
+    ) -> None:
+        """Starts the processes.
+
+        Args:
+            parts: all that will be asked for.
+            loaders: processes that read ahead; with 0 images are read when they are asked for, and
+                a worker's slice is one chunk.
+            pinned: whether a device is to fetch them from memory by itself.
+
+        Raises:
+            ConfigError: what is read ahead does not fit into shared memory.
+        """
+        self._dataset, self._config = dataset, config
+        self._rank, self._world_size = rank, world_size
+        self._waiting = list(parts)
+        own = self._slice(config.optimizer.batch_size)
+        self._chunk = CHUNK if loaders else own.stop - own.start + 1
+        self.waited = 0.0
+        """Seconds that were waited for images."""
+        read = partial(_read, dataset, config)
+        tasks = _Tasks(self, list(parts))
+        self._ahead: Iterator[Any] = map(read, tasks)
+        if loaders:
+            self._ahead = iter(
+                DataLoader(
+                    _Read(read),
+                    batch_size=None,
+                    sampler=tasks,
+                    num_workers=loaders,
+                    prefetch_factor=_prefetch(dataset, loaders),
+                    pin_memory=pinned,
+                )
+            )
+
+    def train(self, epoch: int) -> Iterator[Iterator[Batch]]:
+        """The slices of an epoch's batches, each as chunks, all of which are to be taken.
+
+        The last images of the epoch's order, too few for a whole batch, wait for another epoch's.
+        """
+        self._begin(Part("train", epoch))
+        for _ in range(self._dataset.sizes["train"] // self._config.optimizer.batch_size):
+            yield self._take(self._slice(self._config.optimizer.batch_size))
+
+    def evaluation(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        """A worker's share of a split, each image once: uint8 images and labels (N,)."""
+        self._begin(Part(split))
+        yield from self._take(self._slice(self._dataset.sizes[split]))
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self._ahead = iter(())
+
+    def _begin(self, part: Part) -> None:
+        planned = self._waiting.pop(0)
+        assert planned == part, f"{part} was asked for, and {planned} is next"
+
+    def _take(self, own: slice) -> Iterator[Any]:
+        """The next chunks, those of a slice."""
+        for _ in self._starts(own):
+            begun = time.monotonic()
+            chunk = next(self._ahead)
+            self.waited += time.monotonic() - begun
+            yield chunk
+
+    def _starts(self, own: slice) -> list[int]:
+        """Where the chunks of a slice begin, of which an empty one has one too: at even places, so
+        that few pairs of neighbours are parted."""
+        return [own.start, *range(own.start + self._chunk - own.start % 2, own.stop, self._chunk)]
+
+    def _slice(self, size: int) -> slice:
+        return cut(size, self._rank, self._world_size)
+
+    def tasks_of(self, part: Part) -> Iterator["_Task"]:
+        """What is to be read for a part, chunk by chunk."""
+        size, batch_size = self._dataset.sizes[part.split], self._config.optimizer.batch_size
+        own = self._slice(size if part.epoch is None else batch_size)
+        for step in range(1 if part.epoch is None else size // batch_size):
+            starts = self._starts(own)
+            for start, stop in pairwise((*starts, own.stop)):
+                yield part, step, start, stop
+
+
+_Task = tuple[Part, int, int, int]
+"""Part, step, and the first place (or index) and that after the last."""
+
+
+class _Tasks:
+    """What is to be read, in order."""
+
+    def __init__(self, feed: Feed, parts: Sequence[Part]) -> None:
+        self._feed, self._parts = feed, parts
+
+    def __iter__(self) -> Iterator[_Task]:
+        for part in self._parts:
+            yield from self._feed.tasks_of(part)
+
+
+class _Read(Items[Any]):
+    """Chunks as the items of a `DataLoader`."""
+
+    def __init__(self, read: Callable[[_Task], Any]) -> None:
+        self._read = read
+
+    def __getitem__(self, task: _Task) -> Any:
+        return self._read(task)
+
+
+def _read(dataset: Dataset, config: Config, task: _Task) -> Any:
+    part, step, start, stop = task
+    places_N = torch.arange(start, stop)
+    if part.epoch is None:
+        return eval_chunk(dataset, part.split, places_N, config.data.bad_images == "skip")
+    return train_chunk(dataset, config, part.epoch, step, places_N)
+
+
+def _prefetch(dataset: Dataset, loaders: int) -> int:
+    """Chunks that each process may be ahead.
+
+    Raises:
+        ConfigError: not even one fits into shared memory.
+    """
+    channels = dataset.image_shape[0]
+    side = max(*dataset.image_shape[1:], dataset.preprocessing.test_size)
+    chunk = CHUNK * channels * side * side
+    ahead = max(1, min(_EACH, IN_FLIGHT_BYTES // (chunk * loaders)))
+    free = shutil.disk_usage(_SHARED).free
+    fits = free // (chunk * loaders)
+    if fits < 1:
+        raise ConfigError(
+            f"{_SHARED} has {free / 1e6:.0f} MB left, and {loaders} loaders need "
+            f"{chunk * loaders / 1e6:.0f} MB there: give fewer --loaders, or more shared memory "
+            "(--shm-size of a container)"
+        )
+    return min(ahead, fits)
