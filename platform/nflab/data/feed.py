@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -74,15 +74,14 @@ class Feed:
         Raises:
             ConfigError: what is read ahead does not fit into shared memory.
         """
-        self._dataset, self._config = dataset, config
-        self._rank, self._world_size = rank, world_size
+        self._cutting = _Cutting(
+            dict(dataset.sizes), config.optimizer.batch_size, rank, world_size, bool(loaders)
+        )
         self._waiting = list(parts)
-        own = self._slice(config.optimizer.batch_size)
-        self._chunk = CHUNK if loaders else own.stop - own.start + 1
         self.waited = 0.0
         """Seconds that were waited for images."""
         read = partial(_read, dataset, config)
-        tasks = _Tasks(self, list(parts))
+        tasks = _Tasks(self._cutting, list(parts))
         self._ahead: Iterator[Any] = map(read, tasks)
         if loaders:
             self._ahead = iter(
@@ -102,45 +101,62 @@ class Feed:
         The last images of the epoch's order, too few for a whole batch, wait for another epoch's.
         """
         self._begin(Part("train", epoch))
-        for _ in range(self._dataset.sizes["train"] // self._config.optimizer.batch_size):
-            yield self._take(self._slice(self._config.optimizer.batch_size))
+        cutting = self._cutting
+        for _ in range(cutting.steps):
+            yield self._take(cutting.starts(cutting.own(cutting.batch_size)))
 
     def evaluation(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
         """A worker's share of a split, each image once: uint8 images and labels (N,)."""
         self._begin(Part(split))
-        yield from self._take(self._slice(self._dataset.sizes[split]))
-
-    def close(self) -> None:
-        """Ends the processes."""
-        self._ahead = iter(())
+        cutting = self._cutting
+        yield from self._take(cutting.starts(cutting.own(cutting.sizes[split])))
 
     def _begin(self, part: Part) -> None:
         planned = self._waiting.pop(0)
         assert planned == part, f"{part} was asked for, and {planned} is next"
 
-    def _take(self, own: slice) -> Iterator[Any]:
-        """The next chunks, those of a slice."""
-        for _ in self._starts(own):
+    def _take(self, starts: Sequence[int]) -> Iterator[Any]:
+        """The next chunks, which begin there."""
+        for _ in starts:
             begun = time.monotonic()
             chunk = next(self._ahead)
             self.waited += time.monotonic() - begun
             yield chunk
 
-    def _starts(self, own: slice) -> list[int]:
+
+@dataclass(frozen=True)
+class _Cutting:
+    """How what a worker needs is cut into chunks."""
+
+    sizes: Mapping[Split, int]
+    batch_size: int
+    rank: int
+    world_size: int
+    ahead: bool
+    """Whether others read; else a worker's slice of a batch is one chunk."""
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return self.sizes["train"] // self.batch_size
+
+    def own(self, size: int) -> slice:
+        """What this worker has of so many items."""
+        return cut(size, self.rank, self.world_size)
+
+    def starts(self, own: slice) -> list[int]:
         """Where the chunks of a slice begin, of which an empty one has one too: at even places, so
         that few pairs of neighbours are parted."""
-        return [own.start, *range(own.start + self._chunk - own.start % 2, own.stop, self._chunk)]
+        batch = self.own(self.batch_size)
+        chunk = CHUNK if self.ahead else batch.stop - batch.start + 1
+        return [own.start, *range(own.start + chunk - own.start % 2, own.stop, chunk)]
 
-    def _slice(self, size: int) -> slice:
-        return cut(size, self._rank, self._world_size)
-
-    def tasks_of(self, part: Part) -> Iterator["_Task"]:
+    def tasks(self, part: Part) -> Iterator["_Task"]:
         """What is to be read for a part, chunk by chunk."""
-        size, batch_size = self._dataset.sizes[part.split], self._config.optimizer.batch_size
-        own = self._slice(size if part.epoch is None else batch_size)
-        for step in range(1 if part.epoch is None else size // batch_size):
-            starts = self._starts(own)
-            for start, stop in pairwise((*starts, own.stop)):
+        evaluates = part.epoch is None
+        own = self.own(self.sizes[part.split] if evaluates else self.batch_size)
+        for step in range(1 if evaluates else self.steps):
+            for start, stop in pairwise((*self.starts(own), own.stop)):
                 yield part, step, start, stop
 
 
@@ -151,12 +167,12 @@ _Task = tuple[Part, int, int, int]
 class _Tasks:
     """What is to be read, in order."""
 
-    def __init__(self, feed: Feed, parts: Sequence[Part]) -> None:
-        self._feed, self._parts = feed, parts
+    def __init__(self, cutting: _Cutting, parts: Sequence[Part]) -> None:
+        self._cutting, self._parts = cutting, parts
 
     def __iter__(self) -> Iterator[_Task]:
         for part in self._parts:
-            yield from self._feed.tasks_of(part)
+            yield from self._cutting.tasks(part)
 
 
 class _Read(Items[Any]):

@@ -1,0 +1,150 @@
+"""Images are read ahead by one pool of processes, in bounded memory, and change nothing."""
+
+import multiprocessing
+import os
+import time
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch import Tensor
+
+from nflab.data import feed as feeds
+from nflab.data import load_dataset
+from nflab.data.feed import CHUNK, Feed, Part, parts_of_training
+from nflab.settings.config import Config
+from nflab.settings.errors import ConfigError
+from nflab.settings.leaves import replace
+
+CONFIG = replace(Config(), batch_size=256)
+
+
+class Watched:
+    """The digits, told who reads how many images."""
+
+    def __init__(self, pause: float = 0.0) -> None:
+        self._digits: Any = load_dataset(CONFIG)
+        self._pause = pause
+        self.read = multiprocessing.Value("i", 0)
+        self.readers = multiprocessing.Array("i", 64)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_digits"], name)
+
+    def _note(self, count: int) -> None:
+        time.sleep(self._pause)
+        with self.read.get_lock():
+            self.read.value += count
+        with self.readers.get_lock():
+            if os.getpid() not in self.readers[:]:
+                self.readers[self.readers[:].index(0)] = os.getpid()
+
+    def train_images(self, indices_N: Tensor, keys_N: Tensor) -> tuple[Tensor, Tensor]:
+        self._note(len(indices_N))
+        found: tuple[Tensor, Tensor] = self._digits.train_images(indices_N, keys_N)
+        return found
+
+    def eval_images(self, split: str, indices_N: Tensor) -> tuple[Tensor, Tensor]:
+        self._note(len(indices_N))
+        found: tuple[Tensor, Tensor] = self._digits.eval_images(split, indices_N)
+        return found
+
+
+def test_one_pool_reads_all_epochs_and_evaluations() -> None:
+    dataset: Any = Watched()
+    feed = Feed(dataset, CONFIG, parts_of_training(0, 3), loaders=2)
+    for epoch in range(3):
+        for chunks in feed.train(epoch):
+            assert sum(len(chunk.places_N) for chunk in chunks) == 256
+        assert sum(len(labels) for _, labels in feed.evaluation("val")) == dataset.sizes["val"]
+    assert sum(len(labels) for _, labels in feed.evaluation("test")) == dataset.sizes["test"]
+    readers = {pid for pid in dataset.readers if pid}
+    assert len(readers) == 2
+    assert os.getpid() not in readers
+    del feed
+    alive = [pid for pid in readers if psutil.pid_exists(pid)]
+    psutil.wait_procs([psutil.Process(pid) for pid in alive], timeout=30)
+    assert not [pid for pid in readers if psutil.pid_exists(pid)]
+
+
+def test_what_is_read_ahead_is_bounded_whatever_the_batch_size() -> None:
+    dataset: Any = Watched()
+    feed = Feed(dataset, replace(CONFIG, batch_size=1024), parts_of_training(0, 50), loaders=2)
+    next(next(feed.train(0)))
+    before = -1
+    while before != dataset.read.value:  # until nobody reads any more
+        before = dataset.read.value
+        time.sleep(1)
+    assert before <= CHUNK * (2 * feeds._EACH + 1)
+    assert before < 1024
+
+
+@pytest.mark.parametrize(
+    ("budget", "chunks"), [(10**12, feeds._EACH), (3 * 32 * 64 * 2, 3), (1, 1)]
+)
+def test_processes_read_as_far_ahead_as_memory_allows(
+    budget: int, chunks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeds, "IN_FLIGHT_BYTES", budget)
+    assert feeds._prefetch(load_dataset(CONFIG), 2) == chunks  # a chunk has 32 x 64 pixels
+
+
+def test_too_little_shared_memory_is_told_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Disk:
+        free = 3000
+
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Disk)
+    with pytest.raises(ConfigError, match=r"/dev/shm has 0 MB left, and 2 loaders .*--shm-size"):
+        Feed(load_dataset(CONFIG), CONFIG, parts_of_training(0, 1), loaders=2)
+    Feed(load_dataset(CONFIG), CONFIG, parts_of_training(0, 1), loaders=1)
+
+
+@pytest.mark.parametrize("loaders", [0, 1])
+def test_time_that_is_waited_for_images_is_told(loaders: int) -> None:
+    slow: Any = Watched(pause=0.2)
+    feed = Feed(slow, replace(CONFIG, batch_size=CHUNK * 4), [Part("train", 0)], loaders=loaders)
+    for number, chunks in enumerate(feed.train(0)):
+        list(chunks)
+        if number == 2:
+            break
+    assert feed.waited >= (3 if loaders == 0 else 12) * 0.2 * 0.9
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("partners", ["batch", "fresh"])
+def test_chunks_are_the_slice(world_size: int, partners: str) -> None:
+    config = replace(
+        CONFIG, batch_size=201, mixup=True, augmentation_level=4, partners=partners, cutmix=True
+    )
+    dataset = load_dataset(config)
+    for rank in range(world_size):
+        found = []
+        for loaders in (0, 1):
+            feed = Feed(dataset, config, [Part("train", 2)], rank, world_size, loaders)
+            slices = [list(chunks) for chunks in feed.train(2)]
+            assert all((len(chunks) > 1) == (loaders > 0) for chunks in slices)
+            found.append(
+                [
+                    torch.cat(
+                        [
+                            getattr(c, name).flatten(1) if name != "places_N" else c.places_N
+                            for chunks in slices
+                            for c in chunks
+                        ]
+                    )
+                    for name in ("images_NCHW", "targets_NK", "places_N")
+                ]
+            )
+        for whole, cut in zip(*found, strict=True):
+            assert torch.equal(whole, cut)
+
+
+def test_a_worker_without_images_gets_an_empty_chunk() -> None:
+    config = replace(CONFIG, batch_size=1)
+    for loaders in (0, 1):
+        feed = Feed(load_dataset(config), config, [Part("train", 0)], 0, 3, loaders)
+        (chunk,) = next(feed.train(0))
+        assert chunk.images_NCHW.shape == (0, 1, 8, 8)
