@@ -47,6 +47,7 @@ NOT_COUNTED = {
     "num_workers",
     "micro_batch_size",
     "loaders",
+    "checkpoint_minutes",
     "gpus_per_worker",
 }
 """Settings on which no result depends."""
@@ -83,6 +84,7 @@ OTHERS: dict[str, Any] = {
     "num_workers": 2,
     "micro_batch_size": 4,
     "loaders": 1,
+    "checkpoint_minutes": 1.0,
     "gpus_per_worker": 1.0,
     "recipe": "finetune",
     "seed": 1,
@@ -415,7 +417,7 @@ def test_a_worker_that_refuses_is_the_runs_own_failure(
     logs = [file.read_text() for file in (folder / "logs").glob("rank-*.log")]
     # The second may be ended before it has come so far.
     assert any("OtherComputation: the checkpoint of epoch 1" in log for log in logs)
-    assert Checkpoints.of_run(str(folder)).last_epoch() == 1
+    assert Checkpoints.of_run(str(folder)).last_mark() == (1, 0)
 
 
 def test_three_failures_in_a_row_of_one_cause_end_the_work(

@@ -160,7 +160,7 @@ def test_what_is_repeated_takes_the_place_of_the_old_result_when_it_has_one(stor
 
     resumed = store.open(SETTINGS[:2])
     assert resumed.repeats and resumed.missing == 2
-    assert Checkpoints.of_run(folders[0]).last_epoch() == 2
+    assert Checkpoints.of_run(folders[0]).last_mark() == (2, 0)
     again = resumed.propose()
     assert again == proposal  # goes on
     resumed.started(again)
@@ -171,7 +171,7 @@ def test_what_is_repeated_takes_the_place_of_the_old_result_when_it_has_one(stor
     assert rows.val_top1.tolist() == [70, 60]
     assert rows.run_id[first - 1] not in set(old)
     assert rows.run_id[second - 1] == old[second - 1]
-    assert Checkpoints.of_run(folders[0]).last_epoch() is None
+    assert Checkpoints.of_run(folders[0]).last_mark() is None
 
     forced = store.open(SETTINGS[:2], force=True)
     assert forced.repeats and forced.missing == 1  # what the last one left

@@ -161,8 +161,8 @@ def test_of_two_equal_trials_the_lower_number_is_best_whichever_began_first(
     trials = stores.tracker.trials(stores.parent)
     assert trials.number.tolist() == [2, 1]  # in the order of their start
     assert ranked(trials, "number").number.tolist() == [1, 2]
-    kept = [Checkpoints.of_run(proposal.folder).last_epoch() for proposal in (first, second)]
-    assert kept == [8, None]
+    kept = [Checkpoints.of_run(proposal.folder).last_mark() for proposal in (first, second)]
+    assert kept == [(8, 0), None]
 
 
 def test_a_failed_trial_is_recorded_with_its_error(stores: Stores) -> None:

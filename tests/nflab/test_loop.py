@@ -30,7 +30,7 @@ SMALL = replace(
     RECIPES["digits"].config, epochs=2, batch_size=96, seed=3, drop_rate=0.2, stochdepth_rate=0.2
 )
 
-TIMES = ("images_per_second", "seconds", "data_wait_fraction")
+TIMES = ("images_per_second", "seconds", "data_wait_fraction", "checkpoint_seconds")
 
 
 class Reports:

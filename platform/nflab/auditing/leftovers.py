@@ -45,7 +45,7 @@ def leftovers(scene: Scene) -> Iterator[Disagreement]:
             what = f"{_told(saved)} on disk, though it {_why(scene, run)}"
             yield Disagreement(where, what, "deleted", checkpoints.purge)
         elif outcome in OVER and broken and (complete or outcome != "finished"):
-            keep = [one.epoch for one in complete]
+            keep = [one.mark for one in complete]
             what = f"{_told(broken)} on disk that no process finished saving"
             yield Disagreement(where, what, "deleted", partial(checkpoints.purge, keep))
         elif outcome in OVER and broken:
@@ -54,7 +54,7 @@ def leftovers(scene: Scene) -> Iterator[Disagreement]:
             yield Disagreement(where, what, cure)
         elif len(complete) > (2 if outcome == "finished" else 3 if outcome in OVER else 4):
             what = f"{_told(complete)} on disk, where the last and the best are enough"
-            prune = partial(scene.keep_last_and_best, run, [one.epoch for one in complete])
+            prune = partial(scene.keep_last_and_best, run, [one.mark for one in complete])
             yield Disagreement(where, what, "deleted the others", prune)
 
 

@@ -9,7 +9,7 @@ from pyarrow import fs
 
 from nflab.recording.outbox import REJECTED
 from nflab.settings.errors import ConfigError
-from nflab.storage.checkpoints import COMPLETE
+from nflab.storage.checkpoints import COMPLETE, NAME, Mark, name_of, read_mark
 from nflab.storage.files import open_uri, read_text
 from nflab.storage.run_folder import Identity, own_folder, read_identity
 
@@ -33,7 +33,7 @@ _MARKS = {
 class Saved:
     """A checkpoint on disk."""
 
-    epoch: int
+    mark: Mark
     complete: bool
     size: int
     """Bytes."""
@@ -96,22 +96,23 @@ class RunFolder:
     @cached_property
     def checkpoints(self) -> dict[str, list[Saved]]:
         """Place of a run below the folder ("" is itself) -> its checkpoints, by epoch."""
-        found: dict[tuple[str, int], dict[str, int]] = {}
+        found: dict[tuple[str, Mark], dict[str, int]] = {}
         for path, size in self._sizes.items():
-            parts = re.fullmatch(r"((?:trials|cells)/[^/]+/|)checkpoints/epoch-(\d{6})/(.+)", path)
+            parts = re.fullmatch(rf"((?:trials|cells)/[^/]+/|)checkpoints/({NAME})/(.+)", path)
             if parts:
-                place, epoch, file = parts.groups()
-                found.setdefault((place.rstrip("/"), int(epoch)), {})[file] = size
+                place, name, file = parts.groups()
+                found.setdefault((place.rstrip("/"), read_mark(name)), {})[file] = size
         saved: dict[str, list[Saved]] = {}
-        for (place, epoch), sizes in sorted(found.items()):
-            one = Saved(epoch, COMPLETE in sizes, sum(sizes.values()))
+        for (place, mark), sizes in sorted(found.items()):
+            one = Saved(mark, COMPLETE in sizes, sum(sizes.values()))
             saved.setdefault(place, []).append(one)
         return saved
 
     def config_of(self, place: str) -> str | None:
         """The configuration that the last checkpoint of a run was trained with, as JSON."""
         for saved in reversed(self.checkpoints.get(place, [])):
-            text = self._text(f"{place}/checkpoints/epoch-{saved.epoch:06d}/config.json".strip("/"))
+            name = name_of(saved.mark)
+            text = self._text(f"{place}/checkpoints/{name}/config.json".strip("/"))
             if text is not None:
                 return text
         return None

@@ -12,7 +12,7 @@ from nflab.recording.tracker import Tracker
 from nflab.searching.study import StudyFile, Trial
 from nflab.searching.trial_ledger import trial_folder
 from nflab.settings.outcomes import Outcome, Standing, standing
-from nflab.storage.checkpoints import Checkpoints
+from nflab.storage.checkpoints import Checkpoints, Mark
 
 _ENDS = ("finished", "pruned", "diverged", "failed")
 
@@ -155,11 +155,12 @@ class Scene:
         for epoch, value in top1s.items():
             self.tracker.log(run.run_id, {"epoch": epoch, "val_top1": value}, epoch)
 
-    def keep_last_and_best(self, run: RecordedRun, epochs: Sequence[int]) -> None:
+    def keep_last_and_best(self, run: RecordedRun, marks: Sequence[Mark]) -> None:
         """Deletes all other checkpoints of a run."""
         top1s = dict(self.tracker.history(run.run_id, "val_top1"))
+        epochs = [epoch for epoch, step in marks if step == 0] or [max(marks)[0]]
         best = min(epochs, key=lambda epoch: standing(top1s.get(epoch, -1.0), epoch))
-        self.checkpoints(self.place(run)).purge({max(epochs), best})
+        self.checkpoints(self.place(run)).purge({max(marks), best})
 
     def send(self) -> None:
         """Sends what waits for MLflow.

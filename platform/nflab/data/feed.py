@@ -38,11 +38,17 @@ class Part:
     split: Split
     epoch: int | None = None
     """Of training; None evaluates."""
+    first_step: int = 0
+    """Of the epoch, of which earlier ones were done before."""
 
 
-def parts_of_training(first_epoch: int, epochs: int) -> list[Part]:
-    """What training from an epoch on goes through: each with its validation, then the test."""
-    each = [[Part("train", n), Part("val")] for n in range(first_epoch, epochs)]
+def parts_of_training(first_epoch: int, epochs: int, first_step: int = 0) -> list[Part]:
+    """What training from a step of an epoch on goes through: each epoch with its validation, then
+    the test."""
+    each = [
+        [Part("train", n, first_step if n == first_epoch else 0), Part("val")]
+        for n in range(first_epoch, epochs)
+    ]
     return [part for pair in each for part in pair] + [Part("test")]
 
 
@@ -95,14 +101,14 @@ class Feed:
                 )
             )
 
-    def train(self, epoch: int) -> Iterator[Iterator[Batch]]:
+    def train(self, epoch: int, first_step: int = 0) -> Iterator[Iterator[Batch]]:
         """The slices of an epoch's batches, each as chunks, all of which are to be taken.
 
         The last images of the epoch's order, too few for a whole batch, wait for another epoch's.
         """
-        self._begin(Part("train", epoch))
+        self._begin(Part("train", epoch, first_step))
         cutting = self._cutting
-        for _ in range(cutting.steps):
+        for _ in range(first_step, cutting.steps):
             yield self._take(cutting.starts(cutting.own(cutting.batch_size)))
 
     def evaluation(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
@@ -155,7 +161,7 @@ class _Cutting:
         """What is to be read for a part, chunk by chunk."""
         evaluates = part.epoch is None
         own = self.own(self.sizes[part.split] if evaluates else self.batch_size)
-        for step in range(1 if evaluates else self.steps):
+        for step in range(1) if evaluates else range(part.first_step, self.steps):
             for start, stop in pairwise((*self.starts(own), own.stop)):
                 yield part, step, start, stop
 

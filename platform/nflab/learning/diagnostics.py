@@ -48,6 +48,20 @@ class Diagnostics:
         if self._optimizer.ratios is not None:
             self._taken.append((step, self._optimizer.ratios))
 
+    def state_dict(self) -> list[tuple[int, dict[str, Tensor]]]:
+        """What was taken down since `pop`, by the parameters' names."""
+        return [
+            (step, {self._names[p]: ratio for p, ratio in ratios.items()})
+            for step, ratios in self._taken
+        ]
+
+    def load_state_dict(self, state: list[tuple[int, dict[str, Tensor]]]) -> None:
+        """Goes on."""
+        named = {name: p for p, name in self._names.items()}
+        self._taken = [
+            (step, {named[name]: ratio for name, ratio in ratios.items()}) for step, ratios in state
+        ]
+
     def pop(self) -> Trace:
         """A row for each layer and step since the last call: `step`, `layer`, `units`, `clipped`
         and `at_floor` (shares of its units whose gradient was clipped, and whose weight norm stood

@@ -5,16 +5,14 @@ Tune or nothing) reaches it only as a `Worker`.
 """
 
 import math
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 import nfnet
 from nflab.data import load_dataset
@@ -23,6 +21,7 @@ from nflab.data.dataset import Split
 from nflab.data.feed import Part, parts_of_training
 from nflab.learning.computation import made_by
 from nflab.learning.diagnostics import Diagnostics
+from nflab.learning.epoch import EpochSums
 from nflab.learning.evaluation import answered, evaluate, open_feed
 from nflab.learning.models import (
     build_model,
@@ -30,12 +29,12 @@ from nflab.learning.models import (
     statistics_left_alone,
 )
 from nflab.learning.network import Network, memory_format, part_of_batch
-from nflab.learning.state import load_state, save_state
+from nflab.learning.state import Saver, Training, load_state
 from nflab.learning.worker import Worker
 from nflab.settings.config import Config
 from nflab.settings.outcomes import standing
 from nflab.settings.streams import Stream, keys
-from nflab.storage.files import patiently
+from nflab.storage.checkpoints import in_words
 
 CHECK_EVERY = 16
 """Steps between two looks at whether the loss is still finite, on all workers alike."""
@@ -46,7 +45,8 @@ def train(config: Config, worker: Worker) -> None:
 
     Metrics of an epoch: `epoch` (1-based), `train_loss`, `val_loss`, `val_top1` and `val_top5`
     (percent), `learning_rate` (of the last step), `images_per_second`, `seconds`, `samples_seen`
-    `data_wait_fraction` (of the epoch's time, in which this worker waited for images), and, where
+    `data_wait_fraction` (of the epoch's time, in which this worker waited for images),
+    `checkpoint_seconds` (for which training stood still since the epoch before), and, where
     the machines have a price, `cost_usd` (since the start, with what earlier processes took),
     `clipped_fraction/<layer group>`, and `outcome`: "running", then "finished" with `test_loss`,
     `test_top1` and `test_top5`, or "diverged" as soon as a loss or a logit is not
@@ -85,23 +85,27 @@ def train(config: Config, worker: Worker) -> None:
     ema = None if decay is None else nfnet.EMA(model, decay)
     history: list[dict[str, Any]] = []
     metrics: dict[str, Any]
+    midst: dict[str, Any] | None = None
     remark: str | None = None
-    maker: dict[str, Any] = {}
+    saver: Saver | None = None
     if worker.checkpoints is not None:
-        maker = made_by(config)
+        training = Training(config, made_by(config), dataset, model, optimizer, ema)
         with worker.checkpoints.last() as found:
             if found.folder is not None:
-                history, remark = load_state(found.folder, maker, dataset, model, optimizer, ema)
+                history, midst, remark = load_state(found.folder, training)
             remark = "; ".join(filter(None, (found.damaged, remark))) or None
+        saver = Saver(training, worker.checkpoints) if worker.rank == 0 else None
     evaluated = model if ema is None else ema.model
+    first_epoch = history[-1]["epoch"] if history else 0
+    first_step = 0 if midst is None else midst["step"]
 
-    begun_from_weights = not history and config.model.pretrained is not None
+    begun_from_weights = not (history or midst) and config.model.pretrained is not None
     feed = open_feed(
         config,
         dataset,
         worker,
         [Part("val"), Part("test")] * begun_from_weights
-        + parts_of_training(history[-1]["epoch"] if history else 0, config.schedule.epochs),
+        + parts_of_training(first_epoch, config.schedule.epochs, first_step),
     )
 
     def evaluated_on(split: Split) -> dict[str, float]:
@@ -114,12 +118,12 @@ def train(config: Config, worker: Worker) -> None:
             worker.checkpoints.purge({metrics["epoch"], _best(history)})
         return {**metrics, "outcome": "finished"} if answered(metrics) else _diverged(metrics)
 
-    if history:
-        if history[-1]["epoch"] == config.schedule.epochs:
+    if history or midst:
+        if first_epoch == config.schedule.epochs:
             remark = found.damaged  # nothing is left to be trained by another
             if history[-1]["outcome"] == "running":
                 history[-1] = tested(history[-1])
-        print(remark or f"continues after epoch {history[-1]['epoch']}")
+        print(remark or f"continues after {in_words((first_epoch, first_step))}")
     elif begun_from_weights:
         before = {**evaluated_on("val"), **evaluated_on("test")}
         metrics = {"epoch": 0, **before, "samples_seen": 0, "outcome": "running"}
@@ -144,25 +148,29 @@ def train(config: Config, worker: Worker) -> None:
     own = cut(batch_size, worker.rank, worker.world_size)
     steps_per_epoch = dataset.sizes["train"] // batch_size
     peak = config.optimizer.base_learning_rate * batch_size / 256
-    clipped = ClippedFraction(model, optimizer)
     diagnostics = None
     if config.run.diagnostics:
         diagnostics = Diagnostics(model, optimizer, config.schedule.epochs * steps_per_epoch)
+    sums = EpochSums(model, optimizer, diagnostics, worker)
     usd_per_hour = _price_of_all(worker)
 
-    for epoch in range(history[-1]["epoch"] if history else 0, config.schedule.epochs):
+    def counted(chunks: Iterator[Batch]) -> Iterator[Batch]:
+        for chunk in chunks:
+            sums.replaced += chunk.replaced
+            yield chunk
+
+    for epoch in range(first_epoch, config.schedule.epochs):
         started = time.monotonic()
         set_training(model, config.model.frozen)
-        loss_sum = torch.zeros((), dtype=torch.float64, device=worker.device)
-        finite, replaced, waited = True, 0, feed.waited
-
-        def counted(chunks: Iterator[Batch]) -> Iterator[Batch]:
-            nonlocal replaced
-            for chunk in chunks:
-                replaced += chunk.replaced
-                yield chunk
-
-        for step, slices in enumerate(feed.train(epoch), start=epoch * steps_per_epoch):
+        sums.begin()
+        finite, waited = True, feed.waited
+        begin = 0
+        if midst is not None:
+            begin = midst["step"]
+            sums.load_state_dict(midst["sums"])
+            midst = None
+        before_epoch = epoch * steps_per_epoch
+        for step, slices in enumerate(feed.train(epoch, begin), start=before_epoch + begin):
             learning_rate = nfnet.warmup_cosine(
                 step,
                 config.schedule.epochs * steps_per_epoch,
@@ -182,31 +190,36 @@ def train(config: Config, worker: Worker) -> None:
                 with statistics_left_alone(model):  # the whole batch is yet to come
                     network.add_gradient((part for part, _ in parts), count, keys_of, parts[0][1])
                 sam.ascend()
-            loss_sum += network.add_gradient(chunks, own.stop - own.start, keys_of, batch_size)
+            sums.loss += network.add_gradient(chunks, own.stop - own.start, keys_of, batch_size)
             if diagnostics is not None:
                 diagnostics.before(step)
             (sam or optimizer).step()
             if ema is not None:
                 ema.update(model, step)
-            clipped.update()
-            last = step == (epoch + 1) * steps_per_epoch - 1
-            if last or step % CHECK_EVERY == 0:
-                train_loss = _sum_over_workers(loss_sum, worker)
+            sums.clipped.update()
+            done = step + 1 - before_epoch
+            if done == steps_per_epoch or step % CHECK_EVERY == 0:
+                train_loss = _sum_over_workers(sums.loss, worker)
                 finite = math.isfinite(train_loss)
                 if not finite:
                     break
+                if done < steps_per_epoch and _is_due(config, saver, worker):
+                    so_far = sums.state_dict(time.monotonic() - started)
+                    if saver is not None:
+                        best = _best(history) if history else None
+                        saver.save_midst(history, best, {"step": done, "sums": so_far})
         seconds = time.monotonic() - started
 
         metrics = {
             "epoch": epoch + 1,
             "train_loss": train_loss / steps_per_epoch,
             "learning_rate": learning_rate,
-            "images_per_second": (step + 1 - epoch * steps_per_epoch) * batch_size / seconds,
+            "images_per_second": (done - begin) * batch_size / seconds,
             "samples_seen": (step + 1) * batch_size,
-            **clipped.pop(),
+            **sums.clipped.pop(),
         }
         if config.data.bad_images == "skip":
-            told = torch.tensor(replaced, dtype=torch.float64, device=worker.device)
+            told = torch.tensor(sums.replaced, dtype=torch.float64, device=worker.device)
             metrics["replaced_images"] = _sum_over_workers(told, worker)
         if diagnostics is not None:
             metrics["agc"] = diagnostics.pop()
@@ -215,53 +228,23 @@ def train(config: Config, worker: Worker) -> None:
         earlier = history[-1].get("seconds", 0.0) if history else 0.0
         seconds = time.monotonic() - started
         metrics["data_wait_fraction"] = (feed.waited - waited) / seconds
+        metrics["checkpoint_seconds"] = 0.0 if saver is None else saver.waited
+        seconds += sums.seconds
         metrics["seconds"] = earlier + seconds
         metrics |= _cost(history, seconds, usd_per_hour)
         # The last step of an epoch may be what broke the network.
         if not finite or not answered(metrics):
+            if saver is not None:
+                saver.finish()  # its checkpoints may be deleted now
             report(_diverged(metrics))
             return
         metrics["outcome"] = "running"
         history.append(metrics)
-        if worker.rank == 0 and worker.checkpoints is not None:
-            with patiently(tempfile.gettempdir(), tempfile.TemporaryDirectory) as temporary:
-                state = (config, maker, dataset, history, model, optimizer, ema)
-                patiently(temporary, partial(save_state, Path(temporary), *state))
-                worker.checkpoints.save(Path(temporary), epoch + 1, _best(history))
+        if saver is not None:
+            saver.waited = 0.0
+            saver.save(history, _best(history))
         # After all is saved: a test image that cannot be read costs no epoch.
         report(tested(metrics) if epoch + 1 == config.schedule.epochs else metrics)
-
-
-class ClippedFraction:
-    """Share of the units of each layer group that AGC clipped, averaged over steps."""
-
-    def __init__(self, model: nn.Module, optimizer: nfnet.SGD_AGC) -> None:
-        self._optimizer = optimizer
-        self._groups: dict[Tensor, str] = {
-            p: nfnet.layer_group(name) for name, p in model.named_parameters()
-        }
-        self._steps = 0
-        self._sums: list[Tensor] = []
-
-    def update(self) -> None:
-        """Adds the optimizer's last step."""
-        fractions = list(self._optimizer.clipped_fraction.values())
-        if not self._sums:
-            self._sums = [torch.zeros_like(f) for f in fractions]
-        if fractions:
-            torch._foreach_add_(self._sums, fractions)
-        self._steps += 1
-
-    def pop(self) -> dict[str, float]:
-        """`clipped_fraction/<layer group>` since the last call; empty without clipping."""
-        units: dict[str, float] = {}
-        clipped: dict[str, float] = {}
-        for p, total in zip(self._optimizer.clipped_fraction, self._sums, strict=True):
-            group, count = self._groups[p], nfnet.num_units(p)
-            units[group] = units.get(group, 0) + count
-            clipped[group] = clipped.get(group, 0) + count * float(total) / self._steps
-        self._steps, self._sums = 0, []
-        return {f"clipped_fraction/{group}": clipped[group] / units[group] for group in units}
 
 
 def _best(history: list[dict[str, Any]]) -> int:
@@ -273,6 +256,16 @@ def _diverged(metrics: dict[str, Any]) -> dict[str, Any]:
     """A report that ends a run; a network that answers with no numbers classifies nothing."""
     told = {k: v for k, v in metrics.items() if k not in ("val_top5", "test_top1", "test_top5")}
     return {**told, "outcome": "diverged", "val_top1": 0.0}
+
+
+def _is_due(config: Config, saver: Saver | None, worker: Worker) -> bool:
+    """Whether it is time for a checkpoint, as the first worker's clock says to all."""
+    minutes = config.scale.checkpoint_minutes
+    if minutes is None or worker.checkpoints is None:
+        return False
+    is_due = saver is not None and time.monotonic() - saver.last >= 60 * minutes
+    told = torch.tensor(float(is_due), dtype=torch.float64, device=worker.device)
+    return _sum_over_workers(told, worker) > 0
 
 
 def _sum_over_workers(value: Tensor, worker: Worker) -> float:

@@ -58,6 +58,11 @@ def validate(config: Config, trains: bool = True) -> None:
     for name in ("image_size", "micro_batch_size"):
         require(c[name] is None or c[name] >= 1, f"{name} {c[name]} must be at least 1")
     require(c["loaders"] is None or c["loaders"] >= 0, f"loaders {c['loaders']} must be at least 0")
+    minutes = c["checkpoint_minutes"]
+    require(
+        minutes is None or (minutes >= 0 and math.isfinite(minutes)),
+        f"checkpoint_minutes {minutes} must be a finite number of at least 0, or none",
+    )
     require(
         c["micro_batch_size"] is None or not c["model"].startswith("preact_"),
         f"micro_batch_size {c['micro_batch_size']} would cut batch norm's batch: leave it out",

@@ -17,6 +17,7 @@ METRICS = (
     "replaced_images",
     "seconds",
     "data_wait_fraction",
+    "checkpoint_seconds",
     "cost_usd",
     "clipped_fraction",
 )

@@ -25,7 +25,7 @@ from nflab.cluster.placement import Placement
 from nflab.learning.loop import train
 from nflab.learning.worker import Worker
 from nflab.settings.config import Config
-from nflab.storage.checkpoints import Checkpoints
+from nflab.storage.checkpoints import Checkpoints, in_words
 from nflab.storage.files import Away
 from nflab.storage.logs import kept_log
 
@@ -83,7 +83,7 @@ def fit(
         ray.train.TrainingFailedError: a worker raised an error, or was lost (see `first_error`).
     """
     checkpoints = Checkpoints.of_run(folder)
-    lost, epoch = 0, checkpoints.last_epoch()
+    lost, mark = 0, checkpoints.last_mark()
     while True:
         try:
             _fit_once(_Job(config, placement, folder, task, fingerprint), callback)
@@ -92,11 +92,11 @@ def fit(
             # A driver that was told to end has no Ray any more.
             if first_error(failure) is not None or not ray.is_initialized():
                 raise
-            before, epoch = epoch, checkpoints.last_epoch()
-            lost = 1 if epoch != before else lost + 1
+            before, mark = mark, checkpoints.last_mark()
+            lost = 1 if mark != before else lost + 1
             if lost > LOST_PROCESSES:
                 raise
-            told = "its beginning" if epoch is None else f"epoch {epoch}, its last checkpoint"
+            told = "its beginning" if mark is None else f"{in_words(mark)}, its last checkpoint"
             print(f"{_loss(failure)}: it goes on from {told}", flush=True)
 
 

@@ -125,6 +125,8 @@ class ScaleConfig:
     loaders: Annotated[int | None, int_or("auto")] = None
     """Processes that read images for each worker; auto is none for a dataset in memory, else
     what there are of CPU cores."""
+    checkpoint_minutes: Annotated[float | None, float_or("none")] = 10.0
+    """Minutes after which a checkpoint is made within an epoch; none: after each epoch only."""
     gpus_per_worker: Annotated[float | None, float_or("auto")] = None
     """GPUs each worker takes; auto takes 1 where the cluster has or can launch GPU nodes, else
     trains on CPUs."""

@@ -1,5 +1,7 @@
 """The checkpoints of one run, in a folder or in object storage: the last two and the best.
 
+One is made after each epoch, and in long epochs between (see `Mark`).
+
 While a run goes on it has three at most (four in the moment of saving): the last may turn out to be
 damaged when it is read again. A training that has finished has the last and the best; of a sweep or
 grid only the best run, and those that failed, keep theirs when they end.
@@ -28,6 +30,12 @@ COMPLETE = "complete"
 CHUNK_BYTES = 8 << 20
 """Read and written at once."""
 
+NAME = r"epoch-\d{6}(?:-\d{8})?"
+"""Of a checkpoint's folder."""
+
+Mark = tuple[int, int]
+"""How far a checkpoint's run had come: whole epochs, and steps of the next one."""
+
 NO_RIVALS = "none"
 """Tag `rivals` of a cell whose checkpoints are kept whatever other cells give; else the tag names
 the list of cells of which the best one's are kept."""
@@ -45,9 +53,9 @@ class Checkpoints:
         """Those of the run that keeps all it has in `folder`."""
         return cls(f"{folder}/checkpoints")
 
-    def save(self, folder: Path, epoch: int, best: int | None = None) -> None:
-        """Copies `folder` as the checkpoint of `epoch`; then forgets all but it, the one before it
-        and `best`.
+    def save(self, folder: Path, epoch: int, best: int | None = None, step: int = 0) -> None:
+        """Copies `folder` as the checkpoint of `epoch`, or of a step of the epoch after it; then
+        forgets all but it, the one before it and that of the epoch `best`.
 
         A process killed at any moment, and a machine that loses its power, leaves either this
         checkpoint or the one before it.
@@ -58,7 +66,7 @@ class Checkpoints:
 
         def copy() -> None:
             files, root = open_uri(self._uri)
-            target = f"{root}/epoch-{epoch:06d}"
+            target = f"{root}/{name_of((epoch, step))}"
             files.create_dir(target, recursive=True)
             _delete_file(files, f"{target}/{COMPLETE}")
             written = {}
@@ -76,11 +84,11 @@ class Checkpoints:
                 _to_disk(files, path_on_disk)
 
         patiently(self._uri, copy)
-        before = [kept for kept in self._epochs() if kept < epoch][-1:]
-        self.purge({epoch, epoch if best is None else best, *before})
+        before = [mark for mark in self._marks() if mark < (epoch, step)][-1:]
+        self.purge({(epoch, step), epoch if best is None else best, *before})
 
-    def purge(self, kept: Collection[int] = ()) -> None:
-        """Forgets all of them but those of the epochs `kept`.
+    def purge(self, kept: Collection[int | Mark] = ()) -> None:
+        """Forgets all of them but those `kept`, named by their epochs or marks.
 
         Raises:
             OSError: they cannot be deleted.
@@ -88,7 +96,8 @@ class Checkpoints:
 
         def delete() -> None:
             files, root = open_uri(self._uri)
-            spared = {f"{root}/epoch-{epoch:06d}" for epoch in kept}
+            marks = ((one, 0) if isinstance(one, int) else one for one in kept)
+            spared = {f"{root}/{name_of(mark)}" for mark in marks}
             for path in _folders(files, root):
                 if path not in spared:
                     _delete_file(files, f"{path}/{COMPLETE}")  # first: half of one is none
@@ -96,21 +105,21 @@ class Checkpoints:
 
         patiently(self._uri, delete)
 
-    def last_epoch(self) -> int | None:
-        """The epoch of the last checkpoint; None if there is none.
+    def last_mark(self) -> Mark | None:
+        """How far the last checkpoint's run had come; None if there is none.
 
         Raises:
             OSError: it cannot be read.
         """
-        return max(self._epochs(), default=None)
+        return max(self._marks(), default=None)
 
-    def _epochs(self) -> list[int]:
+    def _marks(self) -> list[Mark]:
         """Those of the checkpoints that were written whole, in order."""
 
-        def look() -> list[int]:
+        def look() -> list[Mark]:
             files, root = open_uri(self._uri)
             return [
-                int(path.rpartition("-")[2])
+                read_mark(path.rpartition("/")[2])
                 for path in _folders(files, root)
                 if files.get_file_info(f"{path}/{COMPLETE}").type == fs.FileType.File
             ]
@@ -126,24 +135,24 @@ class Checkpoints:
         """
         damaged: list[str] = []
         with tempfile.TemporaryDirectory() as temporary:
-            for epoch in reversed(self._epochs()):
-                folder = Path(temporary) / str(epoch)
-                wrong = self._fetch(epoch, folder)
+            for mark in reversed(self._marks()):
+                folder = Path(temporary) / name_of(mark)
+                wrong = self._fetch(mark, folder)
                 if not wrong:
                     yield Last(folder, " and ".join(damaged) or None)
                     return
                 damaged.append(
-                    f"the checkpoint of epoch {epoch} is left aside, for {' and '.join(wrong)} "
+                    f"the checkpoint of {in_words(mark)} is left aside, for {' and '.join(wrong)} "
                     f"{'is' if len(wrong) == 1 else 'are'} not what was written"
                 )
             yield Last(None, " and ".join(damaged) or None)
 
-    def _fetch(self, epoch: int, folder: Path) -> list[str]:
+    def _fetch(self, mark: Mark, folder: Path) -> list[str]:
         """Copies a checkpoint into a folder; returns the names of files that are not as written."""
 
         def copy() -> list[str]:
             files, root = open_uri(self._uri)
-            path = f"{root}/epoch-{epoch:06d}"
+            path = f"{root}/{name_of(mark)}"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             found = {}
@@ -204,7 +213,25 @@ def _delete_file(files: fs.FileSystem, path: str) -> None:
 def _folders(files: fs.FileSystem, root: str) -> list[str]:
     """The folders of all checkpoints, oldest first, complete or not."""
     found = files.get_file_info(fs.FileSelector(root, allow_not_found=True))
-    return sorted(f.path for f in found if re.fullmatch(r"epoch-\d{6}", f.base_name))
+    return sorted(f.path for f in found if re.fullmatch(NAME, f.base_name))
+
+
+def name_of(mark: Mark) -> str:
+    """Of a checkpoint's folder."""
+    epoch, step = mark
+    return f"epoch-{epoch:06d}" + (f"-{step:08d}" if step else "")
+
+
+def read_mark(name: str) -> Mark:
+    """How far a checkpoint's run had come, by the name of its folder."""
+    _, epoch, *step = name.split("-")
+    return int(epoch), int(step[0]) if step else 0
+
+
+def in_words(mark: Mark) -> str:
+    """As a person reads it: "epoch 3" or "epoch 3 and 120 steps"."""
+    epoch, step = mark
+    return f"epoch {epoch}" + (f" and {step} steps" if step else "")
 
 
 class Winner:

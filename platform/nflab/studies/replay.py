@@ -23,7 +23,10 @@ from nflab.settings.leaves import replace
 from nflab.settings.serialization import from_json
 from nflab.studies.training import run_training
 
-TIMES = ("seconds", "images_per_second", "data_wait_fraction", "cost_usd")
+TIMES = (
+    *("seconds", "images_per_second", "data_wait_fraction", "checkpoint_seconds"),
+    "cost_usd",
+)
 """Metrics that no repetition repeats."""
 
 

@@ -53,4 +53,4 @@ class Supersession:
 
 def has_no_checkpoint(folder: str) -> bool:
     """Whether a run that keeps all it has in `folder` has no checkpoint."""
-    return Checkpoints.of_run(folder).last_epoch() is None
+    return Checkpoints.of_run(folder).last_mark() is None
