@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from nflab.data.store import read_manifest
+from nflab.studies.replay import TIMES
 from tests.conftest import ROOT, Script
 from tests.photos import write_photos
 
@@ -47,9 +48,8 @@ def test_a_store_is_made_shown_and_trained_on_as_its_folder_is(
     client = MlflowClient(store["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name("train")
     assert experiment is not None
-    times = {"seconds", "images_per_second"}
     curves = [
-        {key: value for key, value in found.data.metrics.items() if key not in times}
+        {key: value for key, value in found.data.metrics.items() if key not in TIMES}
         for found in client.search_runs([experiment.experiment_id])
     ]
     assert len(curves) == 2
