@@ -16,6 +16,7 @@ from nflab.learning.loop import train
 from nflab.learning.worker import Worker
 from nflab.settings.leaves import replace
 from nflab.settings.recipes import RECIPES
+from nflab.studies.replay import TIMES
 from nfnet.model import ResNet
 
 CLIPPING = 0.1
@@ -87,7 +88,7 @@ def test_watching_changes_nothing_and_needs_clipping() -> None:
     train(replace(config, diagnostics=True), Worker(report=seen.append))
     for one, other in zip(told, seen, strict=True):
         assert other.pop("agc")
-        times = {"seconds": 0.0, "images_per_second": 0.0}
+        times = dict.fromkeys(TIMES, 0.0)
         assert {**one, **times} == {**other, **times}
     unclipped: list[dict[str, Any]] = []
     train(replace(config, diagnostics=True, clipping=None), Worker(report=unclipped.append))
