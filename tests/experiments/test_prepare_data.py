@@ -42,7 +42,9 @@ def test_a_store_is_made_shown_and_trained_on_as_its_folder_is(
     assert "pieces" not in again
     shown = run("prepare_data.py", "--inspect", kept, "--sheet", str(tmp_path / "sheet.png"))
     assert f"fingerprint {read_manifest(kept).fingerprint}" in shown
-    assert Image.open(tmp_path / "sheet.png").size[0] > 1000
+    drawn = Image.open(tmp_path / "sheet.png").convert("RGB")
+    assert drawn.size[0] > 1000
+    assert len(drawn.getcolors(1 << 24)) > 10_000  # photographs, not an empty page
     for number, dataset in enumerate((str(photos), kept)):
         run("train.py", "--dataset", dataset, *FLAGS, f"run{number}")
     client = MlflowClient(store["MLFLOW_TRACKING_URI"])

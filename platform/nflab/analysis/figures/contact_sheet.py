@@ -20,7 +20,7 @@ def draw_contact_sheet(images: Sequence[tuple[str, Image.Image]], title: str, pa
     """
     rows = -(-len(images) // COLUMNS)
     figure = Figure(figsize=(12, 0.6 + 1.6 * rows), layout="constrained")
-    axes = figure.subplots(rows, COLUMNS, squeeze=False).flat
+    axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
     for place in axes:
         place.axis("off")
     for place, (name, image) in zip(axes, images, strict=False):
