@@ -33,6 +33,11 @@ class Batch:
     replaced: int = 0
     """Places whose own image cannot be read."""
 
+    def pin_memory(self) -> "Batch":
+        """The same, where a GPU can fetch it by itself; a `DataLoader` calls this."""
+        images, targets = self.images_NCHW.pin_memory(), self.targets_NK.pin_memory()
+        return Batch(images, targets, self.places_N, self.replaced)
+
 
 def cut(size: int, rank: int, world_size: int) -> slice:
     """The part of `size` items that worker `rank` takes; parts differ by one item at most."""

@@ -66,12 +66,15 @@ def evaluate(
     slice_size = max(1, config.optimizer.batch_size // worker.world_size)
     slice_size = min(slice_size, config.scale.micro_batch_size or slice_size)
     mean, std = dataset.mean.to(worker.device), dataset.std.to(worker.device)
-    for images, labels in regroup(feed.evaluation(split), slice_size):
+    chunks = (
+        tuple(tensor.to(worker.device, non_blocking=True) for tensor in chunk)
+        for chunk in feed.evaluation(split)
+    )
+    for images, labels in regroup(chunks, slice_size):
         if len(labels) == 0:
             continue
-        pixels = standardise(images.to(worker.device, non_blocking=True), mean, std)
+        pixels = standardise(images, mean, std)
         logits_NK = model(pixels.to(memory_format=memory_format(config)))
-        labels = labels.to(worker.device)
         sums[0] += F.cross_entropy(logits_NK, labels, reduction="sum")
         ranked_NK = logits_NK.topk(min(5, logits_NK.shape[1]), dim=1).indices
         hits_NK = ranked_NK == labels[:, None]

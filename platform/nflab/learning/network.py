@@ -70,7 +70,15 @@ class Network:
         """
         piece_size = self._config.scale.micro_batch_size or max(images, 1)
         count = max(1, math.ceil(images / piece_size))
-        tensors = ((chunk.images_NCHW, chunk.targets_NK, chunk.places_N) for chunk in chunks)
+        # Chunk by chunk, the next on its way while this one is computed.
+        tensors = (
+            (
+                chunk.images_NCHW.to(self._device, non_blocking=True),
+                chunk.targets_NK.to(self._device, non_blocking=True),
+                chunk.places_N,
+            )
+            for chunk in chunks
+        )
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         for number, piece in enumerate(regroup(tensors, piece_size), start=1):
             images_NCHW, targets_NK, places_N = piece
@@ -81,9 +89,7 @@ class Network:
                     logits_NK = self._call(
                         self._prepared(images_NCHW), keys_of(places_N).to(self._device)
                     )
-                losses_N = F.cross_entropy(
-                    logits_NK.float(), targets_NK.to(self._device), reduction="none"
-                )
+                losses_N = F.cross_entropy(logits_NK.float(), targets_NK, reduction="none")
                 loss = losses_N.sum() / size
                 # DDP averages over workers; their parts are to be added.
                 (loss * self._world_size).backward()
@@ -91,10 +97,8 @@ class Network:
         return total
 
     def _prepared(self, images_NCHW: Tensor) -> Tensor:
-        on_device = images_NCHW.to(self._device, non_blocking=True)
-        return standardise(on_device, self._mean, self._std).to(
-            memory_format=memory_format(self._config)
-        )
+        pixels = standardise(images_NCHW, self._mean, self._std)
+        return pixels.to(memory_format=memory_format(self._config))
 
 
 def part_of_batch(batch: Batch, batch_size: int, fraction: float) -> tuple[Batch, int]:
