@@ -34,8 +34,7 @@ ablation: install  ## clipping against batch size on the digits; fails unless th
 	$(BIN)/python experiments/clipping_vs_batch_size.py --check $(ARGS)
 
 ablation-large: install  ## the same on 60,000 images at the paper's batch sizes; hours, and goes on where it was stopped
-	$(BIN)/python experiments/clipping_vs_batch_size.py --recipe fashion_mnist --seeds 1 --check \
-		--name ablation-large $(ARGS)
+	$(BIN)/python experiments/clipping_vs_batch_size.py --recipe fashion_mnist --seeds 1 --check --name ablation-large $(ARGS)
 
 report: install  ## what all recorded runs say, in report/
 	$(BIN)/python experiments/report.py $(ARGS)

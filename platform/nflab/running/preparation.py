@@ -1,7 +1,6 @@
 """Making a store of images with Ray Data, on all cores of all nodes."""
 
 import logging
-import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,17 +41,17 @@ def _make(source: Source, waiting: Sequence[Piece], making: Making, dest: str, t
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    shared = ray.put(source)
+    shared, references = ray.put(source), [ray.put(piece) for piece in waiting]
 
     def make(row: dict[str, Any]) -> dict[str, Any]:
-        piece: Piece = pickle.loads(row["piece"])
+        piece: Piece = ray.get(references[row["number"]])
         try:
             images = make_piece(ray.get(shared), piece, making, dest)
         except (DatasetError, ConfigError) as error:  # Ray Data would tell a page of it
             return {"images": 0, "refused": str(error)}
         return {"images": images, "refused": ""}
 
-    rows = [{"piece": pickle.dumps(piece)} for piece in waiting]
+    rows = [{"number": number} for number in range(len(waiting))]
     made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(make)
     out = console()
     done = total - len(waiting)
