@@ -9,11 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 from PIL import Image
 
 from nflab.data.store import read_manifest
-from nflab.studies.replay import TIMES
 from tests.conftest import ROOT, Script
 from tests.photos import write_photos
 
@@ -45,18 +43,8 @@ def test_a_store_is_made_shown_and_trained_on_as_its_folder_is(
     drawn = Image.open(tmp_path / "sheet.png").convert("RGB")
     assert drawn.size[0] > 1000
     assert len(drawn.getcolors(1 << 24)) > 10_000  # photographs, not an empty page
-    for number, dataset in enumerate((str(photos), kept)):
-        run("train.py", "--dataset", dataset, *FLAGS, f"run{number}")
-    client = MlflowClient(store["MLFLOW_TRACKING_URI"])
-    experiment = client.get_experiment_by_name("train")
-    assert experiment is not None
-    curves = [
-        {key: value for key, value in found.data.metrics.items() if key not in TIMES}
-        for found in client.search_runs([experiment.experiment_id])
-    ]
-    assert len(curves) == 2
-    assert curves[0] == curves[1]
-    assert "test_top1" in curves[0]
+    # That it is the folder's run is shown in tests/nflab/test_store.py.
+    assert re.search(r"test top-1 [\d.]+ %", run("train.py", "--dataset", kept, *FLAGS, "kept"))
 
 
 @pytest.mark.parametrize(
@@ -133,11 +121,3 @@ def test_a_dataset_of_ones_own_is_trained_on(
     top1 = re.search(r"test top-1 ([\d.]+) %", done.stdout)
     assert top1
     assert float(top1[1]) > 90
-    for name, told in (
-        ("stripes:images", r"cannot be made: TypeError: images\(\) missing"),
-        ("stripes:CLASSES", "cannot be made: TypeError: 'tuple' object is not callable"),
-        ("elsewhere:make", "No module named 'elsewhere'"),
-    ):
-        done = script("train.py", "--dataset", name, cold=True, **own)
-        assert done.returncode == 2
-        assert re.search(told, done.stderr)

@@ -177,45 +177,43 @@ def test_the_time_that_training_stands_still_is_told(
     assert told[1] > 0.2  # the end of the first epoch is written before the second begins
 
 
-def _worker(rank: int, world_size: int, folder: Path, config: Config, stops: bool) -> None:
+TWO = replace(SMALL, base_learning_rate=0.1, mixup=True, batch_size=97)
+
+
+def _worker(rank: int, world_size: int, folder: Path) -> None:
+    """Trains, and goes on from what there was after the second checkpoint of epoch 2."""
     torch.set_num_threads(1)
     loop.CHECK_EVERY = 4
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
     )
-    if stops and rank == 0:  # as if the machine were lost after the second checkpoint of epoch 2
-        purge = Checkpoints.purge
+    purge = kept.Checkpoints.purge
 
-        def lost(self: Checkpoints, marks: Any = ()) -> None:
-            purge(self, marks)
-            if (1, 6) in marks and not (folder / "lost").exists():
-                shutil.copytree(folder / "run", folder / "lost")
+    def lost(self: Checkpoints, marks: Any = ()) -> None:
+        purge(self, marks)
+        if (1, 6) in marks and not (folder / "again").exists():
+            for name in ("again", "alone"):
+                shutil.copytree(folder / "run", folder / name)
 
-        kept.Checkpoints.purge = lost  # type: ignore[method-assign]
-    reports = run(config, folder / "run", rank=rank, world_size=world_size)
-    torch.save(reports.metrics, folder / f"{rank}.pt")
+    kept.Checkpoints.purge = lost  # type: ignore[method-assign]
+    for name in ("run", "again"):
+        reports = run(TWO, folder / name, rank=rank, world_size=world_size)
+        torch.save(reports.metrics, folder / f"{name}{rank}.pt")
+        dist.barrier()
     dist.destroy_process_group()
 
 
 def test_two_workers_go_on_to_the_bit_and_one_in_their_place_up_to_rounding(tmp_path: Path) -> None:
-    config = replace(SMALL, base_learning_rate=0.1, mixup=True, batch_size=97)
-
-    def train_on(world_size: int, name: str, stops: bool = False) -> list[list[dict[str, Any]]]:
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        mp.spawn(_worker, (world_size, folder, config, stops), nprocs=world_size)
-        return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
-
-    whole = train_on(2, "whole", stops=True)
-    assert [read_mark(p.name) for p in sorted((tmp_path / "whole/lost").glob("epoch-*"))][-1] == (
-        1,
-        6,
+    mp.spawn(_worker, (2, tmp_path), nprocs=2)
+    whole, *others = (
+        torch.load(tmp_path / f"{name}{rank}.pt", weights_only=True)
+        for name in ("run", "again")
+        for rank in range(2)
     )
-    (tmp_path / "again").mkdir()
-    shutil.copytree(tmp_path / "whole/lost", tmp_path / "again/run")
-    for rest in train_on(2, "again"):
-        assert rest == whole[0]
-    alone = run(config, tmp_path / "whole/lost").metrics
-    for ours, theirs in zip(alone, whole[0], strict=True):
+    marks = [read_mark(path.name) for path in (tmp_path / "alone").glob("epoch-*")]
+    assert max(marks) == (1, 6)
+    for metrics in others:
+        assert metrics == whole
+    for ours, theirs in zip(run(TWO, tmp_path / "alone").metrics, whole, strict=True):
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-5)
         assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-4)

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import random
+import re
 import shutil
 import tarfile
 import threading
@@ -29,6 +30,7 @@ from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import replace
 from nflab.storage.cache import Cache
 from tests.buckets import Bucket
+from tests.conftest import ROOT
 from tests.feeds import train_batches
 from tests.nflab.test_folder import write_cifar
 from tests.photos import write_photos
@@ -495,3 +497,24 @@ def test_several_who_ask_at_once_fetch_it_once(
         thread.join()
     assert len(found) == 6
     assert len(fetched) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("own_stripes:images", r"cannot be made: TypeError: images\(\) missing"),
+        ("own_stripes:CLASSES", "cannot be made: TypeError: 'tuple' object is not callable"),
+        ("own_stripes:nothing", "cannot be made: AttributeError"),
+        ("elsewhere:make", "No module named 'elsewhere'"),
+        ("builtins:str", "is no Dataset: it has no class_names, contents"),
+    ],
+)
+def test_what_makes_no_dataset_of_ones_own_is_told(
+    name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = re.findall(r"```python run\n(.*?)```", (ROOT / "docs/data.md").read_text(), re.DOTALL)
+    (tmp_path / "own_stripes.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert load("own_stripes:make").sizes["train"] == 400
+    with pytest.raises(DatasetError, match=told):
+        load(name)
