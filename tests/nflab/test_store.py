@@ -29,6 +29,7 @@ from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import replace
 from nflab.storage.cache import Cache
+from nflab.storage.files import is_away
 from tests.buckets import Bucket
 from tests.conftest import ROOT
 from tests.feeds import train_batches
@@ -437,6 +438,32 @@ def test_a_bucket_that_is_away_is_waited_for(
     timer.join()
     assert "which cannot be used now" in capsys.readouterr().out
     require_same(load(photos), dataset)
+
+
+@pytest.mark.parametrize("write", [write_tars, write_parquet])
+def test_a_source_in_a_bucket_that_is_away_is_not_called_damaged(
+    write: Callable[[Path, Path], Path], bucket: Bucket, photos: Path, tmp_path: Path
+) -> None:
+    for file, data in files(write(photos, tmp_path / "source")).items():
+        key = f"{write.__name__}/{file}"
+        bucket.behind.put_object(Bucket=bucket.name, Key=key, Body=data)
+    source = open_source(f"s3://{bucket.name}/{write.__name__}")
+    piece = source.pieces(1000)[0]
+    with bucket.failing("answers 503"), pytest.raises(OSError, match="AWS Error") as error:
+        list(source.read(piece))
+    assert is_away(error.value)
+    assert list(source.read(piece))
+
+
+def test_a_damaged_row_group_is_told_in_a_sentence(photos: Path, tmp_path: Path) -> None:
+    folder = write_parquet(photos, tmp_path / "source")
+    source = open_source(str(folder))
+    file = folder / "data/train-00000-of-00001.parquet"
+    data = bytearray(file.read_bytes())
+    data[4:200] = bytes(196)
+    file.write_bytes(data)
+    with pytest.raises(DatasetError, match=r"train-00000-of-00001\.parquet is damaged"):
+        list(source.read(source.pieces(1000)[0]))
 
 
 def fill(cache: Cache, bucket: Bucket, name: str, size: int) -> tuple[str, str, int]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 from PIL import Image
 from pyarrow import fs
 
@@ -21,7 +22,7 @@ import nfnet
 from nflab.data.arrays import ArrayDataset, cifar, is_cifar
 from nflab.data.dataset import DatasetError, Split
 from nflab.data.layout import scan, scan_names
-from nflab.storage.files import is_local, open_uri, patiently
+from nflab.storage.files import is_away, is_local, open_uri, patiently
 
 _PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Word in a file's name -> the part that it is of."""
@@ -232,11 +233,16 @@ class _Tars(Source):
                         yield Encoded(key, _label(held["cls"], key, address), held["image"])
                         del waiting[key]
         except (tarfile.TarError, EOFError, OSError) as error:
-            raise DatasetError(f"{address} is damaged: {error}") from None
+            raise _told(error, address) from None
         if waiting:
             key, held = next(iter(waiting.items()))
             lacks = "no label (.cls)" if "image" in held else "no image"
             raise DatasetError(f"{address} has {lacks} for {key}, and for {len(waiting)} in all")
+
+
+def _told(error: Exception, address: str) -> Exception:
+    """What is wrong with a file that cannot be read; a store that is away damages nothing."""
+    return error if is_away(error) else DatasetError(f"{address} is damaged: {error}")
 
 
 def _label(text: bytes, key: str, address: str) -> int:
@@ -270,14 +276,13 @@ class _Parquet(Source):
 
     @staticmethod
     def _open(where: str) -> Any:
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
             files, path = open_uri(where)
             return pq.ParquetFile(files.open_input_file(path))
         except (pa.ArrowException, OSError) as error:
-            raise DatasetError(f"{where} is damaged: {error}") from None
+            raise _told(error, where) from None
 
     def pieces(self, size: int) -> list[Piece]:
         found: list[Piece] = []
@@ -295,7 +300,10 @@ class _Parquet(Source):
         opened = self._open(where)
         name = where.rpartition("/")[2]
         for group in groups:
-            table = opened.read_row_group(group, columns=["image", "label"])
+            try:
+                table = opened.read_row_group(group, columns=["image", "label"])
+            except (pa.ArrowException, OSError) as error:
+                raise _told(error, where) from None
             for row in range(len(table)):
                 image, label = (table.column(c)[row].as_py() for c in ("image", "label"))
                 if image is None or image.get("bytes") is None or label is None:

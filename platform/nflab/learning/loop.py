@@ -44,7 +44,7 @@ def train(config: Config, worker: Worker) -> None:
     """Trains one configuration and reports after each epoch.
 
     Metrics of an epoch: `epoch` (1-based), `train_loss`, `val_loss`, `val_top1` and `val_top5`
-    (percent), `learning_rate` (of the last step), `images_per_second`, `seconds`, `samples_seen`
+    (percent), `learning_rate` (of the last step), `images_per_second`, `seconds`, `samples_seen`,
     `data_wait_fraction` (of the epoch's time, in which this worker waited for images),
     `checkpoint_seconds` (for which training stood still since the epoch before), and, where
     the machines have a price, `cost_usd` (since the start, with what earlier processes took),

@@ -12,6 +12,7 @@ from nflab.data.making import Making, begin, finish, make_piece
 from nflab.data.sources import Piece, Source, open_source
 from nflab.data.store import Manifest, read_manifest
 from nflab.settings.errors import ConfigError
+from nflab.storage.files import patiently
 from nflab.terminal.wording import console
 
 
@@ -33,11 +34,18 @@ def prepare(address: str, dest: str, making: Making, max_bad: float) -> Manifest
     if waiting is None:
         return read_manifest(dest)
     if waiting:
-        _make(source, waiting, making, dest, len(pieces))
+        _make(source, address, waiting, making, dest, len(pieces))
     return finish(source, pieces, dest, max_bad)
 
 
-def _make(source: Source, waiting: Sequence[Piece], making: Making, dest: str, total: int) -> None:
+def _make(
+    source: Source,
+    address: str,
+    waiting: Sequence[Piece],
+    making: Making,
+    dest: str,
+    total: int,
+) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -46,7 +54,8 @@ def _make(source: Source, waiting: Sequence[Piece], making: Making, dest: str, t
     def make(row: dict[str, Any]) -> dict[str, Any]:
         piece: Piece = ray.get(references[row["number"]])
         try:
-            images = make_piece(ray.get(shared), piece, making, dest)
+            # A piece that was begun is made again as it was.
+            images = patiently(address, lambda: make_piece(ray.get(shared), piece, making, dest))
         except (DatasetError, ConfigError) as error:  # Ray Data would tell a page of it
             return {"images": 0, "refused": str(error)}
         return {"images": images, "refused": ""}
