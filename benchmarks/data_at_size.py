@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from nflab.data.making import Making, begin, finish, make_piece  # noqa: E402
-from nflab.data.sources import Encoded, Piece, Source  # noqa: E402
+from nflab.data.pieces import Encoded, Piece, Source  # noqa: E402
 from nflab.data.store import is_store  # noqa: E402
 
 IMAGES, CLASSES, PIECE = 1_280_000, 1000, 20_000

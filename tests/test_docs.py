@@ -33,6 +33,9 @@ KINDS = {"sh", "sh run", "sh aws", "sh kubernetes", "python run", "mermaid", "te
 
 SCRIPT = re.compile(r"(experiments|benchmarks|cluster)/\w+\.py")
 
+OF_MAKE = {"ARGS", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS"}
+"""Variables by which the make that runs these tests would change another."""
+
 ENDS = {"|", "||", "&&", ";", ">", "<", "&"}
 """Words that end a command."""
 
@@ -94,6 +97,7 @@ def started_by(command: list[str]) -> Iterator[list[str]]:
         printed = subprocess.run(
             ["make", "--dry-run", "--no-print-directory", *command[1:]],
             cwd=ROOT,
+            env={name: os.environ[name] for name in os.environ if name not in OF_MAKE},
             capture_output=True,
             text=True,
             check=True,

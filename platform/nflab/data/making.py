@@ -21,7 +21,7 @@ from PIL import Image
 
 import nfnet
 from nflab.data.dataset import DatasetError, contents, fingerprint
-from nflab.data.sources import Encoded, Piece, Source
+from nflab.data.pieces import Encoded, Piece, Source
 from nflab.data.store import (
     MANIFEST,
     ORDER,

@@ -9,7 +9,8 @@ from rich.progress import Progress
 
 from nflab.data.dataset import DatasetError
 from nflab.data.making import Making, begin, finish, make_piece
-from nflab.data.sources import Piece, Source, open_source
+from nflab.data.pieces import Piece, Source
+from nflab.data.sources import open_source
 from nflab.data.store import Manifest, read_manifest
 from nflab.settings.errors import ConfigError
 from nflab.storage.files import patiently
