@@ -86,6 +86,39 @@ def test_a_training_that_loses_a_worker_goes_on_to_the_same_result(
     check_as_undisturbed(stores, undisturbed)
 
 
+def test_losses_of_a_trial_are_counted_anew_after_each_checkpoint(
+    tmp_path: Path, ray_address: str
+) -> None:
+    """Each process of one trial dies in its second epoch, and of the other before its first."""
+    stores = Stores(tmp_path, "agc_sweep", "x")
+    copy = edited_copy(
+        tmp_path / "copy",
+        {
+            "platform/nflab/learning/loop.py": (
+                "        set_training(model, config.model.frozen)",
+                "        first_is_lost = config.run.seed == 7\n"
+                "        if epoch == first_epoch + 1 - first_is_lost and epoch < 4:\n"
+                "            import os\n\n"
+                "            os.kill(os.getpid(), 9)\n",
+            ),
+            "platform/nflab/running/losses.py": ("\nclass Losses", "LOST_PROCESSES = 1\n"),
+        },
+    )
+    env = {**stores.env, "RAY_ADDRESS": ray_address}
+    for name, seed in (("x", 3), ("y", 7)):
+        flags = f"--name {name} --seed {seed} --trials 1 --epochs 5 --augmentation-level 0".split()
+        done = run_script(tmp_path, env, "agc_sweep.py", *flags, root=copy)
+        assert (done.returncode == 0) == (name == "x"), done.stdout + done.stderr
+    sweeps = {run.data.tags.get("mlflow.runName"): run for run in stores.runs()}
+    assert sweeps["x"].data.tags["outcome"] == "finished"
+    assert sweeps["y"].data.tags["outcome"] == "failed"
+    (finished,) = [
+        r for r in stores.runs() if r.data.tags.get("mlflow.parentRunId") == sweeps["x"].info.run_id
+    ]
+    assert finished.data.tags["outcome"] == "finished"
+    assert stores.steps(finished) == [1, 2, 3, 4, 5]
+
+
 def test_a_sweep_whose_trials_all_fail_says_so(tmp_path: Path, ray_address: str) -> None:
     stores = Stores(tmp_path, "agc_sweep", "x")
     done = run_broken(

@@ -17,8 +17,8 @@ from nflab.cluster.placement import Placement
 from nflab.cluster.waiting import told_of_waiting
 from nflab.data import load_dataset
 from nflab.running.ledger import METRIC, Ledger, Proposal
+from nflab.running.losses import Losses
 from nflab.running.trial_process import trainable
-from nflab.running.worker_group import LOST_PROCESSES
 from nflab.settings.config import Config
 from nflab.settings.leaves import replace
 from nflab.terminal.progress import SweepProgress
@@ -46,6 +46,7 @@ def run_trials(
         that cause, if there was one.
     """
     stopped: set[int] = set()
+    lost: set[int] = set()
     failures = Failures()
     # Nothing is read again of Tune's own state: it is gone with the end.
     with TemporaryDirectory(prefix="nflab-tune-") as scratch:
@@ -55,15 +56,16 @@ def run_trials(
                 num_samples=ledger.missing,
                 max_concurrent_trials=placement.max_concurrent,
                 search_alg=_Searcher(config, ledger, failures),
-                scheduler=_Scheduler(ledger, progress, stopped, failures),
+                scheduler=_Scheduler(ledger, progress, stopped, lost, failures),
                 # A process imports for seconds: the next run of one worker takes over the last's.
                 reuse_actors=placement.num_workers == 1,
             ),
             run_config=RunConfig(
                 name="ray",
                 storage_path=scratch,
-                callbacks=[_Observer(ledger, progress, stopped)],
-                failure_config=FailureConfig(max_failures=LOST_PROCESSES),
+                callbacks=[_Observer(ledger, progress, stopped, lost)],
+                # Tune counts no losses anew; the scheduler does.
+                failure_config=FailureConfig(max_failures=-1),
                 verbose=0,
             ),
         )
@@ -138,12 +140,19 @@ class _Scheduler(_Unsaved, FIFOScheduler):
     the budget is reached, and lets none begin when too many have failed alike."""
 
     def __init__(
-        self, ledger: Ledger, progress: SweepProgress, stopped: set[int], failures: Failures
+        self,
+        ledger: Ledger,
+        progress: SweepProgress,
+        stopped: set[int],
+        lost: set[int],
+        failures: Failures,
     ) -> None:
-        """Those that were stopped before their end are put into `stopped`."""
+        """Those that were stopped before their end are put into `stopped`, and into `lost` those
+        that lose their processes too often."""
         super().__init__()
         self._ledger, self._progress, self._stopped = ledger, progress, stopped
-        self._failures = failures
+        self._lost, self._failures = lost, failures
+        self._losses: dict[int, Losses] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         if result["outcome"] == "failed":
@@ -164,8 +173,17 @@ class _Scheduler(_Unsaved, FIFOScheduler):
         self._ended(tune_controller, str(result.get("error")) if failed else None)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        if trial.status != Trial.ERROR:  # else it was lost, and is about to begin again
-            self._ended(tune_controller, str(trial.get_error()))
+        number = trial.config["number"]
+        if trial.status == Trial.ERROR:  # it was lost, and Tune is about to begin it again
+            losses = self._losses.setdefault(number, Losses(trial.config["folder"]))
+            if losses.bear_another():
+                return
+            self._lost.add(number)
+        self._ended(tune_controller, str(trial.get_error()))
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        if trial.config["number"] in self._lost:
+            tune_controller.stop_trial(trial)
 
     def _ended(self, tune_controller: Any, error: str | None) -> None:
         self._failures.ended(error)
@@ -183,9 +201,12 @@ class _Scheduler(_Unsaved, FIFOScheduler):
 class _Observer(_Unsaved, Callback):
     """Writes down that a trial begins and how it ends."""
 
-    def __init__(self, ledger: Ledger, progress: SweepProgress, stopped: set[int]) -> None:
-        """What is in `stopped` has not come to its end."""
-        self._ledger, self._progress, self._stopped = ledger, progress, stopped
+    def __init__(
+        self, ledger: Ledger, progress: SweepProgress, stopped: set[int], lost: set[int]
+    ) -> None:
+        """What is in `stopped` has not come to its end, and what is in `lost` fails."""
+        self._ledger, self._progress = ledger, progress
+        self._stopped, self._lost = stopped, lost
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -197,6 +218,9 @@ class _Observer(_Unsaved, Callback):
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
+        if trial.config["number"] in self._lost:
+            self._end(trial, "failed", str(trial.get_error() or "its process was lost"))
+            return
         if trial.config["number"] in self._stopped:
             if trial.last_result:
                 self._progress.ended(trial.config["number"], "interrupted", None)

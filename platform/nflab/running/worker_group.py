@@ -24,15 +24,13 @@ from nflab.cluster.connection import price_here
 from nflab.cluster.placement import Placement
 from nflab.learning.loop import train
 from nflab.learning.worker import Worker
+from nflab.running.losses import Losses
 from nflab.settings.config import Config
 from nflab.storage.checkpoints import Checkpoints, in_words
 from nflab.storage.files import Away
 from nflab.storage.logs import kept_log
 
-__all__ = ["LOST_PROCESSES", "Task", "TrainingFailedError", "first_error", "fit"]
-
-LOST_PROCESSES = 3
-"""How often in a row a run goes on after a process of it was lost, before it counts as failed."""
+__all__ = ["Task", "TrainingFailedError", "first_error", "fit"]
 
 
 class WorkerFailed(Exception):
@@ -70,7 +68,7 @@ def fit(
     """Trains `config` on the workers of `placement`, continuing from what `folder` holds.
 
     When a worker's process or machine is lost, all begin again at the last checkpoint, as soon as
-    there are machines for them: LOST_PROCESSES times at most without a new checkpoint.
+    there are machines for them, as often as `Losses` allows.
 
     Args:
         folder: path or address of the run's checkpoints and logs.
@@ -82,8 +80,7 @@ def fit(
     Raises:
         ray.train.TrainingFailedError: a worker raised an error, or was lost (see `first_error`).
     """
-    checkpoints = Checkpoints.of_run(folder)
-    lost, mark = 0, checkpoints.last_mark()
+    losses = Losses(folder)
     while True:
         try:
             _fit_once(_Job(config, placement, folder, task, fingerprint), callback)
@@ -92,10 +89,9 @@ def fit(
             # A driver that was told to end has no Ray any more.
             if first_error(failure) is not None or not ray.is_initialized():
                 raise
-            before, mark = mark, checkpoints.last_mark()
-            lost = 1 if mark != before else lost + 1
-            if lost > LOST_PROCESSES:
+            if not losses.bear_another():
                 raise
+            mark = losses.mark
             told = "its beginning" if mark is None else f"{in_words(mark)}, its last checkpoint"
             print(f"{_loss(failure)}: it goes on from {told}", flush=True)
 
