@@ -48,6 +48,7 @@ NOT_COUNTED = {
     "micro_batch_size",
     "loaders",
     "checkpoint_minutes",
+    "deterministic",
     "gpus_per_worker",
 }
 """Settings on which no result depends."""
@@ -83,6 +84,7 @@ OTHERS: dict[str, Any] = {
     "compile": True,
     "num_workers": 2,
     "micro_batch_size": 4,
+    "deterministic": True,
     "loaders": 1,
     "checkpoint_minutes": 1.0,
     "gpus_per_worker": 1.0,

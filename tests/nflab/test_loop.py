@@ -87,6 +87,16 @@ def test_recorded_weights_give_the_recorded_accuracy(small: Reports) -> None:
     assert float(top1) == pytest.approx(small.metrics[-1]["test_top1"])
 
 
+def test_deterministic_algorithms_change_nothing_on_a_cpu(small: Reports, tmp_path: Path) -> None:
+    try:
+        assert run(replace(SMALL, deterministic=True), tmp_path).metrics == small.metrics
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    run(replace(SMALL, epochs=1), tmp_path / "next")
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 @pytest.mark.parametrize("ema_decay", [None, 0.99])
 def test_a_resumed_run_is_the_same_to_the_bit(tmp_path: Path, ema_decay: float | None) -> None:
     config = replace(

@@ -28,10 +28,11 @@ from nflab.learning.models import (
     set_training,
     statistics_left_alone,
 )
-from nflab.learning.network import Network, memory_format, part_of_batch
+from nflab.learning.network import Network, memory_format, part_of_batch, use_algorithms
 from nflab.learning.state import Saver, Training, load_state
 from nflab.learning.worker import Worker
 from nflab.settings.config import Config
+from nflab.settings.leaves import replace
 from nflab.settings.outcomes import standing
 from nflab.settings.streams import Stream, keys
 from nflab.storage.checkpoints import in_words
@@ -45,6 +46,7 @@ def train(config: Config, worker: Worker) -> None:
 
     Metrics of an epoch: `epoch` (1-based), `train_loss`, `val_loss`, `val_top1` and `val_top5`
     (percent), `learning_rate` (of the last step), `images_per_second`, `seconds`, `samples_seen`,
+    `micro_batch_size`,
     `data_wait_fraction` (of the epoch's time, in which this worker waited for images),
     `checkpoint_seconds` (for which training stood still since the epoch before), and, where
     the machines have a price, `cost_usd` (since the start, with what earlier processes took),
@@ -63,9 +65,12 @@ def train(config: Config, worker: Worker) -> None:
     the first of these reports has a `remark`, a sentence that says so.
 
     Raises:
+        OutOfMemory: a GPU's memory would hold fewer images at once; a training with that
+            `micro_batch_size` goes on from the last checkpoint.
         OtherComputation: the last checkpoint is of another computation; nothing was trained.
         DatasetError: the dataset cannot be used, or is not the driver's; likewise.
     """
+    use_algorithms(config)
     dataset = load_dataset(config)
     worker.check(dataset)
     model = build_model(config, dataset, new_head=True).to(worker.device)
@@ -99,6 +104,11 @@ def train(config: Config, worker: Worker) -> None:
     first_epoch = history[-1]["epoch"] if history else 0
     first_step = 0 if midst is None else midst["step"]
 
+    network = Network(config, dataset, model, worker.device, worker.world_size)
+    if network.adapts:
+        set_training(model, config.model.frozen)
+        network.fit_into_memory(copies=2 if sam is None else 3)
+    in_pieces = replace(config, micro_batch_size=network.micro_batch_size)
     begun_from_weights = not (history or midst) and config.model.pretrained is not None
     feed = open_feed(
         config,
@@ -109,7 +119,7 @@ def train(config: Config, worker: Worker) -> None:
     )
 
     def evaluated_on(split: Split) -> dict[str, float]:
-        return evaluate(config, evaluated, dataset, split, worker, feed)
+        return evaluate(in_pieces, evaluated, dataset, split, worker, feed)
 
     def tested(metrics: dict[str, Any]) -> dict[str, Any]:
         """The last epoch's metrics, with those of the test split."""
@@ -142,7 +152,6 @@ def train(config: Config, worker: Worker) -> None:
 
     for past in history:
         report(past)
-    network = Network(config, dataset, model, worker.device, worker.world_size)
 
     batch_size = config.optimizer.batch_size
     own = cut(batch_size, worker.rank, worker.world_size)
@@ -216,6 +225,7 @@ def train(config: Config, worker: Worker) -> None:
             "learning_rate": learning_rate,
             "images_per_second": (done - begin) * batch_size / seconds,
             "samples_seen": (step + 1) * batch_size,
+            "micro_batch_size": network.micro_batch_size,
             **sums.clipped.pop(),
         }
         if config.data.bad_images == "skip":

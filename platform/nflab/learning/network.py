@@ -1,16 +1,19 @@
 """A model as it is trained: on all workers, in pieces that fit, in the arithmetic asked for."""
 
 import math
+import os
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nflab.data import Dataset
 from nflab.data.batches import Batch, regroup, standardise
+from nflab.learning.memory import OutOfMemory, is_full
 from nflab.settings.config import Config
 
 
@@ -26,8 +29,20 @@ def autocast(config: Config, device: torch.device) -> torch.autocast:
     )
 
 
+def use_algorithms(config: Config) -> None:
+    """Lets PyTorch choose among all its algorithms, or among those that repeat to the bit."""
+    repeats = config.scale.deterministic
+    if repeats:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(repeats)
+    torch.backends.cudnn.deterministic = repeats
+
+
 class Network:
     """Computes gradients of global batches into the parameters of a model.
+
+    Attributes:
+        micro_batch_size: images that are computed at once.
 
     Args:
         dataset: whose images it is given.
@@ -44,11 +59,65 @@ class Network:
         world_size: int,
     ) -> None:
         self._config, self._device, self._world_size = config, device, world_size
+        self._model, self._image_shape = model, dataset.image_shape
+        slice_size = math.ceil(config.optimizer.batch_size / world_size)
+        self.micro_batch_size = min(slice_size, config.scale.micro_batch_size or slice_size)
         self._mean, self._std = dataset.mean.to(device), dataset.std.to(device)
         self._parallel = DistributedDataParallel(model) if world_size > 1 else None
         self._call: nn.Module = self._parallel or model
         if config.precision.compile:
             self._call = torch.compile(self._call)  # type: ignore[assignment]
+
+    @property
+    def adapts(self) -> bool:
+        """Whether it may compute fewer images at once: on a GPU, but for batch norm, which has to
+        see them all."""
+        if self._device.type != "cuda":
+            return False
+        return not any(isinstance(m, nn.modules.batchnorm._NormBase) for m in self._model.modules())
+
+    def fit_into_memory(self, copies: int) -> None:
+        """Cuts a worker's slice of a batch in 1, 2, 4, ... pieces, the first that all workers'
+        memory holds; nothing else changes.
+
+        Args:
+            copies: of all parameters, for which memory is needed beside.
+
+        Raises:
+            torch.OutOfMemoryError: not even one image fits.
+        """
+        slice_size, pieces = self.micro_batch_size, 1
+        while not self._fits(copies):
+            pieces *= 2
+            self.micro_batch_size = math.ceil(slice_size / pieces)
+        if pieces > 1:
+            print(f"a slice of {slice_size} images is computed in {pieces} pieces, for memory")
+
+    def _fits(self, copies: int) -> bool:
+        """Whether all workers' memory holds a piece; its gradients are thrown away."""
+        size, full = self.micro_batch_size, None
+        count = copies * sum(p.numel() for p in self._model.parameters())
+        sync = self._parallel.no_sync() if self._parallel else nullcontext()
+        try:
+            with sync, autocast(self._config, self._device):
+                beside = torch.empty(count, device=self._device)
+                images = torch.zeros(size, *self._image_shape, dtype=torch.uint8).to(self._device)
+                keys_N = torch.zeros(size, dtype=torch.int64, device=self._device)
+                self._call(self._prepared(images), keys_N).float().logsumexp(1).sum().backward()
+                del beside
+        except RuntimeError as error:
+            if not is_full(error) or (size == 1 and self._world_size == 1):
+                raise
+            full = error.with_traceback(None)
+        self._model.zero_grad()
+        if full is not None and self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        told = torch.tensor(float(full is not None), device=self._device)
+        if self._world_size > 1:
+            dist.all_reduce(told)
+        if told > 0 and size == 1:
+            raise full or torch.OutOfMemoryError("another worker's memory holds no image")
+        return not bool(told)
 
     def add_gradient(
         self,
@@ -67,8 +136,25 @@ class Network:
 
         Returns:
             This worker's part of the mean loss, 0-d, float64, on the device.
+
+        Raises:
+            OutOfMemory: it could be computed in smaller pieces.
         """
-        piece_size = self._config.scale.micro_batch_size or max(images, 1)
+        try:
+            return self._add_gradient(chunks, images, keys_of, size)
+        except RuntimeError as error:
+            if not is_full(error) or not self.adapts or self.micro_batch_size == 1:
+                raise
+        raise OutOfMemory(math.ceil(self.micro_batch_size / 2))
+
+    def _add_gradient(
+        self,
+        chunks: Iterable[Batch],
+        images: int,
+        keys_of: Callable[[Tensor], Tensor],
+        size: int,
+    ) -> Tensor:
+        piece_size = self.micro_batch_size
         count = max(1, math.ceil(images / piece_size))
         # Chunk by chunk, the next on its way while this one is computed.
         tensors = (

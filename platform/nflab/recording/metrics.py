@@ -14,6 +14,7 @@ METRICS = (
     "test_top5",
     "learning_rate",
     "images_per_second",
+    "micro_batch_size",
     "replaced_images",
     "seconds",
     "data_wait_fraction",

@@ -3,6 +3,7 @@
 Each is a new process, so it imports nothing that only the sweep's own process needs.
 """
 
+import gc
 import os
 import traceback
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from nflab.cluster.connection import price_here
 from nflab.cluster.placement import LEFT_FOR_TRIAL, Placement
 from nflab.learning.loop import train
+from nflab.learning.memory import OutOfMemory
 from nflab.learning.worker import Worker
 from nflab.running.worker_group import first_error, fit
 from nflab.settings.config import Config
@@ -50,7 +52,7 @@ def trainable(base: Config, placement: Placement) -> Callable[[dict[str, Any]], 
                     checkpoints=Checkpoints.of_run(folder),
                     fingerprint=proposal["fingerprint"],
                 )
-                train(replace(base, **proposal["settings"]), worker)
+                _train(replace(base, **proposal["settings"]), worker)
         except Exception as error:
             if is_away(error):
                 raise  # no error of the run: Tune starts the trial again
@@ -69,6 +71,19 @@ def trainable(base: Config, placement: Placement) -> Callable[[dict[str, Any]], 
         return ray.tune.with_resources(in_this_process, placement.per_worker)
     # This process only waits: what trains asks for itself.
     return ray.tune.with_resources(with_own_workers, {"CPU": LEFT_FOR_TRIAL})
+
+
+def _train(config: Config, worker: Worker) -> None:
+    """Trains, with fewer images at once when memory runs out."""
+    while True:
+        try:
+            train(config, worker)
+            return
+        except OutOfMemory as full:
+            print(full)
+            config = replace(config, micro_batch_size=full.micro_batch_size)
+        gc.collect()  # what the error held
+        torch.cuda.empty_cache()
 
 
 def _device(placement: Placement) -> torch.device:

@@ -23,9 +23,11 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from nflab.cluster.connection import price_here
 from nflab.cluster.placement import Placement
 from nflab.learning.loop import train
+from nflab.learning.memory import OutOfMemory
 from nflab.learning.worker import Worker
 from nflab.running.losses import Losses
 from nflab.settings.config import Config
+from nflab.settings.leaves import replace
 from nflab.storage.checkpoints import Checkpoints, in_words
 from nflab.storage.files import Away
 from nflab.storage.logs import kept_log
@@ -36,10 +38,13 @@ __all__ = ["Task", "TrainingFailedError", "first_error", "fit"]
 class WorkerFailed(Exception):
     """A worker's error, with its traceback as text and the time at which it happened."""
 
-    def __init__(self, rank: int, when: float, text: str, own: bool) -> None:
-        """`own`: the run would fail again, unlike one whose store or other workers are away."""
-        super().__init__(rank, when, text, own)
-        self.rank, self.when, self.text, self.own = rank, when, text, own
+    def __init__(
+        self, rank: int, when: float, text: str, own: bool, full: OutOfMemory | None = None
+    ) -> None:
+        """`own`: the run would fail again, unlike one whose store or other workers are away, or
+        whose memory is `full`."""
+        super().__init__(rank, when, text, own, full)
+        self.rank, self.when, self.text, self.own, self.full = rank, when, text, own, full
 
 
 Task = Callable[[Config, Worker], None]
@@ -68,7 +73,8 @@ def fit(
     """Trains `config` on the workers of `placement`, continuing from what `folder` holds.
 
     When a worker's process or machine is lost, all begin again at the last checkpoint, as soon as
-    there are machines for them, as often as `Losses` allows.
+    there are machines for them, as often as `Losses` allows; when its memory is full, with fewer
+    images at once.
 
     Args:
         folder: path or address of the run's checkpoints and logs.
@@ -89,6 +95,11 @@ def fit(
             # A driver that was told to end has no Ray any more.
             if first_error(failure) is not None or not ray.is_initialized():
                 raise
+            full = next((error.full for error in _errors(failure) if error.full), None)
+            if full is not None:
+                print(full, flush=True)
+                config = replace(config, micro_batch_size=full.micro_batch_size)
+                continue
             if not losses.bear_another():
                 raise
             mark = losses.mark
@@ -143,8 +154,9 @@ def _train_worker(parameters: dict[str, _Job]) -> None:
             )
             job.task(job.config, worker)
     except Exception as error:
-        own = not isinstance(error, Away) and not _lost_touch(error)
-        raise WorkerFailed(rank, time.time(), traceback.format_exc(), own) from None
+        full = error if isinstance(error, OutOfMemory) else None
+        own = full is None and not isinstance(error, Away) and not _lost_touch(error)
+        raise WorkerFailed(rank, time.time(), traceback.format_exc(), own, full) from None
 
 
 def _lost_touch(error: Exception) -> bool:

@@ -119,14 +119,18 @@ class ScaleConfig:
 
     num_workers: int = 1
     """Worker processes that each take a slice of every batch."""
-    micro_batch_size: Annotated[int | None, int_or("none")] = None
+    micro_batch_size: Annotated[int | None, int_or("auto")] = None
     """Images that a worker's memory holds at once: its slice of a batch is cut into such pieces,
-    whose gradients add up; none takes the slice whole."""
+    whose gradients add up; auto takes the slice whole, or in halves, quarters, ..., if a GPU's
+    memory is too small for it."""
     loaders: Annotated[int | None, int_or("auto")] = None
     """Processes that read images for each worker; auto is none for a dataset in memory, else
     what there are of CPU cores."""
     checkpoint_minutes: Annotated[float | None, float_or("none")] = 10.0
     """Minutes after which a checkpoint is made within an epoch; none: after each epoch only."""
+    deterministic: bool = False
+    """Use only PyTorch's deterministic algorithms, so that a GPU repeats a result bit for bit, as a
+    CPU does anyway; some are slower."""
     gpus_per_worker: Annotated[float | None, float_or("auto")] = None
     """GPUs each worker takes; auto takes 1 where the cluster has or can launch GPU nodes, else
     trains on CPUs."""

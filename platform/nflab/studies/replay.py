@@ -24,10 +24,11 @@ from nflab.settings.serialization import from_json
 from nflab.studies.training import run_training
 
 TIMES = (
+    "micro_batch_size",
     *("seconds", "images_per_second", "data_wait_fraction", "checkpoint_seconds"),
     "cost_usd",
 )
-"""Metrics that no repetition repeats."""
+"""Metrics that are of the machine, which no repetition repeats."""
 
 
 @dataclass(frozen=True)
