@@ -30,6 +30,7 @@ class Placement:
     """What each worker of a run takes, and how many such runs the cluster holds at once."""
 
     num_workers: int
+    """The most, where they may be fewer."""
     cpus_per_worker: float
     gpus_per_worker: float
     max_concurrent: int
@@ -38,6 +39,8 @@ class Placement:
     not known. A machine of no known type is called ""."""
     machines: str = ""
     """The instance types that may hold a worker; empty where no launcher file tells."""
+    min_workers: int | None = None
+    """The least, if a run goes on with fewer while machines are missing."""
 
     @property
     def price_range(self) -> tuple[float, float] | None:
@@ -54,6 +57,8 @@ class Placement:
     def __str__(self) -> str:
         device = f"{self.gpus_per_worker:g} GPU each" if self.gpus_per_worker else "on CPU"
         workers = "1 worker" if self.num_workers == 1 else f"{self.num_workers} workers"
+        if self.min_workers is not None:
+            workers = f"{self.min_workers} to {workers}"
         return f"{workers} a run, {device}; {self.max_concurrent} at once"
 
 
@@ -80,6 +85,7 @@ def place(scale: ScaleConfig, resources: Resources) -> Placement:
     Raises:
         ConfigError: more workers than the cluster can ever hold.
     """
+    least, most = scale.worker_range
     gpus = scale.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if resources.gpus >= 1 else 0.0
@@ -89,7 +95,7 @@ def place(scale: ScaleConfig, resources: Resources) -> Placement:
         )
     if resources.own and not gpus:
         limit = int(WORKERS_PER_CORE * resources.cpus)
-        cpus = min(1.0, resources.cpus / scale.num_workers)
+        cpus = min(1.0, resources.cpus / most)
         where = f"{WORKERS_PER_CORE} a core on {resources.cpus:g} cores"
     else:
         cpus = 1.0
@@ -98,9 +104,9 @@ def place(scale: ScaleConfig, resources: Resources) -> Placement:
         if gpus:
             limit = min(limit, int(resources.gpus / gpus))
             where += f" and {resources.gpus:g} GPUs"
-    if scale.num_workers > 1:
+    if most > 1:
         cpus *= 1 - LEFT_FOR_TRIAL
-    if scale.num_workers > limit:
+    if least > limit:
         raise ConfigError(
             f"num_workers {scale.num_workers} is more than can ever run: {where} hold {limit}"
         )
@@ -108,4 +114,6 @@ def place(scale: ScaleConfig, resources: Resources) -> Placement:
     if gpus:
         slots = min(slots, resources.gpus / gpus)
     # A hair above: a third of a core, three times, is one core.
-    return Placement(scale.num_workers, cpus, gpus, int(slots / scale.num_workers + 1e-6))
+    elastic = least if least < most else None
+    at_once = max(1, int(slots / most + 1e-6))  # with fewer workers there is always one
+    return Placement(most, cpus, gpus, at_once, min_workers=elastic)

@@ -46,7 +46,7 @@ def train(config: Config, worker: Worker) -> None:
 
     Metrics of an epoch: `epoch` (1-based), `train_loss`, `val_loss`, `val_top1` and `val_top5`
     (percent), `learning_rate` (of the last step), `images_per_second`, `seconds`, `samples_seen`,
-    `micro_batch_size`,
+    `world_size`, `micro_batch_size`,
     `data_wait_fraction` (of the epoch's time, in which this worker waited for images),
     `checkpoint_seconds` (for which training stood still since the epoch before), and, where
     the machines have a price, `cost_usd` (since the start, with what earlier processes took),
@@ -225,6 +225,7 @@ def train(config: Config, worker: Worker) -> None:
             "learning_rate": learning_rate,
             "images_per_second": (done - begin) * batch_size / seconds,
             "samples_seen": (step + 1) * batch_size,
+            "world_size": worker.world_size,
             "micro_batch_size": network.micro_batch_size,
             **sums.clipped.pop(),
         }

@@ -80,7 +80,7 @@ def validate(config: Config, trains: bool = True) -> None:
     require(0 <= c["seed"] < 2**31, f"seed {c['seed']} must be from 0 to {2**31 - 1}")
     if c["name"] is not None:
         locations.check_name(c["name"])
-    require(c["num_workers"] >= 1, f"num_workers {c['num_workers']} must be at least 1")
+    _, most_workers = config.scale.worker_range
     require(
         c["gpus_per_worker"] is None or c["gpus_per_worker"] >= 0,
         f"gpus_per_worker {c['gpus_per_worker']} must be at least 0, or auto",
@@ -131,7 +131,7 @@ def validate(config: Config, trains: bool = True) -> None:
             f"batch_size {batch_size} exceeds the {train_size} training images of {c['dataset']}",
         )
         require(
-            batch_size >= c["num_workers"],
+            batch_size >= most_workers,
             f"batch_size {batch_size} is below num_workers {c['num_workers']}: "
             "every worker needs at least one image of each batch",
         )

@@ -14,6 +14,7 @@ METRICS = (
     "test_top5",
     "learning_rate",
     "images_per_second",
+    "world_size",
     "micro_batch_size",
     "replaced_images",
     "seconds",

@@ -116,7 +116,7 @@ def _fit_once(job: _Job, callback: UserCallback) -> None:
             train_loop_config={"job": job},
             torch_config=TorchConfig(backend="nccl" if placement.gpus_per_worker else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=placement.num_workers,
+                num_workers=_number(placement),  # type: ignore[arg-type]
                 use_gpu=placement.gpus_per_worker > 0,
                 resources_per_worker=placement.per_worker,
             ),
@@ -129,6 +129,12 @@ def _fit_once(job: _Job, callback: UserCallback) -> None:
                 failure_config=FailureConfig(max_failures=0),
             ),
         ).fit()
+
+
+def _number(placement: Placement) -> int | tuple[int, int]:
+    """Of workers, as Ray Train takes it."""
+    least, most = placement.min_workers, placement.num_workers
+    return most if least is None else (least, most)
 
 
 def _train_worker(parameters: dict[str, _Job]) -> None:

@@ -8,7 +8,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from nflab.settings.flags import float_or, int_or
+from nflab.settings.errors import ConfigError
+from nflab.settings.flags import float_or, int_or, int_or_range
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,9 @@ class PrecisionConfig:
 class ScaleConfig:
     """On how much hardware; never changes what is computed."""
 
-    num_workers: int = 1
-    """Worker processes that each take a slice of every batch."""
+    num_workers: Annotated[int | str, int_or_range] = 1
+    """Worker processes that each take a slice of every batch; 1:4 trains on as many as there are
+    machines for, at least 1 and at most 4, while machines come and go."""
     micro_batch_size: Annotated[int | None, int_or("auto")] = None
     """Images that a worker's memory holds at once: its slice of a batch is cut into such pieces,
     whose gradients add up; auto takes the slice whole, or in halves, quarters, ..., if a GPU's
@@ -134,6 +136,25 @@ class ScaleConfig:
     gpus_per_worker: Annotated[float | None, float_or("auto")] = None
     """GPUs each worker takes; auto takes 1 where the cluster has or can launch GPU nodes, else
     trains on CPUs."""
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The least and the most workers.
+
+        Raises:
+            ConfigError: that is not what `num_workers` says.
+        """
+        least, colon, most = str(self.num_workers).partition(":")
+        try:
+            found = int(least), int(most if colon else least)
+        except ValueError:
+            found = 0, 0
+        if not 1 <= found[0] <= found[1]:
+            raise ConfigError(
+                f"num_workers {self.num_workers} must be at least 1, or the least and the most of "
+                "them, as in 1:4"
+            )
+        return found
 
 
 @dataclass(frozen=True)

@@ -22,3 +22,18 @@ def float_or(word: str) -> Any:
 
 def int_or(word: str) -> Any:
     return _or(word, int)
+
+
+def _int_or_range(text: str) -> int | str:
+    least, colon, most = text.partition(":")
+    return f"{int(least)}:{int(most)}" if colon and int(least) != int(most) else int(least)
+
+
+int_or_range: Any = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="INT|INT:INT",
+    instance_from_str=lambda args: _int_or_range(args[0]),
+    is_instance=lambda value: isinstance(value, int | str),
+    str_from_instance=lambda value: [str(value)],
+)
+"""Command-line form of a number, or of the least and the most that it may be: 4, or 1:4."""

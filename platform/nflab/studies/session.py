@@ -119,7 +119,7 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
             "mlflow.source.name": f"experiments/{experiment}.py",
             "mlflow.source.type": "LOCAL",
             "dataset_fingerprint": dataset.fingerprint,
-            "world_size": str(placement.num_workers),
+            "world_size": str(config.scale.num_workers),
             "placement": str(placement),
             "driver": driver(),
             **({"machines": placement.machines} if placement.machines else {}),
