@@ -40,9 +40,9 @@ def test_runs_fit_the_cluster(
     placement = place(scale, resources)
     assert placement.gpus_per_worker == gpus_per_worker
     assert placement.max_concurrent == max_concurrent
-    workers = scale.num_workers * max_concurrent
+    workers = placement.num_workers * max_concurrent
     # The trials that wait for several workers each take a hundredth of a CPU, too.
-    waiting = 0.01 * max_concurrent if scale.num_workers > 1 else 0
+    waiting = 0.01 * max_concurrent if placement.num_workers > 1 else 0
     assert workers * placement.cpus_per_worker + waiting <= resources.cpus + 1e-9
     assert workers * placement.gpus_per_worker <= resources.gpus
     assert ("GPU" in placement.per_worker) == (gpus_per_worker > 0)
@@ -61,6 +61,15 @@ def test_more_workers_than_can_ever_run_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=f"num_workers {scale.num_workers} .* hold {limit}$"):
         place(scale, resources)
+
+
+def test_a_run_of_few_to_many_workers_asks_for_the_least_that_there_are() -> None:
+    placement = place(ScaleConfig(num_workers="2:16"), CPU_CLUSTER)
+    assert (placement.min_workers, placement.num_workers, placement.max_concurrent) == (2, 16, 1)
+    assert str(placement).startswith("2 to 16 workers a run")
+    assert place(ScaleConfig(num_workers="1:5"), CPU_CLUSTER).max_concurrent == 2
+    with pytest.raises(ConfigError, match="num_workers 11:12 .* hold 10$"):
+        place(ScaleConfig(num_workers="11:12"), CPU_CLUSTER)
 
 
 def test_gpus_that_are_not_there_are_refused() -> None:
