@@ -68,7 +68,7 @@ def test_a_run_of_few_to_many_workers_asks_for_the_least_that_there_are() -> Non
     assert (placement.min_workers, placement.num_workers, placement.max_concurrent) == (2, 16, 1)
     assert str(placement).startswith("2 to 16 workers a run")
     assert place(ScaleConfig(num_workers="1:5"), CPU_CLUSTER).max_concurrent == 2
-    with pytest.raises(ConfigError, match="num_workers 11:12 .* hold 10$"):
+    with pytest.raises(ConfigError, match=r"num_workers 11:12 .* hold 10$"):
         place(ScaleConfig(num_workers="11:12"), CPU_CLUSTER)
 
 

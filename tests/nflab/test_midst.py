@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from nflab.learning import loop, state
+from nflab.learning.due import Due
 from nflab.learning.loop import train
 from nflab.learning.worker import Worker
 from nflab.settings.config import Config
@@ -52,7 +53,9 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "CHECK_EVERY", 4)
 
 
-def run_with_copies(config: Config, folder: Path, copies: Path, patch: Any) -> Reports:
+def run_with_copies(
+    config: Config, folder: Path, copies: Path, patch: Any, **worker: Any
+) -> Reports:
     """A run, of whose checkpoints each is copied, with those beside it, when it is whole."""
     save = Checkpoints.save
 
@@ -61,7 +64,7 @@ def run_with_copies(config: Config, folder: Path, copies: Path, patch: Any) -> R
         shutil.copytree(folder, copies / max(p.name for p in folder.glob("epoch-*")))
 
     patch.setattr(Checkpoints, "save", copying)
-    reports = run(config, folder)
+    reports = run(config, folder, **worker)
     patch.setattr(Checkpoints, "save", save)
     return reports
 
@@ -131,16 +134,14 @@ def test_training_goes_on_while_a_checkpoint_is_written(
             assert held.wait(60)
         save(self, content, epoch, *rest)
 
-    original = loop._is_due
-
-    def due_once(*args: Any) -> bool:
+    def due_once(self: Due) -> bool:
         steps.append(len(steps))
         if len(steps) == 3:
             held.set()
-        return original(*args) if len(steps) == 1 else False
+        return len(steps) == 1
 
     monkeypatch.setattr(Checkpoints, "save", slow)
-    monkeypatch.setattr(loop, "_is_due", due_once)
+    monkeypatch.setattr(Due, "now", due_once)
     config = replace(SMALL, epochs=1)
     whole = run(config, tmp_path / "run", copies=None)
     assert len(steps) == 3  # it did not wait
@@ -175,6 +176,24 @@ def test_the_time_that_training_stands_still_is_told(
         ),
     )
     assert told[1] > 0.2  # the end of the first epoch is written before the second begins
+
+
+def test_a_notice_makes_one_checkpoint_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks: list[int] = []
+
+    def is_preempted() -> bool:
+        looks.append(len(looks))
+        return len(looks) > 1  # after the fifth step, not after the first
+
+    config = replace(SMALL, checkpoint_minutes=None)
+    folders = tmp_path / "run", tmp_path / "copies"
+    whole = run_with_copies(config, *folders, monkeypatch, is_preempted=is_preempted)
+    marks = sorted(read_mark(path.name) for path in folders[1].iterdir())
+    assert marks == [(0, 5), (1, 0), (2, 0)]
+    assert capsys.readouterr().out.count("about to be taken away") == 1
+    assert run(config, folders[1] / "epoch-000000-00000005").metrics == whole.metrics
 
 
 TWO = replace(SMALL, base_learning_rate=0.1, mixup=True, batch_size=97)

@@ -13,5 +13,7 @@ def set_up_worker() -> None:
     import ray
 
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    # Else Ray Train logs each printed line, too, and the run's log has it twice.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     # What is imported is no garbage; it was searched for a sixth of the imports' time.
     gc.set_threshold(20_000)

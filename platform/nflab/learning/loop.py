@@ -11,8 +11,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
 import nfnet
 from nflab.data import load_dataset
@@ -21,6 +19,7 @@ from nflab.data.dataset import Split
 from nflab.data.feed import Part, parts_of_training
 from nflab.learning.computation import made_by
 from nflab.learning.diagnostics import Diagnostics
+from nflab.learning.due import Due
 from nflab.learning.epoch import EpochSums
 from nflab.learning.evaluation import answered, evaluate, open_feed
 from nflab.learning.models import (
@@ -30,7 +29,7 @@ from nflab.learning.models import (
 )
 from nflab.learning.network import Network, memory_format, part_of_batch, use_algorithms
 from nflab.learning.state import Saver, Training, load_state
-from nflab.learning.worker import Worker
+from nflab.learning.worker import Worker, sum_over_workers
 from nflab.settings.config import Config
 from nflab.settings.leaves import replace
 from nflab.settings.outcomes import standing
@@ -161,6 +160,7 @@ def train(config: Config, worker: Worker) -> None:
     if config.run.diagnostics:
         diagnostics = Diagnostics(model, optimizer, config.schedule.epochs * steps_per_epoch)
     sums = EpochSums(model, optimizer, diagnostics, worker)
+    due = Due(config, worker, saver)
     usd_per_hour = _price_of_all(worker)
 
     def counted(chunks: Iterator[Batch]) -> Iterator[Batch]:
@@ -208,11 +208,11 @@ def train(config: Config, worker: Worker) -> None:
             sums.clipped.update()
             done = step + 1 - before_epoch
             if done == steps_per_epoch or step % CHECK_EVERY == 0:
-                train_loss = _sum_over_workers(sums.loss, worker)
+                train_loss = sum_over_workers(sums.loss, worker)
                 finite = math.isfinite(train_loss)
                 if not finite:
                     break
-                if done < steps_per_epoch and _is_due(config, saver, worker):
+                if done < steps_per_epoch and due.now():
                     so_far = sums.state_dict(time.monotonic() - started)
                     if saver is not None:
                         best = _best(history) if history else None
@@ -231,7 +231,7 @@ def train(config: Config, worker: Worker) -> None:
         }
         if config.data.bad_images == "skip":
             told = torch.tensor(sums.replaced, dtype=torch.float64, device=worker.device)
-            metrics["replaced_images"] = _sum_over_workers(told, worker)
+            metrics["replaced_images"] = sum_over_workers(told, worker)
         if diagnostics is not None:
             metrics["agc"] = diagnostics.pop()
         if finite:
@@ -269,27 +269,10 @@ def _diverged(metrics: dict[str, Any]) -> dict[str, Any]:
     return {**told, "outcome": "diverged", "val_top1": 0.0}
 
 
-def _is_due(config: Config, saver: Saver | None, worker: Worker) -> bool:
-    """Whether it is time for a checkpoint, as the first worker's clock says to all."""
-    minutes = config.scale.checkpoint_minutes
-    if minutes is None or worker.checkpoints is None:
-        return False
-    is_due = saver is not None and time.monotonic() - saver.last >= 60 * minutes
-    told = torch.tensor(float(is_due), dtype=torch.float64, device=worker.device)
-    return _sum_over_workers(told, worker) > 0
-
-
-def _sum_over_workers(value: Tensor, worker: Worker) -> float:
-    total = value.clone()
-    if worker.world_size > 1:
-        dist.all_reduce(total)
-    return float(total)
-
-
 def _price_of_all(worker: Worker) -> float | None:
     """What all workers together cost an hour, in USD; None if that of one is not known."""
     own = math.nan if worker.usd_per_hour is None else worker.usd_per_hour
-    price = _sum_over_workers(torch.tensor(own, dtype=torch.float64, device=worker.device), worker)
+    price = sum_over_workers(torch.tensor(own, dtype=torch.float64, device=worker.device), worker)
     return None if math.isnan(price) else price
 
 

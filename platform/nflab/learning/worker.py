@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from nflab.data import Dataset, DatasetError
 from nflab.storage.checkpoints import Checkpoints
@@ -26,6 +28,8 @@ class Worker:
     """What this process costs, where that is known."""
     checkpoints: Checkpoints | None = None
     """Where rank 0 saves after each epoch, and what all continue from; None saves nothing."""
+    is_preempted: Callable[[], bool] = lambda: False
+    """Whether this process's machine is about to be taken away."""
     fingerprint: str | None = None
     """Of the driver's copy of the dataset; None if there is no other."""
 
@@ -40,3 +44,11 @@ class Worker:
                 f"the dataset on {platform.node()} is not the driver's: its fingerprint is "
                 f"{dataset.fingerprint} here and {self.fingerprint} there; make them the same"
             )
+
+
+def sum_over_workers(value: Tensor, worker: Worker) -> float:
+    """The sum of what all workers of a run give, 0-d each; all are to call it."""
+    total = value.clone()
+    if worker.world_size > 1:
+        dist.all_reduce(total)
+    return float(total)

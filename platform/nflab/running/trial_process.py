@@ -16,6 +16,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from nflab.cluster.connection import price_here
 from nflab.cluster.placement import LEFT_FOR_TRIAL, Placement
+from nflab.cluster.preemption import notice
 from nflab.learning.loop import train
 from nflab.learning.memory import OutOfMemory
 from nflab.learning.worker import Worker
@@ -50,6 +51,7 @@ def trainable(base: Config, placement: Placement) -> Callable[[dict[str, Any]], 
                     device=_device(placement),
                     usd_per_hour=price_here(placement),
                     checkpoints=Checkpoints.of_run(folder),
+                    is_preempted=notice(),
                     fingerprint=proposal["fingerprint"],
                 )
                 _train(replace(base, **proposal["settings"]), worker)

@@ -22,6 +22,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from nflab.cluster.connection import price_here
 from nflab.cluster.placement import Placement
+from nflab.cluster.preemption import notice
 from nflab.learning.loop import train
 from nflab.learning.memory import OutOfMemory
 from nflab.learning.worker import Worker
@@ -156,6 +157,7 @@ def _train_worker(parameters: dict[str, _Job]) -> None:
                 device=get_device(),
                 usd_per_hour=price_here(job.placement),
                 checkpoints=Checkpoints.of_run(job.folder),
+                is_preempted=notice(),
                 fingerprint=job.fingerprint,
             )
             job.task(job.config, worker)

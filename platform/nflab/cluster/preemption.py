@@ -1,0 +1,93 @@
+"""The notice that a machine is about to be taken away."""
+
+import functools
+import json
+import os
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import ray
+from ray.core.generated import autoscaler_pb2
+
+POLL_SECONDS = 5.0
+"""Between two looks; a spot machine of AWS has two minutes."""
+
+_ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
+"""Where a machine's own facts are asked for, by the name that AWS's libraries give it."""
+
+_VENDOR = Path("/sys/devices/virtual/dmi/id/sys_vendor")
+"""Says who made a machine."""
+
+
+@functools.cache
+def notice() -> Callable[[], bool]:
+    """Whether this process's machine is about to be taken away, as a function that answers at once.
+
+    It is once Ray drains the machine, as a launcher or Kubernetes may ask of it. On AWS the notice
+    of a spot machine makes Ray drain it, so that nothing else begins there.
+    """
+    given = threading.Event()
+
+    def watch() -> None:
+        while not given.is_set():
+            try:
+                if _is_drained():
+                    given.set()
+                elif (end := spot_end()) is not None:
+                    _drain(end)
+            except Exception as error:  # another look may succeed
+                print(f"cannot tell whether this machine is taken away: {error}", flush=True)
+                time.sleep(60)
+            given.wait(POLL_SECONDS)
+
+    threading.Thread(target=watch, name="notice", daemon=True).start()
+    return given.is_set
+
+
+def spot_end() -> float | None:
+    """When AWS will stop or end this spot machine, in seconds since 1970; None if it has not said
+    so, or elsewhere.
+
+    Raises:
+        OSError: a machine of AWS does not tell.
+    """
+    endpoint = os.environ.get(_ENDPOINT)
+    if endpoint is None:
+        if not _VENDOR.exists() or not _VENDOR.read_text().startswith("Amazon EC2"):
+            return None
+        endpoint = "http://169.254.169.254"
+    lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
+    token = _ask(f"{endpoint}/latest/api/token", "PUT", lifetime)
+    address = f"{endpoint}/latest/meta-data/spot/instance-action"
+    try:
+        told = json.loads(_ask(address, "GET", {"X-aws-ec2-metadata-token": token}))
+    except urllib.error.HTTPError as error:
+        if error.code == 404:  # nothing is planned
+            return None
+        raise
+    return datetime.fromisoformat(told["time"]).timestamp()
+
+
+def _ask(address: str, method: str, headers: dict[str, str]) -> str:
+    request = urllib.request.Request(address, method=method, headers=headers)
+    with urllib.request.urlopen(request, timeout=2) as answer:
+        return str(answer.read().decode())
+
+
+def _is_drained() -> bool:
+    """Whether Ray lets nothing begin on this machine any more."""
+    return ray.get_runtime_context().get_node_id() in ray._private.state.state.get_draining_nodes()
+
+
+def _drain(end: float) -> None:
+    """Lets nothing begin on this machine any more, which ends then."""
+    context = ray.get_runtime_context()
+    client = ray._raylet.GcsClient(address=context.gcs_address)  # type: ignore[attr-defined]
+    reason = autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION  # type: ignore[attr-defined]
+    told = "the cloud takes this machine away"
+    client.drain_node(context.get_node_id(), reason, told, round(1000 * end))
