@@ -51,6 +51,7 @@ def refuse(argv: list[str], kind: type[Config], monkeypatch: pytest.MonkeyPatch)
         ("--batch-size 100000", "1071 training images"),
         ("--batch-size 2 --num-workers 3", "num_workers 3"),
         ("--num-workers 0", "num_workers 0"),
+        ("--augment-on gpu", "unknown augment_on 'gpu'"),
         ("--num-workers 4:1", "num_workers 4:1 must be at least 1, or the least and the most"),
         ("--num-workers 0:2", "num_workers 0:2"),
         ("--num-workers 2:", "num-workers"),

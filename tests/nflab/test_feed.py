@@ -122,8 +122,11 @@ def test_chunks_are_the_slice(world_size: int, partners: str) -> None:
     dataset = load_dataset(config)
     for rank in range(world_size):
         found = []
-        for loaders in (0, 1):
-            feed = Feed(dataset, config, [Part("train", 2)], rank, world_size, loaders)
+        # Whole, in chunks, and in chunks that are augmented by who takes them.
+        for loaders, device in ((0, None), (1, None), (1, torch.device("cpu"))):
+            feed = Feed(
+                dataset, config, [Part("train", 2)], rank, world_size, loaders, augments_on=device
+            )
             slices = [list(chunks) for chunks in feed.train(2)]
             assert all((len(chunks) > 1) == (loaders > 0) for chunks in slices)
             found.append(
@@ -138,8 +141,8 @@ def test_chunks_are_the_slice(world_size: int, partners: str) -> None:
                     for name in ("images_NCHW", "targets_NK", "places_N")
                 ]
             )
-        for whole, cut in zip(*found, strict=True):
-            assert torch.equal(whole, cut)
+        for whole, *others in zip(*found, strict=True):
+            assert all(torch.equal(whole, other) for other in others)
 
 
 def test_a_worker_without_images_gets_an_empty_chunk() -> None:

@@ -292,7 +292,6 @@ def test_seeds_differ_and_repeat(tmp_path: Path) -> None:
 SPLIT = replace(SMALL, batch_size=100, base_learning_rate=0.1, mixup=True, augmentation_level=2)
 
 SPLITS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
-    "plain": ({}, {}),
     "batch norm": ({"model": "preact_resnet_digits"}, {}),
     # A part of 2 images of the batch leaves a worker without any.
     "sam": ({"sam_rho": 0.05, "sam_fraction": 0.02}, {"micro_batch_size": 10}),

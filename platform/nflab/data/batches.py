@@ -6,8 +6,8 @@ the same images meet the same network however a batch is cut and wherever a run 
 """
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,39 @@ class Batch:
         """The same, where a GPU can fetch it by itself; a `DataLoader` calls this."""
         images, targets = self.images_NCHW.pin_memory(), self.targets_NK.pin_memory()
         return Batch(images, targets, self.places_N, self.replaced)
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Images of one global batch as they were cropped, to be mixed and augmented."""
+
+    images_NCHW: Tensor
+    """uint8."""
+    labels_N: Tensor
+    indices_N: Tensor
+    """In the split."""
+    partners_NCHW: Tensor | None
+    """Images that they are mixed with, if they are."""
+    partner_labels_N: Tensor | None
+    places_N: Tensor
+    """Place of each image in the global batch."""
+    epoch: int
+    step: int
+    """Of the epoch."""
+    replaced: int
+    """Places whose own image cannot be read."""
+
+    def pin_memory(self) -> "Crops":
+        """The same, where a GPU can fetch it by itself; a `DataLoader` calls this."""
+        return self._with(lambda images: images.pin_memory())
+
+    def to(self, device: torch.device) -> "Crops":
+        """The same with the images on a device."""
+        return self._with(lambda images: images.to(device, non_blocking=True))
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "Crops":
+        partners = None if self.partners_NCHW is None else change(self.partners_NCHW)
+        return replace(self, images_NCHW=change(self.images_NCHW), partners_NCHW=partners)
 
 
 def cut(size: int, rank: int, world_size: int) -> slice:
@@ -104,14 +137,13 @@ def mixes(config: Config) -> bool:
     return config.augmentation.mixup or config.augmentation.cutmix
 
 
-def train_chunk(dataset: Dataset, config: Config, epoch: int, step: int, places_N: Tensor) -> Batch:
+def read_crops(dataset: Dataset, config: Config, epoch: int, step: int, places_N: Tensor) -> Crops:
     """The images at some places of a global batch: a function of the arguments alone.
 
     Raises:
         UnreadableImage: one cannot be read, and such are not skipped.
     """
     seed, batch_size = config.run.seed, config.optimizer.batch_size
-    augmentation, classes = config.augmentation, len(dataset.class_names)
     orders = order_of(config, epoch, dataset.sizes["train"])
 
     def crop(
@@ -131,37 +163,45 @@ def train_chunk(dataset: Dataset, config: Config, epoch: int, step: int, places_
                 at_N = torch.where(indices_N == damaged.index, at_N + 1, at_N)
         raise DatasetError("no image can be read")
 
-    if not mixes(config):
-        images, labels, indices = crop(places_N)
-        targets = F.one_hot(labels, classes).double()
+    partners = partner_labels = None
+    if mixes(config) and orders.partners is None:
+        partner_N = neighbours(places_N, batch_size)
+        read = torch.cat((places_N, partner_N)).unique()  # at an end it may be of another chunk
+        all_images, all_labels, all_indices = crop(read)
+        at_N, partner_at_N = (torch.searchsorted(read, at) for at in (places_N, partner_N))
+        images, labels, indices = all_images[at_N], all_labels[at_N], all_indices[at_N]
+        partners, partner_labels = all_images[partner_at_N], all_labels[partner_at_N]
     else:
+        images, labels, indices = crop(places_N)
         if orders.partners is not None:
-            images, labels, indices = crop(places_N)
             partners, partner_labels, _ = crop(places_N, orders.partners, Stream.PARTNER_CROP)
-        else:
-            partner_N = neighbours(places_N, batch_size)
-            read = torch.cat((places_N, partner_N)).unique()  # at an end it may be of another chunk
-            all_images, all_labels, all_indices = crop(read)
-            at_N, partner_at_N = (torch.searchsorted(read, at) for at in (places_N, partner_N))
-            images, labels, indices = all_images[at_N], all_labels[at_N], all_indices[at_N]
-            partners, partner_labels = all_images[partner_at_N], all_labels[partner_at_N]
-        mix_keys = keys(seed, Stream.MIX, epoch, step * batch_size + places_N)
+    replaced = int((indices != orders.own[step * batch_size + places_N]).sum())
+    return Crops(images, labels, indices, partners, partner_labels, places_N, epoch, step, replaced)
+
+
+def augmented(crops: Crops, config: Config, classes: int) -> Batch:
+    """Mixes and augments images, where they are: the same on a CPU and on a GPU, but for pixels of
+    rotated and sheared images that lie between two others."""
+    seed, augmentation = config.run.seed, config.augmentation
+    images, targets = crops.images_NCHW, F.one_hot(crops.labels_N, classes).double()
+    if crops.partners_NCHW is not None and crops.partner_labels_N is not None:
+        batch_size, places_N = config.optimizer.batch_size, crops.places_N
+        mix_keys = keys(seed, Stream.MIX, crops.epoch, crops.step * batch_size + places_N)
         mixing = draw_mixing(
             mix_keys, places_N, batch_size, augmentation.mixup, augmentation.cutmix
         )
-        images, share_N = mix(images, partners, mixing)
-        one_hot, partner_one_hot = (F.one_hot(of, classes) for of in (labels, partner_labels))
-        targets = share_N[:, None] * one_hot + (1 - share_N[:, None]) * partner_one_hot
+        images, share_N = mix(images, crops.partners_NCHW, mixing)
+        partner_targets = F.one_hot(crops.partner_labels_N, classes)
+        targets = share_N[:, None] * targets + (1 - share_N[:, None]) * partner_targets
     images = rand_augment(
         images,
-        keys(seed, Stream.AUGMENT, epoch, indices),
+        keys(seed, Stream.AUGMENT, crops.epoch, crops.indices_N),
         augmentation.augmentation_layers,
         augmentation.augmentation_level,
     )
     smoothing = config.optimizer.label_smoothing
     targets = (1 - smoothing) * targets + smoothing / classes
-    replaced = int((indices != orders.own[step * batch_size + places_N]).sum())
-    return Batch(images, targets.float(), places_N, replaced)
+    return Batch(images, targets.float(), crops.places_N, crops.replaced)
 
 
 def eval_chunk(

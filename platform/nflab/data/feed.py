@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Items
 
-from nflab.data.batches import Batch, cut, eval_chunk, train_chunk
+from nflab.data.batches import Batch, Crops, augmented, cut, eval_chunk, read_crops
 from nflab.data.dataset import Dataset, Split
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
@@ -68,6 +68,7 @@ class Feed:
         world_size: int = 1,
         loaders: int = 0,
         pinned: bool = False,
+        augments_on: torch.device | None = None,
     ) -> None:
         """Starts the processes.
 
@@ -76,6 +77,7 @@ class Feed:
             loaders: processes that read ahead; with 0 images are read when they are asked for, and
                 a worker's slice is one chunk.
             pinned: whether a device is to fetch them from memory by itself.
+            augments_on: device on which images are mixed and augmented; None: where they are read.
 
         Raises:
             ConfigError: what is read ahead does not fit into shared memory.
@@ -84,9 +86,11 @@ class Feed:
             dict(dataset.sizes), config.optimizer.batch_size, rank, world_size, bool(loaders)
         )
         self._waiting = list(parts)
+        self._augments_on, self._config = augments_on, config
+        self._classes = len(dataset.class_names)
         self.waited = 0.0
         """Seconds that were waited for images."""
-        read = partial(_read, dataset, config)
+        read = partial(_read, dataset, config, augments_on is None)
         tasks = _Tasks(self._cutting, list(parts))
         self._ahead: Iterator[Any] = map(read, tasks)
         if loaders:
@@ -109,13 +113,21 @@ class Feed:
         self._begin(Part("train", epoch, first_step))
         cutting = self._cutting
         for _ in range(first_step, cutting.steps):
-            yield self._take(cutting.starts(cutting.own(cutting.batch_size)))
+            yield self._ready(self._take(cutting.starts(cutting.own(cutting.batch_size))))
 
     def evaluation(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
         """A worker's share of a split, each image once: uint8 images and labels (N,)."""
         self._begin(Part(split))
         cutting = self._cutting
         yield from self._take(cutting.starts(cutting.own(cutting.sizes[split])))
+
+    def _ready(self, chunks: Iterator[Batch | Crops]) -> Iterator[Batch]:
+        for chunk in chunks:
+            if isinstance(chunk, Batch):
+                yield chunk
+            else:
+                assert self._augments_on is not None
+                yield augmented(chunk.to(self._augments_on), self._config, self._classes)
 
     def _begin(self, part: Part) -> None:
         planned = self._waiting.pop(0)
@@ -191,12 +203,13 @@ class _Read(Items[Any]):
         return self._read(task)
 
 
-def _read(dataset: Dataset, config: Config, task: _Task) -> Any:
+def _read(dataset: Dataset, config: Config, augments: bool, task: _Task) -> Any:
     part, step, start, stop = task
     places_N = torch.arange(start, stop)
     if part.epoch is None:
         return eval_chunk(dataset, part.split, places_N, config.data.bad_images == "skip")
-    return train_chunk(dataset, config, part.epoch, step, places_N)
+    crops = read_crops(dataset, config, part.epoch, step, places_N)
+    return augmented(crops, config, len(dataset.class_names)) if augments else crops
 
 
 def _prefetch(dataset: Dataset, loaders: int) -> int:

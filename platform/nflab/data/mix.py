@@ -64,14 +64,16 @@ def draw_mixing(
 
 
 def mix(images_NCHW: Tensor, partners_NCHW: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
-    """Mixes uint8 images with their partners; returns them and each image's own share (N,).
+    """Mixes uint8 images with their partners, on any device; returns them, and each image's own
+    share (N,) on the CPU.
 
     CutMix's share is counted in pixels, after the box was rounded to the grid.
     """
     height, width = images_NCHW.shape[-2:]
     mixed_NCHW, share_N = images_NCHW.clone(), mixing.keep_N.clone()
     blended = mixing.keep_N < 1
-    keep = mixing.keep_N[blended].float()[:, None, None, None]
+    keep = mixing.keep_N[blended].float()[:, None, None, None].to(images_NCHW.device)
+    blended = blended.to(images_NCHW.device)
     images, partners = (of[blended].float() for of in (images_NCHW, partners_NCHW))
     mixed_NCHW[blended] = partners.lerp_(images, keep).round_().to(torch.uint8)
     grid = torch.tensor([height, height, width, width])

@@ -39,8 +39,8 @@ def rand_augment(images_NCHW: Tensor, keys_N: Tensor, layers: int, level: int) -
     """Sends each image through operations drawn from its key alone.
 
     Args:
-        images_NCHW: uint8, 1 or 3 channels.
-        keys_N: one int64 key for each image.
+        images_NCHW: uint8, 1 or 3 channels, on any device.
+        keys_N: one int64 key for each image, on the CPU, where all is drawn.
         layers: operations for each image.
         level: their strength; 0 changes nothing.
 
@@ -58,6 +58,7 @@ def rand_augment(images_NCHW: Tensor, keys_N: Tensor, layers: int, level: int) -
         for index in chosen_N.unique().tolist():
             of_operation = chosen_N == index
             draws_N3 = draws_N4[of_operation, 1:]
+            of_operation = of_operation.to(images.device)
             images[of_operation] = operations[index](images[of_operation], level, draws_N3)
     return images
 
@@ -94,14 +95,13 @@ def equalize(images: Tensor, level: float, draws: Tensor) -> Tensor:
     """Makes all grey levels of a channel about equally frequent, as PIL does."""
     n, c, h, w = images.shape
     pixels = images.reshape(n * c, h * w).long()
-    counts = torch.zeros(n * c, 256, dtype=torch.long).scatter_add_(
-        1, pixels, torch.ones_like(pixels)
-    )
+    counts = torch.zeros(n * c, 256, dtype=torch.long, device=images.device)
+    counts.scatter_add_(1, pixels, torch.ones_like(pixels))
     last = counts.gather(1, pixels.amax(dim=1, keepdim=True))
     step = (h * w - last) // 255
     table = (counts.cumsum(dim=1) + step // 2) // step.clamp_min(1)
     table = F.pad(table[:, :-1], (1, 0)).clamp(0, 255)
-    table = torch.where(step > 0, table, torch.arange(256))
+    table = torch.where(step > 0, table, torch.arange(256, device=images.device))
     return table.gather(1, pixels).reshape(images.shape).to(torch.uint8)
 
 
@@ -196,7 +196,7 @@ def cutout(images: Tensor, level: float, draws: Tensor) -> Tensor:
         places = torch.arange(size)
         inside.append((places >= centre_N1 - half) & (places < centre_N1 + half))
     square = inside[0][:, None, :, None] & inside[1][:, None, None, :]
-    return images.masked_fill(square, FILL)
+    return images.masked_fill(square.to(images.device), FILL)
 
 
 def _affine(images: Tensor, x_row: list[float | Tensor], y_row: list[float | Tensor]) -> Tensor:
@@ -207,16 +207,18 @@ def _affine(images: Tensor, x_row: list[float | Tensor], y_row: list[float | Ten
         y_row: d, e and f likewise.
     """
     n, _, height, width = images.shape
-    x, y = torch.arange(width), torch.arange(height)[:, None]
+    device = images.device
+    x, y = torch.arange(width, device=device), torch.arange(height, device=device)[:, None]
     places = []
     for row in (x_row, y_row):
         a, b, c = (torch.as_tensor(f, dtype=torch.float32).reshape(-1, 1, 1) for f in row)
+        a, b, c = (factor.to(device) for factor in (a, b, c))
         exact = a * x + b * y + c
         # In float32, and halves away from zero: both decide about exact halves.
         places.append((exact.sign() * (exact.abs() + 0.5).floor()).long().expand(n, height, width))
     from_x, from_y = places
     outside = (from_x < 0) | (from_x >= width) | (from_y < 0) | (from_y >= height)
-    item = torch.arange(n)[:, None, None]
+    item = torch.arange(n, device=device)[:, None, None]
     # Indexing puts the channels last.
     moved = images[item, :, from_y.clamp(0, height - 1), from_x.clamp(0, width - 1)]
     return moved.permute(0, 3, 1, 2).masked_fill(outside[:, None], FILL)

@@ -105,5 +105,15 @@ def open_feed(config: Config, dataset: Dataset, worker: Worker, parts: Sequence[
     if loaders is None:
         cores = max(1, len(os.sched_getaffinity(0)) // worker.local_world_size)
         loaders = 0 if dataset.in_memory else cores
-    pinned = worker.device.type == "cuda"
-    return Feed(dataset, config, parts, worker.rank, worker.world_size, loaders, pinned)
+    on_gpu, where = worker.device.type == "cuda", config.scale.augment_on
+    on_device = where == "device" or (where == "auto" and on_gpu)
+    return Feed(
+        dataset,
+        config,
+        parts,
+        worker.rank,
+        worker.world_size,
+        loaders,
+        pinned=on_gpu,
+        augments_on=worker.device if on_device else None,
+    )

@@ -30,6 +30,7 @@ def validate(config: Config, trains: bool = True) -> None:
     known("precision", c["precision"], ["float32", "bfloat16"])
     known("bad_images", c["bad_images"], ["fail", "skip"])
     known("partners", c["partners"], ["batch", "fresh"])
+    known("augment_on", c["augment_on"], ["auto", "cpu", "device"])
     for name in ("drop_rate", "stochdepth_rate", "momentum", "label_smoothing"):
         require(0 <= c[name] < 1, f"{name} {c[name]:g} must be at least 0 and below 1")
     require(

@@ -128,6 +128,9 @@ class ScaleConfig:
     loaders: Annotated[int | None, int_or("auto")] = None
     """Processes that read images for each worker; auto is none for a dataset in memory, else
     what there are of CPU cores."""
+    augment_on: str = "auto"
+    """Where images are mixed and go through RandAugment: `cpu`, by the loaders; or `device`, where
+    the network is; auto takes a GPU if it trains there."""
     checkpoint_minutes: Annotated[float | None, float_or("none")] = 10.0
     """Minutes after which a checkpoint is made within an epoch; none: after each epoch only."""
     deterministic: bool = False
