@@ -9,7 +9,14 @@ import ray
 from ray.util import placement_group_table
 
 from tests.conftest import edited_copy, run_script
-from tests.faults.runs import DISTURBED, ENDS_SECONDS, Run, check_as_undisturbed, train_on
+from tests.faults.runs import (
+    DISTURBED,
+    ENDS_SECONDS,
+    Run,
+    check_as_undisturbed,
+    slow_copy,
+    train_on,
+)
 from tests.faults.stores import Stores
 
 
@@ -76,10 +83,15 @@ def test_a_training_that_loses_a_worker_goes_on_to_the_same_result(
     tmp_path: Path, undisturbed: Stores
 ) -> None:
     stores = Stores(tmp_path, "train", "t")
-    run = Run(stores, "train.py", "--name", "t", *DISTURBED)
+    run = Run(stores, "train.py", "--name", "t", *DISTURBED, root=slow_copy(tmp_path / "copy"))
     train_on(run, stores)
     workers = run.family("RayTrainWorker")
     assert len(workers) == 2, run.output()
+    workers[0].suspend()  # a straggler is waited for
+    time.sleep(3)
+    workers[0].resume()
+    train_on(run, stores)
+    assert {worker.pid for worker in workers} == {w.pid for w in run.family("RayTrainWorker")}
     workers[1].kill()
     assert run.wait() == 0, run.output()
     assert run.output().count("a process of the run was lost: it goes on from epoch") == 1

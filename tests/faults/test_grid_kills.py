@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mlflow.entities import Run as Recorded
 
-from tests.conftest import ROOT, edited_copy
-from tests.faults.runs import Run, check_exact, train_on, wait_until
+from tests.conftest import ROOT
+from tests.faults.runs import Run, check_exact, slow_copy, train_on, wait_until
 from tests.faults.stores import STATES, Stores
 from tests.servers import MlflowServer
 
@@ -92,9 +92,7 @@ def waiting(stores: Stores) -> int:
 def test_a_grid_outlives_its_mlflow_server_and_goes_on_after_a_kill_without_it(
     tmp_path: Path, chance: random.Random
 ) -> None:
-    # Epochs that take their time on every machine, or the grid may end before its server does.
-    slow = ("        sums.begin()", "        __import__('time').sleep(0.5)\n")
-    root = edited_copy(tmp_path / "copy", {"platform/nflab/learning/loop.py": slow})
+    root = slow_copy(tmp_path / "copy")
     with MlflowServer(tmp_path) as server:
         stores = Stores(tmp_path, NAME, NAME, server.uri)
         run = start(stores, root)

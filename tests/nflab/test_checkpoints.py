@@ -1,9 +1,15 @@
+import itertools
 import json
 import os
+import shutil
+import sys
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
+from nflab.storage import checkpoints as module
 from nflab.storage.checkpoints import Checkpoints
 from nflab.storage.files import read_text, write_text
 
@@ -110,6 +116,51 @@ def test_a_checkpoint_that_was_not_finished_does_not_count(tmp_path: Path, addre
     assert last(checkpoints) == "1"
     checkpoints.save(saved(tmp_path, "2"), 2)
     assert last(checkpoints) == "2"
+
+
+def ending_at(line: int) -> Any:
+    """What ends this process before the so manieth line of the module that it executes."""
+    lines = itertools.count()
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename != module.__file__:
+            return None
+        if event == "line" and next(lines) == line:
+            os._exit(9)
+        return trace
+
+    return trace
+
+
+def test_a_process_that_is_killed_at_any_line_of_saving_leaves_a_whole_checkpoint(
+    tmp_path: Path,
+) -> None:
+    """Processes end, as by kill -9, at the first line of it, the second, ..., the last."""
+    begun = Checkpoints(str(tmp_path / "begun"))
+    for epoch in (1, 2):
+        begun.save(saved(tmp_path, str(epoch)), epoch, best=1)
+    content, seen = saved(tmp_path, "3"), set()
+    for killed_at in itertools.count():
+        folder = tmp_path / str(killed_at)
+        shutil.copytree(tmp_path / "begun", folder)
+        child = os.fork()
+        if child == 0:
+            sys.settrace(ending_at(killed_at))
+            Checkpoints(str(folder)).save(content, 3, best=1)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        found = last(Checkpoints(str(folder)))
+        assert found in ("2", "3"), killed_at
+        seen.add(found)
+        again = Checkpoints(str(folder))
+        again.save(content, 3, best=1)
+        assert {path.name for path in folder.iterdir()} == {f"epoch-00000{n}" for n in (1, 2, 3)}
+        assert last(again) == "3"
+        shutil.rmtree(folder)
+        if os.waitstatus_to_exitcode(status) == 0:
+            break
+    assert killed_at > 30
+    assert seen == {"2", "3"}
 
 
 def test_small_files_are_read_as_written(address: str) -> None:

@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psutil
@@ -66,6 +68,52 @@ def test_one_pool_reads_all_epochs_and_evaluations() -> None:
     alive = [pid for pid in readers if psutil.pid_exists(pid)]
     psutil.wait_procs([psutil.Process(pid) for pid in alive], timeout=30)
     assert not [pid for pid in readers if psutil.pid_exists(pid)]
+
+
+@pytest.mark.parametrize("in_main_thread", [True, False])
+def test_a_reader_that_is_killed_is_replaced_and_no_image_lost(
+    in_main_thread: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(CONFIG, mixup=True, augmentation_level=3)
+
+    def all_of(killed: int) -> list[Any]:
+        dataset: Any = Watched(pause=0.05)
+        feed = Feed(dataset, config, parts_of_training(0, 1), loaders=2)
+        found: list[Any] = []
+        for chunks in feed.train(0):
+            for chunk in chunks:
+                found += [chunk.images_NCHW, chunk.targets_NK]
+                if killed:
+                    killed -= 1
+                    alive = [pid for pid in dataset.readers if pid and psutil.pid_exists(pid)]
+                    os.kill(alive[-1], signal.SIGKILL)
+        found += [part for chunk in feed.evaluation("val") for part in chunk]
+        return found
+
+    with ThreadPoolExecutor(1) as pool:
+
+        def of(killed: int) -> list[Any]:
+            return all_of(killed) if in_main_thread else pool.submit(all_of, killed).result()
+
+        whole, disturbed = of(0), of(1)
+    assert len(whole) == len(disturbed)
+    assert all(torch.equal(a, b) for a, b in zip(whole, disturbed, strict=True))
+    assert capsys.readouterr().out.count("a process that reads images was lost") == 1
+
+
+def test_readers_that_are_lost_again_and_again_end_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(feeds, "LOST_READERS", 1)
+
+    class Deadly(Watched):
+        def train_images(self, indices_N: Tensor, keys_N: Tensor) -> Any:
+            os.kill(os.getpid(), 9)
+
+    dataset: Any = Deadly()
+    feed = Feed(dataset, CONFIG, [Part("train", 0)], loaders=1)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        list(next(feed.train(0)))
 
 
 def test_what_is_read_ahead_is_bounded_whatever_the_batch_size() -> None:

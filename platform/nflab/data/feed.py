@@ -1,11 +1,13 @@
 """All images of a run, in the order in which it needs them, read ahead by one pool of processes."""
 
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
@@ -26,6 +28,9 @@ IN_FLIGHT_BYTES = 2_000_000_000
 
 _EACH = 4
 """Chunks that each process may be ahead, where memory allows."""
+
+LOST_READERS = 3
+"""How often in a row the processes that read images begin anew after one was lost."""
 
 _SHARED = "/dev/shm"
 """Where they lie until they are used."""
@@ -90,20 +95,18 @@ class Feed:
         self._classes = len(dataset.class_names)
         self.waited = 0.0
         """Seconds that were waited for images."""
+        self._taken = self._lost = 0
         read = partial(_read, dataset, config, augments_on is None)
-        tasks = _Tasks(self._cutting, list(parts))
-        self._ahead: Iterator[Any] = map(read, tasks)
-        if loaders:
-            self._ahead = iter(
-                DataLoader(
-                    _Read(read),
-                    batch_size=None,
-                    sampler=tasks,
-                    num_workers=loaders,
-                    prefetch_factor=_prefetch(dataset, loaders),
-                    pin_memory=pinned,
-                )
-            )
+        self._begin_reading = partial(
+            _begin_reading,
+            self._cutting,
+            list(parts),
+            read,
+            loaders,
+            _prefetch(dataset, loaders) if loaders else 0,
+            pinned,
+        )
+        self._ahead = self._begin_reading(0)
 
     def train(self, epoch: int, first_step: int = 0) -> Iterator[Iterator[Batch]]:
         """The slices of an epoch's batches, each as chunks, all of which are to be taken.
@@ -137,9 +140,30 @@ class Feed:
         """The next chunks, which begin there."""
         for _ in starts:
             begun = time.monotonic()
-            chunk = next(self._ahead)
+            chunk = self._next()
             self.waited += time.monotonic() - begun
             yield chunk
+
+    def _next(self) -> Any:
+        """The next chunk, also if a process that was to read it is lost.
+
+        Raises:
+            RuntimeError: such processes are lost again and again.
+        """
+        while True:
+            try:
+                chunk = next(self._ahead)
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader worker (pid"):
+                    raise
+                self._lost += 1
+                if self._lost > LOST_READERS:
+                    raise
+                print("a process that reads images was lost: others take its place", flush=True)
+                self._ahead = self._begin_reading(self._taken)
+            else:
+                self._taken, self._lost = self._taken + 1, 0
+                return chunk
 
 
 @dataclass(frozen=True)
@@ -183,14 +207,43 @@ _Task = tuple[Part, int, int, int]
 
 
 class _Tasks:
-    """What is to be read, in order."""
+    """What is to be read, in order, but for the first tasks."""
 
-    def __init__(self, cutting: _Cutting, parts: Sequence[Part]) -> None:
-        self._cutting, self._parts = cutting, parts
+    def __init__(self, cutting: _Cutting, parts: Sequence[Part], first: int) -> None:
+        self._cutting, self._parts, self._first = cutting, parts, first
 
     def __iter__(self) -> Iterator[_Task]:
-        for part in self._parts:
-            yield from self._cutting.tasks(part)
+        tasks = (task for part in self._parts for task in self._cutting.tasks(part))
+        return islice(tasks, self._first, None)
+
+
+def _begin_reading(
+    cutting: _Cutting,
+    parts: Sequence[Part],
+    read: Callable[[_Task], Any],
+    loaders: int,
+    ahead: int,
+    pinned: bool,
+    first: int,
+) -> Iterator[Any]:
+    """The chunks of all tasks from one on, read by processes of their own if there are any."""
+    left = _Tasks(cutting, parts, first)
+    if not loaders:
+        return map(read, left)
+    loader = DataLoader(
+        _Read(read),
+        batch_size=None,
+        sampler=left,
+        num_workers=loaders,
+        prefetch_factor=ahead,
+        pin_memory=pinned,
+    )
+    before = signal.getsignal(signal.SIGCHLD)
+    chunks = iter(loader)
+    if threading.current_thread() is threading.main_thread():
+        # Of a process that is lost it would tell by an error, wherever the training is.
+        signal.signal(signal.SIGCHLD, before)
+    return chunks
 
 
 class _Read(Items[Any]):
