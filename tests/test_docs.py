@@ -365,3 +365,10 @@ def test_what_runs_here_runs(block: Block, own: tuple[dict[str, str], str], tmp_
         env={**os.environ, **own[0], "PATH": path},
         check=True,
     )
+
+
+def test_the_tests_that_are_said_to_show_a_promise_exist() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs/promises.md").read_text())
+    assert len(named) > 20
+    for path, name in named:
+        assert f"\ndef {name}(" in (ROOT / path).read_text(), f"{path}::{name}"

@@ -1,6 +1,6 @@
 """The promise: one configuration has one curve, however its batches are cut and read.
 
-The table in docs/interruption.md names these tests.
+The table in docs/promises.md names these tests.
 """
 
 from pathlib import Path
