@@ -40,8 +40,18 @@ SERVICES = {"cloud", "head", "ray_address", "script", "server"}
 """Fixtures that start processes, or run a script."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks as slow what needs other processes; some tests are marked by themselves."""
+SHARE = os.environ.get("NFLAB_TEST_LONG", "0/1")
+"""Of the tests marked as long, which run: K/N is every Nth, from the Kth on."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks as slow what needs other processes; some tests are marked by themselves. Leaves out
+    long tests that are not of SHARE."""
+    first, each = map(int, SHARE.split("/"))
+    long = sorted(item.nodeid for item in items if item.get_closest_marker("long"))
+    left_out = set(long) - set(long[first::each])
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
+    items[:] = [item for item in items if item.nodeid not in left_out]
     for item in items:
         needs = SERVICES & {*getattr(item, "fixturenames", ())}
         if needs or item.path.relative_to(ROOT / "tests").parts[0] in WHOLE:

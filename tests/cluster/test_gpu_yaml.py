@@ -252,6 +252,7 @@ def test_down_leaves_the_results_and_nothing_else(
     assert any(key.endswith("/study.db") for key in objects(cloud))
 
 
+@pytest.mark.long
 def test_a_new_head_has_all_results_and_a_forgotten_cluster_ends(
     laptop: Laptop, cloud: Cloud, tunnel: None
 ) -> None:

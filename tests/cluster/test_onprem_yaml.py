@@ -74,6 +74,7 @@ def worker(
         network.remove(address)
 
 
+@pytest.mark.long
 def test_a_run_whose_network_is_cut_ends_as_the_undisturbed_one(
     laptop: Laptop, worker: Host
 ) -> None:

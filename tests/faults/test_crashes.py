@@ -5,6 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 import ray
 from ray.util import placement_group_table
 
@@ -98,6 +99,7 @@ def test_a_training_that_loses_a_worker_goes_on_to_the_same_result(
     check_as_undisturbed(stores, undisturbed)
 
 
+@pytest.mark.long
 def test_losses_of_a_trial_are_counted_anew_after_each_checkpoint(
     tmp_path: Path, ray_address: str
 ) -> None:

@@ -21,6 +21,7 @@ def machines() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
+@pytest.mark.long
 def test_a_run_takes_machines_that_come_and_outlives_those_that_go(
     tmp_path: Path, machines: Cluster
 ) -> None:

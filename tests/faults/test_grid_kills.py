@@ -5,6 +5,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
 from mlflow.entities import Run as Recorded
 
 from tests.conftest import ROOT
@@ -53,6 +54,7 @@ def finished(cells: list[Recorded]) -> list[Recorded]:
     return [run for run in cells if run.data.tags["outcome"] == "finished"]
 
 
+@pytest.mark.long
 def test_a_grid_whose_trials_and_machine_are_killed_goes_on_where_it_was(
     tmp_path: Path, chance: random.Random
 ) -> None:

@@ -5,6 +5,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.faults.runs import (
     DISTURBED,
     ENDS_SECONDS,
@@ -17,6 +19,7 @@ from tests.faults.runs import (
 from tests.faults.stores import Stores
 
 
+@pytest.mark.long
 def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was(
     tmp_path: Path, chance: random.Random
 ) -> None:
@@ -44,6 +47,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was(
     check_exact(stores, stores.children()[finished[0]])
 
 
+@pytest.mark.long
 def test_an_interrupted_sweep_ends_with_nothing_left_running(
     tmp_path: Path, chance: random.Random
 ) -> None:

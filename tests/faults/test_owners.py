@@ -3,6 +3,7 @@
 import signal
 from pathlib import Path
 
+import pytest
 from mlflow import MlflowClient
 
 from tests.conftest import run_script
@@ -40,6 +41,7 @@ def test_two_grids_of_one_name_in_two_storages_at_once(tmp_path: Path) -> None:
         assert len(client.get_metric_history(parent.info.run_id, key)) == 1, key
 
 
+@pytest.mark.long
 def test_a_run_of_another_machine_is_left_alone_until_its_heart_stands_still(
     tmp_path: Path,
 ) -> None:

@@ -84,6 +84,7 @@ def machines(tmp_path: Path) -> Iterator[Cluster]:
     cluster.shutdown()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("script", ["train", "agc_sweep"])
 def test_a_notice_makes_a_checkpoint_from_which_another_machine_goes_on(
     script: str, tmp_path: Path, machines: Cluster, monkeypatch: pytest.MonkeyPatch

@@ -87,6 +87,7 @@ def test_a_sweep_whose_bucket_fails_for_a_while_has_all_in_it(
     assert artifacts["best_trial/weights.pt"] == hashlib.sha256(weights).hexdigest()
 
 
+@pytest.mark.long
 def test_a_training_goes_on_to_the_same_result_whatever_its_bucket_does(
     tmp_path: Path, bucket: Bucket
 ) -> None:
