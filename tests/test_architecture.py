@@ -64,6 +64,7 @@ def test_nfnet_knows_torch_and_nothing_of_the_platform() -> None:
         assert imports(path) <= allowed, path
 
 
+@pytest.mark.slow
 def test_importing_nfnet_imports_no_ray_and_no_mlflow() -> None:
     code = "import nfnet, sys; print([m for m in ('ray', 'mlflow', 'nflab') if m in sys.modules])"
     done = subprocess.run(
@@ -144,6 +145,7 @@ def test_experiments_know_nflab_alone() -> None:
         assert not imports(path) & {"ray", "mlflow", "optuna", "matplotlib"}, path
 
 
+@pytest.mark.slow
 def test_the_face_of_nflab_is_loaded_when_it_is_used() -> None:
     code = (
         "import sys, nflab; before = set(sys.modules); "
@@ -156,6 +158,7 @@ def test_the_face_of_nflab_is_loaded_when_it_is_used() -> None:
     assert len(kinds.split()) == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module", ["nflab.running.trial_process", "nflab.running.mailbox", "nflab.cluster.autoscaler"]
 )

@@ -310,6 +310,7 @@ def run_python(code: str, folder: Path, **env: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_librarys_example_trains_saves_reloads_and_fine_tunes(tmp_path: Path) -> None:
     check = "\nimport sys\nassert 'ray' not in sys.modules and 'nflab' not in sys.modules\n"
     printed = run_python(python_block("docs/pretrained.md") + check, tmp_path)

@@ -94,6 +94,7 @@ def supply(patch: pytest.MonkeyPatch, provider: Provider, there: Counter[str]) -
     patch.setattr(provider.ec2_fail_fast, "create_instances", create_instances)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("most", "there", "launched"),
     [

@@ -132,6 +132,7 @@ def ending_at(line: int) -> Any:
     return trace
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_at_any_line_of_saving_leaves_a_whole_checkpoint(
     tmp_path: Path,
 ) -> None:

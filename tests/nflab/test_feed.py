@@ -19,6 +19,8 @@ from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import replace
 
+pytestmark = pytest.mark.slow
+
 CONFIG = replace(Config(), batch_size=256)
 
 

@@ -32,6 +32,7 @@ def made_up(trials: int) -> pd.DataFrame:
     )
 
 
+@pytest.mark.slow
 def test_importances_find_the_setting_that_matters_and_count_pruned_trials() -> None:
     trials = made_up(40)
     found = importances.importances(trials, SPACE, SEARCHED)
@@ -73,6 +74,7 @@ def test_figures_are_drawn_of_what_has_a_result(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "b.png"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [0, 1, 40])
 def test_figures_are_drawn_of_any_number_of_trials(kept: int, tmp_path: Path) -> None:
     trials = made_up(40)[:kept]

@@ -320,6 +320,7 @@ def test_an_image_that_cannot_be_read_is_named_when_it_is_needed(own: Path) -> N
             list(train_batches(dataset, config, 0, 0, 1, loaders))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["jpg", "png"])
 def test_a_file_that_is_cut_off_is_refused_before_anything_starts(own: Path, ending: str) -> None:
     path = own / "train" / "flower" / "007.jpg"
@@ -342,6 +343,7 @@ def paths(dataset: Any, split: str) -> list[Path]:
     return [dataset._files[part][place] for place in places.tolist()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partners", [None, "batch", "fresh"])
 def test_the_next_image_of_the_order_takes_the_place_of_a_damaged_one(
     own: Path, capsys: pytest.CaptureFixture[str], partners: str | None
@@ -372,6 +374,7 @@ def test_the_next_image_of_the_order_takes_the_place_of_a_damaged_one(
     assert all(f"cannot read the image {files[order[place]]}" in told for place in lost)
 
 
+@pytest.mark.slow
 def test_the_example_of_a_model_is_an_image_that_can_be_read(own: Path) -> None:
     config = replace(config_of(own), bad_images="skip")
     files = paths(load_dataset(config), "val")
@@ -384,6 +387,7 @@ def test_the_example_of_a_model_is_an_image_that_can_be_read(own: Path) -> None:
         data.example_image(replace(config, bad_images="fail"))
 
 
+@pytest.mark.slow
 def test_a_run_counts_what_it_skips_and_evaluates_the_rest(own: Path) -> None:
     config = replace(
         small_config(str(own)), model="dm_nf_resnet_digits", epochs=2, bad_images="skip"

@@ -99,6 +99,7 @@ def test_a_cell_changes_with_what_is_computed_and_with_nothing_else(tmp_path: Pa
     assert a != cell
 
 
+@pytest.mark.slow
 def test_what_has_a_result_is_not_proposed_again(store: Store) -> None:
     ledger = store.open()
     assert ledger.missing == 4

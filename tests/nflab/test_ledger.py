@@ -24,6 +24,8 @@ from nflab.storage.checkpoints import Checkpoints
 from nflab.storage.run_folder import Identity
 from tests.faults.stores import STATES
 
+pytestmark = pytest.mark.slow
+
 CONFIG = replace(SweepConfig(), name="sweep", epochs=8, warmup_epochs=1.0, trials=6, seed=3)
 SAMPLES = 1024
 IDENTITY = Identity("5" * 32, "sweep", "test")

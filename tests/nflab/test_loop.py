@@ -26,6 +26,8 @@ from nflab.settings.recipes import RECIPES
 from nflab.settings.serialization import from_json
 from nflab.storage.checkpoints import Checkpoints
 
+pytestmark = pytest.mark.slow
+
 SMALL = replace(
     RECIPES["digits"].config, epochs=2, batch_size=96, seed=3, drop_rate=0.2, stochdepth_rate=0.2
 )

@@ -26,6 +26,8 @@ from nflab.settings.recipes import RECIPES
 from nflab.storage.checkpoints import Checkpoints
 from tests.nflab.test_loop import Reports, run
 
+pytestmark = pytest.mark.slow
+
 SMALL = replace(RECIPES["digits"].config, batch_size=96, epochs=3, seed=3)
 
 

@@ -22,6 +22,8 @@ from nflab.storage import checkpoints as kept
 from nflab.storage.checkpoints import Checkpoints, read_mark
 from tests.nflab.test_loop import TIMES, Reports, assert_same, run
 
+pytestmark = pytest.mark.slow
+
 # 11 steps an epoch, of which every fourth has a checkpoint.
 SMALL = replace(
     RECIPES["digits"].config,

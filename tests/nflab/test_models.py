@@ -158,6 +158,7 @@ def test_fewer_than_two_classes_are_refused(name: str) -> None:
         validate(replace(Config(), dataset=name))
 
 
+@pytest.mark.slow
 def test_a_network_is_checked_without_torchs_compiler_and_without_touching_the_dataset() -> None:
     ask = """
 import sys

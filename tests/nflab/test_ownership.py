@@ -196,6 +196,7 @@ class Slow(FolderBoard):
         super().put(claim)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attempt", range(5))
 def test_a_beat_on_its_way_takes_nothing_back(tmp_path: Path, attempt: int) -> None:
     """Neither that the run is owned, nor that the claim was taken away."""

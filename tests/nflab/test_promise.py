@@ -21,6 +21,8 @@ from nflab.settings.leaves import replace
 from nflab.settings.recipes import RECIPES
 from nflab.storage.checkpoints import Checkpoints
 
+pytestmark = pytest.mark.slow
+
 ALL = replace(
     RECIPES["digits"].config,
     epochs=1,

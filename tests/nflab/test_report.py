@@ -25,6 +25,8 @@ from nflab.studies.cells import Cell
 from nflab.studies.earlier import best_clippings
 from nflab.studies.finals import run_finals
 
+pytestmark = pytest.mark.slow
+
 Result = tuple[Mapping[str, Any], float, Outcome]
 
 

@@ -69,6 +69,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", CUTS)
 def test_two_processes_agree_with_one(results: Path, cut: int) -> None:
     first, second = (torch.load(results / f"{cut}_{rank}.pt") for rank in range(2))

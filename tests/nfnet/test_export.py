@@ -11,6 +11,8 @@ from torch import nn
 
 import nfnet
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"depths": (1, 2), "widths": (16, 32), "num_classes": 5}
 MODELS = [
     ("dm_nfnet_f0", {**SMALL, "group_size": 8}, (33, 48)),

@@ -47,6 +47,7 @@ def test_the_models_are_the_papers_and_timms_and_four_for_small_images() -> None
     assert set(names) == {*PAPERS.split(), *timms, *small}
 
 
+@pytest.mark.slow
 # arXiv 2102.06171, table 3: millions of parameters, and billions of multiply-adds at test size.
 @pytest.mark.parametrize(
     ("size", "pixels", "parameters", "flops"),

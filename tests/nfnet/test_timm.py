@@ -7,6 +7,8 @@ from torch import Tensor
 
 import nfnet
 
+pytestmark = pytest.mark.slow
+
 NAMES = sorted(set(timm.list_models(module="nfnet")) & set(nfnet.list_models()))
 
 
