@@ -267,8 +267,11 @@ def test_a_claim_that_is_torn_counts_for_nothing(tmp_path: Path, board: FolderBo
     assert list(board.claims()) == [ELSEWHERE.token]
 
 
-def test_runs_of_one_name_in_mlflow_are_one_board(tmp_path: Path) -> None:
+def test_runs_of_one_name_in_mlflow_are_one_board(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two storages with one tracking store may begin a run of one name at once."""
+    monkeypatch.setattr(ownership, "WATCH_SECONDS", 10)  # a beat in a database may take a while
     tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path), "grids")
     one, other, third = (tracker.start(name, {}) for name in ("g", "g", "h"))
     first, second, apart = Ownership(), Ownership(), Ownership()
