@@ -3,11 +3,11 @@
 Reads MLflow alone, at any time, and writes tables (Markdown and Parquet), figures and one HTML
 page that needs nothing beside it: the ablations beside the paper's own findings, and every sweep.
 All cells of the ablations stand in one table, cells.parquet; --from FOLDER draws them again from
-the table there.
+the table there, or from those of several folders.
 
 Example:
   python experiments/report.py --output report
-  python experiments/report.py --from results --output report
+  python experiments/report.py --from results report --output results
 """
 
 from dataclasses import dataclass
@@ -29,8 +29,9 @@ class Report:
 
     output: Path = Path("report")
     """Folder of the report."""
-    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Folder of an earlier report, to draw again from its cells.parquet in place of MLflow."""
+    sources: Annotated[tuple[Path, ...], tyro.conf.arg(name="from")] = ()
+    """Folders of earlier reports, to draw again from their cells.parquet in place of MLflow; of a
+    cell that several have the last one's counts."""
     tracking_uri: str | None = None
     """MLflow store or server; default: $MLFLOW_TRACKING_URI, else mlflow.db in the checkout."""
 
@@ -41,8 +42,8 @@ def main(asked: Report) -> None:
     from nflab.reporting.report import write_report, write_report_from
 
     output = asked.output.expanduser()
-    if asked.source is not None:
-        written = write_report_from(asked.source.expanduser(), output)
+    if asked.sources:
+        written = write_report_from([source.expanduser() for source in asked.sources], output)
     else:
         uri = locations.tracking_uri(RunConfig(tracking_uri=asked.tracking_uri))
         written = write_report(uri, output)

@@ -254,7 +254,7 @@ def test_ablations_are_drawn_again_from_the_table_of_their_cells(
     cells = pd.read_parquet(first / "cells.parquet")
     assert len(cells) == len(CELLS) + 2
     assert not {"name", "storage", "tracking_uri", "folder", "run_id"} & set(cells)
-    drawn = write_report_from(first, again)[0].read_text()
+    drawn = write_report_from([first], again)[0].read_text()
     assert [line for line in drawn.splitlines() if line.startswith("- holds")] == [
         line for line in text.splitlines() if line.startswith("- holds")
     ]
@@ -264,6 +264,16 @@ def test_ablations_are_drawn_again_from_the_table_of_their_cells(
     figures = [(f / f"figures/{name}-{name}.png").read_bytes() for f in (first, again)]
     assert figures[0] == figures[1]
     assert "Does a network without clipping survive" in drawn
+    # A cell that was trained again, and one that only the later folder has.
+    later = cells[:2].assign(test_top1=[12.5, 13.5], cell=[cells.cell[0], "f" * 16])
+    (tmp_path / "later").mkdir()
+    later.to_parquet(tmp_path / "later" / "cells.parquet")
+    write_report_from([first, tmp_path / "later"], tmp_path / "both")
+    both = pd.read_parquet(tmp_path / "both" / "cells.parquet")
+    assert len(both) == len(cells) + 1
+    top1 = both.set_index(["experiment", "cell"]).test_top1
+    assert top1[cells.experiment[0], cells.cell[0]] == 12.5
+    assert top1[cells.experiment[1], cells.cell[1]] == cells.test_top1[1]
 
 
 @pytest.mark.parametrize(
@@ -281,7 +291,7 @@ def test_what_is_no_table_of_cells_is_said(holds: Any, told: str, tmp_path: Path
     elif holds is not None:
         holds.to_parquet(file)
     with pytest.raises(ConfigError, match=told):
-        write_report_from(tmp_path, tmp_path / "again")
+        write_report_from([tmp_path], tmp_path / "again")
 
 
 def test_the_best_clipping_is_read_from_cells_that_differ_in_nothing_else(store: Store) -> None:

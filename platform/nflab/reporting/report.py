@@ -128,15 +128,15 @@ def write_report(uri: str, folder: Path) -> list[Path]:
                 sections.append(_section(title, found, name, folder, text, level=3))
     if kept:
         rows = pd.concat(kept, ignore_index=True)
-        rows[[column for column in KEPT if column in rows]].to_parquet(folder / CELLS)
+        rows[[column for column in KEPT if column in rows]].to_parquet(folder / CELLS, index=False)
     return _write(sections, folder)
 
 
-def write_report_from(source: Path, folder: Path) -> list[Path]:
-    """Draws the ablations again from the `cells.parquet` of an earlier report.
+def write_report_from(sources: Sequence[Path], folder: Path) -> list[Path]:
+    """Draws the ablations again from the `cells.parquet` of earlier reports.
 
     Args:
-        source: folder of that report.
+        sources: folders of those reports; of a cell that several have the last one's counts.
 
     Returns:
         likewise.
@@ -144,8 +144,10 @@ def write_report_from(source: Path, folder: Path) -> list[Path]:
     Raises:
         ConfigError: there is no such table, or it is damaged.
     """
-    cells = read_cells(source)
+    found = pd.concat([read_cells(source) for source in sources], ignore_index=True)
+    cells = found.drop_duplicates(["experiment", "cell"], keep="last")
     _make(folder)
+    cells.to_parquet(folder / CELLS, index=False)
     sections = [Section(TITLE, level=1, text=[f"{len(cells)} cells, from {CELLS}"])]
     for experiment, rows in cells.groupby("experiment", sort=False):
         sections += _ablation(str(experiment), KINDS[str(experiment)], rows, folder)
