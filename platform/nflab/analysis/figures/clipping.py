@@ -57,11 +57,13 @@ def _draw_networks(axes: Axes, cells: pd.DataFrame, best: Mapping[int, float]) -
             name = f"{label}, at its best clipping" if label == "NF + AGC" else label
             draw_means(axes, runs, "batch_size", color, marker, name)
     for size, mean in clipped.groupby("batch_size").test.mean().dropna().items():
+        last = size == cells.batch_size.max()  # to its right is no room
         axes.annotate(
             f"{best[size]:g}",
             (size, mean),
-            (5, -11),
+            (-5 if last else 5, -11),
             textcoords="offset points",
+            ha="right" if last else "left",
             color="C0",
             fontsize=8,
             annotation_clip=True,
