@@ -312,6 +312,8 @@ def test_the_best_clipping_is_read_from_cells_that_differ_in_nothing_else(store:
         client.set_tag(run.info.run_id, "dataset_fingerprint", fingerprint)
     assert best_clippings(config, (16, 64)) == (0.3, 0.1)
     assert best_clippings(config, (64,)) == (0.1,)
+    # Of a setting that nothing reads it does not matter what it says.
+    assert best_clippings(replace(config, augmentation_layers=2), (64,)) == (0.1,)
     assert best_clippings(replace(config, epochs=80), (16,)) == (0.1,)
     with pytest.raises(ConfigError, match="batch 128 is not recorded"):
         best_clippings(config, (16, 128))

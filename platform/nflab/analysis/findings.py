@@ -68,7 +68,7 @@ def groups(rows: pd.DataFrame, varied: Sequence[str]) -> list[tuple[dict[str, st
     """
     if not len(rows):
         return []
-    rows = _as_computed(rows)
+    rows = as_computed(rows)
     scale = [field.name for field in fields(ScaleConfig)]
     apart = {*_UNRELATED, *scale, *varied, "model"}
     names = [*flat(Config()), "dataset_fingerprint"]
@@ -96,7 +96,7 @@ def groups(rows: pd.DataFrame, varied: Sequence[str]) -> list[tuple[dict[str, st
     )
 
 
-def _as_computed(rows: pd.DataFrame) -> pd.DataFrame:
+def as_computed(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows whose settings read alike where they compute the same; one that an older row does not
     name had its default."""
     rows, default = rows.copy(), {key: as_text(value) for key, value in flat(Config()).items()}

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+import pandas as pd
+
 from nflab.analysis import clipping
-from nflab.analysis.findings import groups
+from nflab.analysis.findings import as_computed, groups
 from nflab.data import load_dataset
 from nflab.recording.archive import Archive
 from nflab.recording.tables import one_each
@@ -27,7 +29,8 @@ def best_clippings(config: Config, batch_sizes: Sequence[int]) -> tuple[float, .
     if _EXPERIMENT in archive.experiments():
         rows = archive.rows(_EXPERIMENT)
         base = locations.located(config.base())
-        own = {key: as_text(value) for key, value in flat(base).items()}
+        written = pd.DataFrame([{key: as_text(value) for key, value in flat(base).items()}])
+        own = as_computed(written).iloc[0].to_dict()
         own["dataset_fingerprint"] = load_dataset(base).fingerprint
         for common, group in groups(one_each(rows[rows.cell.notna()]), clipping.VARIED):
             if all(own.get(key) == value for key, value in common.items()):
