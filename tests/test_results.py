@@ -1,0 +1,81 @@
+"""What the README says of the runs whose cells are kept, worked out again from their table."""
+
+import math
+import re
+
+import pandas as pd
+import pytest
+
+from nflab.analysis import clipping
+from nflab.analysis.findings import groups
+from nflab.reporting.report import read_cells
+from tests.conftest import ROOT
+
+TEXT = " ".join((ROOT / "README.md").read_text().split())
+
+
+@pytest.fixture(scope="module")
+def cells() -> pd.DataFrame:
+    return read_cells(ROOT / "results")
+
+
+@pytest.fixture(scope="module")
+def figure_2(cells: pd.DataFrame) -> pd.DataFrame:
+    """Means of the large ablation, by network, batch size and clipping."""
+    rows = cells[cells.experiment == "clipping_vs_batch_size"]
+    ((common, group),) = groups(rows, clipping.VARIED)
+    assert (common["model"], common["dataset"]) == ("dm_nf_resnet_small", "fashion-mnist")
+    return clipping.analyse(group, "").table
+
+
+def test_the_cells_say_where_they_come_from(cells: pd.DataFrame) -> None:
+    for column in ("seed", "outcome", "seconds", "driver", "git_commit", "torch"):
+        assert cells[column].notna().all(), column
+    assert (ROOT / "results" / "cells.parquet").stat().st_size < 300_000
+
+
+def test_the_first_figure(cells: pd.DataFrame, figure_2: pd.DataFrame) -> None:
+    rows = cells[cells.experiment == "clipping_vs_batch_size"]
+    hours = rows.seconds.astype(float).sum() / 3600
+    assert len(rows) == 35 and set(rows.seed) == {"0"}
+    assert f"{len(rows)} trainings on Fashion-MNIST, one seed each, {hours:.1f} hours" in TEXT
+
+
+def test_what_is_said_of_the_first_figure(figure_2: pd.DataFrame) -> None:
+    means = figure_2.set_index(["network", "batch_size", "clipping"])
+    sizes = sorted(figure_2.batch_size.unique())
+    assert sizes == [256, 512, 1024, 2048, 4096]
+    none = {size: means.loc[("NF", size, math.inf)] for size in sizes}
+    best = clipping.best_clippings(figure_2)
+    reached = {size: means.test_mean[("NF", size, best[size])] for size in sizes}
+    norm = {size: means.test_mean[("batch norm", size, math.inf)] for size in sizes}
+
+    diverged = [size for size in sizes if none[size].diverged]
+    assert f"it reaches {none[256].test_mean:.1f} % at a batch of 256" in TEXT
+    assert f"and diverges at {diverged[0]}" in TEXT
+    assert f"keeps it at {reached[diverged[0]]:.1f} % there" in TEXT
+    survived = [size for size in sizes if size not in diverged]
+    assert f"it diverges at {' and '.join(map(str, diverged))}; up to {survived[-1]}" in TEXT
+    for size in survived:  # "no clipping does as well as any"
+        assert none[size].test_mean > reached[size] - 0.5
+
+    widest = {size: clipping.largest_good_clipping(figure_2, size) for size in sizes}
+    (first,) = {widest[size] for size in sizes[:-1]}
+    said = f"is {first:g} up to {sizes[-2]}, and {widest[4096]:g} at 4096"
+    assert f"the largest within a point of the best {said}" in TEXT
+
+    below = {size: norm[size] - reached[size] for size in sizes}
+    low, high = (choose(below[size] for size in sizes[:-1]) for choose in (min, max))
+    said = f"{low:.1f} to {high:.1f} points below batch norm up to {sizes[-2]}"
+    assert f"{said}, and {below[4096]:.1f} at 4096" in TEXT
+
+
+def test_the_figure_is_of_the_table(figure_2: pd.DataFrame) -> None:
+    report = (ROOT / "results" / "report.md").read_text()
+    numbers = re.findall(
+        r"\| NF \| (\d+) \| ([\d.]+|none) \| 1 \| \d \| 0 \| [\d.]+ \| ([\d.]+)", report
+    )
+    told = {(int(size), c): float(top1) for size, c, top1 in numbers}
+    for cell in figure_2[figure_2.network == "NF"].itertuples():
+        key = cell.batch_size, "none" if math.isinf(cell.clipping) else f"{cell.clipping:g}"
+        assert told[key] == pytest.approx(cell.test_mean, abs=0.006)
