@@ -72,6 +72,23 @@ def test_a_run_of_few_to_many_workers_asks_for_the_least_that_there_are() -> Non
         place(ScaleConfig(num_workers="11:12"), CPU_CLUSTER)
 
 
+@pytest.mark.parametrize(
+    ("machine", "scale", "cores"),
+    [
+        ({"CPU": 8, "GPU": 1}, ScaleConfig(), 8),
+        ({"CPU": 96, "GPU": 8}, ScaleConfig(num_workers=8), 12),
+        ({"CPU": 96, "GPU": 8}, ScaleConfig(gpus_per_worker=0.25), 3),
+        ({"CPU": 16}, ScaleConfig(num_workers=4), 1),
+        ({"CPU": 16}, ScaleConfig(), 1),
+    ],
+)
+def test_a_worker_has_its_share_of_a_machines_cores(
+    machine: dict[str, float], scale: ScaleConfig, cores: int
+) -> None:
+    resources = Resources(cpus=machine["CPU"], gpus=machine.get("GPU", 0), own=False)
+    assert place(scale, resources).cores_on(machine) == cores
+
+
 def test_gpus_that_are_not_there_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"gpus_per_worker 1 .* 0 GPUs"):
         place(ScaleConfig(gpus_per_worker=1), CPU_CLUSTER)

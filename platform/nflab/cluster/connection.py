@@ -93,6 +93,13 @@ def price_here(placement: Placement) -> float | None:
     return placement.prices.get(str(labels.get(_NODE_TYPE, "")))
 
 
+def cores_here(placement: Placement) -> int:
+    """CPU cores for this process if it is a worker (see `Placement.cores_on`)."""
+    own = ray.get_runtime_context().get_node_id()
+    (resources,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == own)
+    return placement.cores_on(resources)
+
+
 def _present_types(placement: Placement) -> Iterable[str]:
     """The types of those machines of the cluster that hold a worker."""
     for node in ray.nodes():

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nflab.cluster.prices import share_of
 from nflab.settings.config import ScaleConfig
 from nflab.settings.errors import ConfigError
 
@@ -53,6 +54,13 @@ class Placement:
         """Ray's resource request of one worker."""
         gpus = {"GPU": self.gpus_per_worker} if self.gpus_per_worker else {}
         return {"CPU": self.cpus_per_worker, **gpus}
+
+    def cores_on(self, machine: Mapping[str, float]) -> int:
+        """CPU cores for a worker and its loaders: of those of a machine, as Ray counts them, the
+        share that the worker takes of what workers are placed by."""
+        share = min(1.0, share_of(machine, self.per_worker))
+        # A hair above: a worker may leave a hundredth of a core to its trial.
+        return max(1, int(machine.get("CPU", 0) * share + 0.05))
 
     def __str__(self) -> str:
         device = f"{self.gpus_per_worker:g} GPU each" if self.gpus_per_worker else "on CPU"

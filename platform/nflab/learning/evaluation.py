@@ -103,7 +103,7 @@ def open_feed(config: Config, dataset: Dataset, worker: Worker, parts: Sequence[
     """What gives a worker the images of all parts of a run, in their order."""
     loaders = config.scale.loaders
     if loaders is None:
-        cores = max(1, len(os.sched_getaffinity(0)) // worker.local_world_size)
+        cores = worker.cores or len(os.sched_getaffinity(0))
         loaders = 0 if dataset.in_memory else cores
     on_gpu, where = worker.device.type == "cuda", config.scale.augment_on
     on_device = where == "device" or (where == "auto" and on_gpu)

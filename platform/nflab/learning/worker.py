@@ -21,8 +21,8 @@ class Worker:
     """Called by every worker after each epoch with the metrics."""
     rank: int = 0
     world_size: int = 1
-    local_world_size: int = 1
-    """Processes of the run on this machine."""
+    cores: int | None = None
+    """CPU cores for this process and those that read its images; None: all that it may use."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     usd_per_hour: float | None = None
     """What this process costs, where that is known."""

@@ -14,7 +14,7 @@ import torch
 from ray.train import TrainingFailedError
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from nflab.cluster.connection import price_here
+from nflab.cluster.connection import cores_here, price_here
 from nflab.cluster.placement import LEFT_FOR_TRIAL, Placement
 from nflab.cluster.preemption import notice
 from nflab.learning.loop import train
@@ -49,6 +49,7 @@ def trainable(base: Config, placement: Placement) -> Callable[[dict[str, Any]], 
                 worker = Worker(
                     report=report,
                     device=_device(placement),
+                    cores=cores_here(placement),
                     usd_per_hour=price_here(placement),
                     checkpoints=Checkpoints.of_run(folder),
                     is_preempted=notice(),

@@ -126,8 +126,8 @@ class ScaleConfig:
     whose gradients add up; auto takes the slice whole, or in halves, quarters, ..., if a GPU's
     memory is too small for it."""
     loaders: Annotated[int | None, int_or("auto")] = None
-    """Processes that read images for each worker; auto is none for a dataset in memory, else
-    what there are of CPU cores."""
+    """Processes that read images for each worker; auto is none for a dataset in memory, else its
+    share of the machine's CPU cores, as Ray counts them."""
     augment_on: str = "auto"
     """Where images are mixed and go through RandAugment: `cpu`, by the loaders; or `device`, where
     the network is; auto takes a GPU if it trains there."""
