@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import nflab.learning.loop
 import nfnet
@@ -87,6 +88,28 @@ def test_recorded_weights_give_the_recorded_accuracy(small: Reports) -> None:
     pixels = (images.float() / 255 - digits.mean) / digits.std
     top1 = 100 * (model(pixels).argmax(1) == labels).double().mean()
     assert float(top1) == pytest.approx(small.metrics[-1]["test_top1"])
+
+
+@pytest.mark.parametrize(("precision", "rounds"), [("float32", False), ("tf32", True)])
+def test_products_are_rounded_if_asked_for_and_never_in_an_evaluation(
+    precision: str, rounds: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def look(module: nn.Module, given: Any) -> None:
+        allowed = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        seen.append((module.training, *allowed))
+
+    build = nflab.learning.loop.build_model
+
+    def watched(*args: Any, **named: Any) -> nn.Module:
+        model = build(*args, **named)
+        model.register_forward_pre_hook(look)
+        return model
+
+    monkeypatch.setattr(nflab.learning.loop, "build_model", watched)
+    run(replace(SMALL, epochs=1, precision=precision, ema_decay=None), tmp_path)
+    assert set(seen) == {(True, rounds, rounds), (False, False, False)}
 
 
 def test_deterministic_algorithms_change_nothing_on_a_cpu(small: Reports, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from nflab.data.batches import regroup, standardise
 from nflab.data.dataset import Split
 from nflab.data.feed import Feed, Part
 from nflab.learning.models import build_model, check_model
-from nflab.learning.network import memory_format
+from nflab.learning.network import in_float32, memory_format
 from nflab.learning.worker import Worker
 from nflab.settings.config import Config
 from nflab.settings.errors import require
@@ -46,6 +46,7 @@ def evaluate_pretrained(config: Config, worker: Worker) -> None:
 
 
 @torch.no_grad()
+@in_float32()
 def evaluate(
     config: Config, model: nn.Module, dataset: Dataset, split: Split, worker: Worker, feed: Feed
 ) -> dict[str, float]:

@@ -27,7 +27,7 @@ from nflab.learning.models import (
     set_training,
     statistics_left_alone,
 )
-from nflab.learning.network import Network, memory_format, part_of_batch, use_algorithms
+from nflab.learning.network import Network, memory_format, part_of_batch, use_arithmetic
 from nflab.learning.state import Saver, Training, load_state
 from nflab.learning.worker import Worker, sum_over_workers
 from nflab.settings.config import Config
@@ -69,7 +69,7 @@ def train(config: Config, worker: Worker) -> None:
         OtherComputation: the last checkpoint is of another computation; nothing was trained.
         DatasetError: the dataset cannot be used, or is not the driver's; likewise.
     """
-    use_algorithms(config)
+    use_arithmetic(config)
     dataset = load_dataset(config)
     worker.check(dataset)
     model = build_model(config, dataset, new_head=True).to(worker.device)

@@ -2,8 +2,8 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -29,13 +29,31 @@ def autocast(config: Config, device: torch.device) -> torch.autocast:
     )
 
 
-def use_algorithms(config: Config) -> None:
-    """Lets PyTorch choose among all its algorithms, or among those that repeat to the bit."""
+def use_arithmetic(config: Config) -> None:
+    """Lets PyTorch use only algorithms that repeat to the bit, or all; and on a GPU round the
+    products of float32 to TF32, or not, which it does in convolutions unless told."""
     repeats = config.scale.deterministic
     if repeats:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     torch.use_deterministic_algorithms(repeats)
     torch.backends.cudnn.deterministic = repeats
+    _allow_tf32(config.precision.precision == "tf32")
+
+
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """Computes in float32 itself."""
+    allowed = torch.backends.cudnn.allow_tf32
+    _allow_tf32(False)
+    try:
+        yield
+    finally:
+        _allow_tf32(allowed)
+
+
+def _allow_tf32(allowed: bool) -> None:
+    torch.backends.cudnn.allow_tf32 = allowed
+    torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 class Network:

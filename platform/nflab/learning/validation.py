@@ -27,7 +27,7 @@ def validate(config: Config, trains: bool = True) -> None:
     c = flat(config)
     known("model", c["model"], nfnet.list_models())
     known("recipe", c["recipe"], list(RECIPES))
-    known("precision", c["precision"], ["float32", "bfloat16"])
+    known("precision", c["precision"], ["float32", "tf32", "bfloat16"])
     known("bad_images", c["bad_images"], ["fail", "skip"])
     known("partners", c["partners"], ["batch", "fresh"])
     known("augment_on", c["augment_on"], ["auto", "cpu", "device"])

@@ -107,7 +107,8 @@ class PrecisionConfig:
     """With which arithmetic."""
 
     precision: str = "float32"
-    """Type of activations, float32 or bfloat16; parameters, gradients and the loss are float32."""
+    """Type of activations: float32; bfloat16; or tf32, which is float32 with factors that a GPU
+    rounds to 10 bits. Parameters, gradients and the loss are float32."""
     channels_last: bool = False
     """Keep images and kernels with their channels last in memory, which some devices prefer."""
     compile: bool = False
