@@ -187,8 +187,7 @@ class Sweep:
         self.identity = Identity("a" * 32, "s", "agc_sweep")
 
     def open(self, begun: bool = False, identity: Identity | None = None) -> optuna.Study:
-        pruner = optuna.pruners.NopPruner()
-        return open_study(self.file, identity or self.identity, self.folder, pruner, begun)
+        return open_study(self.file, identity or self.identity, self.folder, begun)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """The ledger against the real study and the real MLflow store, without Ray."""
 
+import math
+import random
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,12 @@ from tests.faults.stores import STATES
 
 pytestmark = pytest.mark.slow
 
-CONFIG = replace(SweepConfig(), name="sweep", epochs=8, warmup_epochs=1.0, trials=6, seed=3)
+CONFIG = replace(
+    SweepConfig(), name="sweep", epochs=8, warmup_epochs=1.0, trials=6, seed=3, lookahead=1
+)
+WIDE = replace(CONFIG, lookahead=4)
+"""Of which several trials run at once."""
+
 SAMPLES = 1024
 IDENTITY = Identity("5" * 32, "sweep", "test")
 
@@ -149,7 +156,7 @@ def test_what_cannot_be_trained_tells_the_sampler_to_avoid_it(stores: Stores, wh
 def test_of_two_equal_trials_the_lower_number_is_best_whichever_began_first(
     stores: Stores, tmp_path: Path
 ) -> None:
-    ledger = stores.open()
+    ledger = stores.open(WIDE)
     first, second = ledger.propose(), ledger.propose()
     content = tmp_path / "content"
     content.mkdir()
@@ -177,14 +184,14 @@ def test_a_failed_trial_is_recorded_with_its_error(stores: Stores) -> None:
 
 
 def test_released_trials_wait_and_are_proposed_again_as_they_were(stores: Stores) -> None:
-    ledger = stores.open()
+    ledger = stores.open(WIDE)
     finish(ledger, 80)
     first, second = begin(ledger), begin(ledger)
     for e in (1, 2, 3):
         ledger.reported(first.number, epoch(e, 85))
     ledger.release()
     stores.agree()
-    again = stores.open()
+    again = stores.open(WIDE)
     assert again.missing == 5
     assert [begin(again), begin(again)] == [first, second]
     # A continued trial repeats the reports that led to its checkpoint.
@@ -222,7 +229,7 @@ def test_a_run_that_the_study_says_has_ended_is_not_left_running(stores: Stores)
 
 def test_a_driver_that_was_killed_leaves_what_a_new_one_needs(stores: Stores) -> None:
     """The first ledger is forgotten without a word, as kill -9 would have it."""
-    lost = stores.open()
+    lost = stores.open(WIDE)
     interrupted = begin(lost)
     lost.reported(interrupted.number, epoch(1, 50))
     proposed_only = lost.propose()  # killed before its run was made
@@ -230,42 +237,107 @@ def test_a_driver_that_was_killed_leaves_what_a_new_one_needs(stores: Stores) ->
     untold = begin(lost)
     lost._open[untold.number].set_user_attr("outcome", "failed")
     lost._study.tell(lost._open[untold.number], state=TrialState.FAIL)  # killed before MLflow knew
-    again = stores.open()
+    again = stores.open(WIDE)
     assert stores.runs()[untold.number].data.tags["outcome"] == "failed"
     assert again.missing == 4
     assert [again.propose(), again.propose()] == [interrupted, proposed_only]
-    assert again.propose().number == 5
+    assert again.propose() is None  # the fifth waits for the first
 
 
 def test_proposals_depend_on_the_seed_and_not_on_interruptions(stores: Stores) -> None:
-    ledger = stores.open()
+    ledger = stores.open(WIDE)
     at_once = [ledger.propose().settings for _ in range(4)]
     (stores.folder / "other").mkdir()
     other = Stores(stores.folder / "other")
-    one_by_one = [other.open().propose().settings]
+    one_by_one = [other.open(WIDE).propose().settings]
     for _ in range(3):
-        reopened = other.open()
+        reopened = other.open(WIDE)
         reopened._study.tell(reopened._study.ask(), state=TrialState.FAIL)
         one_by_one.append(reopened.propose().settings)
     assert at_once == one_by_one
     assert len({str(settings) for settings in at_once}) == 4
 
 
+def search(stores: Stores, at_once: int, chance: random.Random, kills: int = 0) -> list[Any]:
+    """What the study holds after a sweep of 12 trials, `at_once` of which run at a time and go on
+    in no particular order; now and then its process is lost."""
+    config = replace(WIDE, trials=12)
+    ledger = stores.open(config)
+    moments = set(chance.sample(range(1, 60), kills))
+    under_way: dict[int, tuple[Proposal, int]] = {}
+    while ledger.missing:
+        while len(under_way) < min(at_once, ledger.missing):
+            proposal = ledger.propose()
+            if proposal is None:
+                break
+            ledger.started(proposal)
+            under_way[proposal.number] = proposal, 0
+        number = chance.choice(list(under_way))
+        proposal, done = under_way[number]
+        settings = proposal.settings
+        reached = 90 - 10 * abs(math.log(settings["clipping"] or 1, 10) + 1) ** 2
+        top1 = (reached - settings["batch_size"] / 16) * (1 - 0.5 ** (done + 1))
+        outcome = "finished" if done == 7 else "running"
+        cut = ledger.reported(number, epoch(done + 1, top1, outcome))
+        under_way[number] = proposal, done + 1
+        if cut or outcome == "finished":
+            ledger.ended(number, "pruned" if cut else "finished", top1)
+            del under_way[number]
+        if moments and chance.random() < 0.1:
+            moments.pop()
+            ledger, under_way = stores.open(config), {}  # as after kill -9
+    return [
+        (t.state, t.values, t.params, t.user_attrs, t.system_attrs, t.intermediate_values)
+        for t in stores.trials()
+    ]
+
+
+def test_a_search_is_the_same_however_many_run_at_once_and_whatever_is_killed(
+    tmp_path: Path,
+) -> None:
+    found = []
+    for number, (at_once, kills) in enumerate(((1, 0), (2, 0), (4, 0), (4, 3), (1, 2))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        found.append(search(Stores(folder), at_once, random.Random(number), kills))
+    first, *others = found
+    assert len({str(trial[2]) for trial in first}) > 6
+    assert {trial[0] for trial in first} == {TrialState.COMPLETE, TrialState.PRUNED}
+    for other in others:
+        assert other == first
+
+
+def test_a_trial_waits_for_those_before_its_window(stores: Stores) -> None:
+    ledger = stores.open(WIDE)
+    under_way = [ledger.propose() for _ in range(4)]
+    assert ledger.propose() is None
+    for proposal in under_way[1:]:
+        assert proposal is not None
+        ledger.started(proposal)
+        ledger.ended(proposal.number, "finished", 50.0)
+    assert ledger.propose() is None  # the first has not ended
+    first = under_way[0]
+    assert first is not None
+    ledger.started(first)
+    ledger.ended(1, "failed", None, "x")
+    assert [getattr(ledger.propose(), "number", None) for _ in range(5)] == [5, 6, 7, 8, None]
+
+
 def test_a_configuration_proposed_again_runs_with_the_next_seed(stores: Stores) -> None:
-    ledger = stores.open(replace(CONFIG, searched=()))
+    ledger = stores.open(replace(WIDE, searched=()))
     assert [ledger.propose().settings for _ in range(3)] == [{"seed": 3}, {"seed": 4}, {"seed": 5}]
 
 
 def test_trials_that_failed_are_trained_again_under_their_numbers(stores: Stores) -> None:
-    ledger = stores.open()
+    ledger = stores.open(WIDE)
     finish(ledger, 80)
     asked = []
     for error in ("OSError: the disk is gone", "CUDA out of memory", "OSError: the disk is gone"):
         asked.append(begin(ledger))
         ledger.reported(asked[-1].number, epoch(1, 50))
         ledger.ended(asked[-1].number, "failed", None, error)
-    assert (stores.open().missing, stores.open(retry_failed=True).missing) == (2, 5)
-    ledger = stores.open(retry_failed=False)
+    assert (stores.open(WIDE).missing, stores.open(WIDE, retry_failed=True).missing) == (2, 5)
+    ledger = stores.open(WIDE, retry_failed=False)
     assert ledger.missing == 5  # whoever goes on later need not ask again
     stores.agree()
     assert [ledger.propose() for _ in asked] == asked
@@ -279,7 +351,7 @@ def test_trials_that_failed_are_trained_again_under_their_numbers(stores: Stores
     assert [trial.value for trial in stores.trials()] == [80, 60, 60, 60]
     assert {trial.system_attrs["constraints:infeasible"] for trial in stores.trials()} == {0.0}
     assert "error" not in stores.runs()[2].data.tags
-    assert stores.open().propose().number == 5
+    assert stores.open(WIDE).propose().number == 5
 
 
 def test_a_study_on_a_full_disk_is_written_when_there_is_room(

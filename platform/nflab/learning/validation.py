@@ -102,6 +102,8 @@ def validate(config: Config, trains: bool = True) -> None:
         batch_sizes = []  # its cells have their own
     if isinstance(config, SweepConfig):
         require(config.search.trials >= 1, f"trials {config.search.trials} must be at least 1")
+        ahead = config.search.lookahead
+        require(ahead is None or ahead >= 1, f"lookahead {ahead} must be at least 1, or auto")
         space = space_of(config)
         if "batch_size" in config.search.searched:
             of_baseline = batch_sizes if config.finals.finalists else []

@@ -33,8 +33,8 @@ class Ledger(Protocol):
         """How many trials have not come to their end."""
         ...
 
-    def propose(self) -> Proposal:
-        """The next trial to run."""
+    def propose(self) -> Proposal | None:
+        """The next trial to run; None if it waits for others that are under way."""
         ...
 
     def started(self, proposal: Proposal) -> None:

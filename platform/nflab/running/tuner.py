@@ -120,6 +120,8 @@ class _Searcher(_Unsaved, Searcher):
         if self._ledger.budget.reached or self._failures.cause is not None:
             return Searcher.FINISHED
         proposal = self._ledger.propose()
+        if proposal is None:
+            return None  # Tune asks again
         dataset = load_dataset(replace(self._config, **proposal.settings))
         return {**dataclasses.asdict(proposal), "fingerprint": dataset.fingerprint}
 

@@ -64,9 +64,7 @@ MARKER = "study.json"
 """File of a sweep's folder that says where its study is."""
 
 
-def open_study(
-    file: Path, identity: Identity, folder: str, pruner: optuna.pruners.BasePruner, begun: bool
-) -> optuna.Study:
+def open_study(file: Path, identity: Identity, folder: str, begun: bool) -> optuna.Study:
     """The study of a sweep, which is made if the sweep is new.
 
     Args:
@@ -92,7 +90,6 @@ def open_study(
             storage=RDBStorage(f"sqlite:///{file}"),
             direction="maximize",
             load_if_exists=True,
-            pruner=pruner,
         )
         owner = study.user_attrs.get(RUN)
         empty = not study.get_trials(deepcopy=False)

@@ -19,18 +19,16 @@ from nflab.recording.tracker import Tracker
 from nflab.running.budget import Budget
 from nflab.running.ledger import METRIC, Proposal
 from nflab.searching.distributions import distributions
+from nflab.searching.foresight import Foresight, Given
 from nflab.searching.study import kept, let_failed_wait, open_study, tell
 from nflab.settings.leaves import replace
 from nflab.settings.outcomes import Outcome
-from nflab.settings.recipes import space_of
+from nflab.settings.recipes import lookahead, space_of
 from nflab.settings.streams import Stream, keys
 from nflab.settings.studies import SweepConfig
 from nflab.storage.checkpoints import Checkpoints, Winner
 from nflab.storage.run_folder import Identity
 from nflab.terminal.wording import describe
-
-STARTUP_TRIALS = 4
-"""Random trials before TPE models the results, so that 12 trials are a search."""
 
 REDUCTION_FACTOR = 3
 """ASHA lets the best of this many trials pass each rung; rungs lie this factor apart."""
@@ -89,7 +87,8 @@ class TrialLedger:
         pruner = optuna.pruners.SuccessiveHalvingPruner(
             min_resource=first_rung(config) * samples_per_epoch, reduction_factor=REDUCTION_FACTOR
         )
-        opened = partial(open_study, study_file, identity, folder, pruner, begun)
+        self._pruner = pruner
+        opened = partial(open_study, study_file, identity, folder, begun)
         self._study = opened()
         if retry_failed:
             let_failed_wait(study_file)
@@ -97,6 +96,7 @@ class TrialLedger:
         self._kept = partial(kept, study_file)
         self._storage = self._study._storage
         self._open: dict[int, optuna.Trial] = {}
+        self._foresight: dict[int, Foresight] = {}
         self._runs: dict[int, tuple[str, int | None]] = {}
         self._records: dict[int, RunRecord] = {}
         self.release()
@@ -107,18 +107,22 @@ class TrialLedger:
         ended = sum(t.state.is_finished() for t in self._study.get_trials(deepcopy=False))
         return max(0, self._config.search.trials - ended)
 
-    def propose(self) -> Proposal:
-        """The next trial: one that was interrupted, else a new one."""
+    def propose(self) -> Proposal | None:
+        """The next trial: one that was interrupted, else a new one; None if it waits for the trials
+        before its window."""
         trials = self._study.get_trials(deepcopy=False)
         waiting = [t.number for t in trials if t.state == TrialState.WAITING]
+        place = waiting[0] if waiting else len(trials)
+        past = trials[: max(0, place + 1 - lookahead(self._config))]
+        if not all(trial.state.is_finished() for trial in past):
+            return None
         # A sampler of its own for each trial: what is proposed does not depend on how often the
         # sweep was interrupted.
-        number = waiting[0] if waiting else len(trials)
-        key = keys(self._config.run.seed, Stream.SEARCH, number)
-        self._study.sampler = optuna.samplers.TPESampler(
-            seed=int(key) % 2**32, n_startup_trials=STARTUP_TRIALS
-        )
+        key = keys(self._config.run.seed, Stream.SEARCH, place)
+        foresight = Foresight(past, int(key) % 2**32, self._pruner)
         searched = distributions(self._space, self._config.search.searched)
+        drawn = foresight.propose(searched)
+        self._study.sampler = Given(drawn)
         trial = self._kept(self._study.ask)
         for name, distribution in searched.items():  # one by one, for each is kept by itself
             self._kept(partial(trial._suggest, name, distribution))
@@ -132,9 +136,23 @@ class TrialLedger:
             )
             settings["seed"] = self._config.run.seed + repeats
             self._kept(lambda: trial.set_user_attr("settings", settings))
-        self._open[trial.number + 1] = trial
         number = trial.number + 1
+        self._open[number], self._foresight[number] = trial, foresight
+        known = self._storage.get_trial(trial._trial_id).intermediate_values
+        for step, value in sorted(known.items()):
+            self._judge(number, value, step)
         return Proposal(number, settings, trial_folder(self._folder, number))
+
+    def _judge(self, number: int, value: float, step: int) -> bool:
+        """Whether a result cuts a trial; what it did there is kept for those that come after."""
+        foresight, trial = self._foresight[number], self._open[number]
+        cut = foresight.report(value, step)
+        noted = self._storage.get_trial(trial._trial_id).system_attrs
+        for key, found in foresight.rungs.items():
+            if key not in noted:
+                note = partial(self._storage.set_trial_system_attr, trial._trial_id, key, found)
+                self._kept(note)
+        return cut
 
     def started(self, proposal: Proposal) -> None:
         """Opens the trial's run in MLflow, or opens it again."""
@@ -170,18 +188,14 @@ class TrialLedger:
             return False  # repeated by a trial that goes on, and judged before
         if metrics["outcome"] == "finished":
             return False
-        # Written down, for the pruner does not judge the same rung again.
-        cut = known.user_attrs.get("cut", False) or trial.should_prune()
-        if cut:
-            self._kept(lambda: trial.set_user_attr("cut", True))
-        return cut
+        return self._judge(number, metrics[METRIC], step)
 
     def ended(
         self, number: int, outcome: Outcome, value: float | None, error: str | None = None
     ) -> None:
         """Closes a trial in the study, see `study.tell`, and in MLflow."""
         self._kept(lambda: tell(self._study, self._open[number], outcome, value, error))
-        del self._open[number]
+        del self._open[number], self._foresight[number]
         self._records[number].finish(outcome, error)
         if outcome != "failed":
             self._purge_losers(number, value if outcome == "finished" else None)
@@ -194,6 +208,7 @@ class TrialLedger:
         """Lets every trial that is under way wait for a later `propose`, and MLflow say what the
         study does; nothing is left running in either."""
         self._open.clear()
+        self._foresight.clear()
         for trial in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
             wait = partial(
                 self._storage.set_trial_state_values, trial._trial_id, TrialState.WAITING

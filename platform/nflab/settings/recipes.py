@@ -9,6 +9,7 @@ import nfnet
 from nflab.settings.config import Config
 from nflab.settings.leaves import replace
 from nflab.settings.search_space import SearchSpace
+from nflab.settings.studies import SweepConfig
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ _PAPER_SPACE = SearchSpace(
     batch_size=(256, 4096),
     augmentation_level=(0, 20),
     clippings=(0.01, 0.02, 0.04, 0.08, 0.16),
+    lookahead=16,
 )
 
 # ImageNet, as both the paper's models and its ablations are trained.
@@ -187,3 +189,9 @@ RECIPES = {
 def space_of(config: Config) -> SearchSpace:
     """What a sweep around this configuration searches."""
     return RECIPES[config.run.recipe].space
+
+
+def lookahead(config: SweepConfig) -> int:
+    """How many trials a sweep runs at once, at most (see `SearchConfig`)."""
+    given = config.search.lookahead
+    return space_of(config).lookahead if given is None else given

@@ -15,6 +15,8 @@ class SearchSpace:
     augmentation_level: tuple[int, int]
     clippings: tuple[float, ...]
     """Those that ablations compare."""
+    lookahead: int = 4
+    """Trials that a search runs at once, at most (see `SearchConfig`)."""
 
     def names(self) -> list[str]:
         """Settings that can be searched."""

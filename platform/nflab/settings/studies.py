@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from nflab.settings.config import Config
-from nflab.settings.flags import float_or
+from nflab.settings.flags import float_or, int_or
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,10 @@ class SearchConfig:
 
     trials: int = 20
     """Configurations to try."""
+    lookahead: Annotated[int | None, int_or("auto")] = None
+    """So many trials run at once at most. Each begins when all but the last of them before it have
+    ended, and what is proposed for it, and where it is cut, rests on these alone: so a search is
+    the same on any cluster. auto takes the recipe's."""
     dry_run: bool = False
     """Say what the search would take in time, and in money where machines have a price; run
     nothing."""

@@ -19,7 +19,7 @@ from nflab.running.ledger import METRIC
 from nflab.searching.importances import importances, judged
 from nflab.searching.trial_ledger import TrialLedger, trial_folder
 from nflab.settings.leaves import as_text, flat, replace
-from nflab.settings.recipes import space_of
+from nflab.settings.recipes import lookahead, space_of
 from nflab.settings.search_space import setting
 from nflab.settings.serialization import to_json
 from nflab.settings.studies import SweepConfig
@@ -99,6 +99,12 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
             f"sweep {session.name}: {planned} trials{done} of {config.schedule.epochs} epochs, "
             f"{session.placement}"
         )
+        ahead, at_once = lookahead(config), session.placement.max_concurrent
+        if ahead < min(at_once, missing):
+            say(
+                f"lookahead {ahead} lets {ahead} trials run at once, where there is room for "
+                f"{at_once}: a larger one would know less of the trials before it"
+            )
         progress = SweepProgress(planned, planned - missing, config.schedule.epochs)
         run.work(config.base(), ledger, progress)
         stopped = run.budget.reached and ledger.missing > 0

@@ -1,0 +1,77 @@
+"""A trial as its sampler and its pruner see it: beside those that ended before its window alone.
+
+So what is proposed for a trial, and where it is cut, are functions of the configuration. They
+depend neither on how many trials run at once, nor on which of them ends first.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial
+
+STARTUP_TRIALS = 4
+"""Random trials before TPE models the results, so that 12 trials are a search."""
+
+
+class Foresight:
+    """One trial in a study of its own, which holds what it may know.
+
+    Args:
+        past: the trials before its window, all of which have ended, in order.
+        seed: of what is proposed for it.
+        pruner: by which it is cut.
+    """
+
+    def __init__(
+        self, past: Sequence[FrozenTrial], seed: int, pruner: optuna.pruners.BasePruner
+    ) -> None:
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+        study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
+        study.add_trials(past)
+        self._study, self._trial = study, study.ask()
+        self._cut: dict[int, bool] = {}
+
+    def propose(self, searched: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+        """A draw of each searched setting."""
+        return {name: self._trial._suggest(name, scale) for name, scale in searched.items()}
+
+    def report(self, value: float, step: int) -> bool:
+        """Takes a result, once; returns whether it cuts the trial."""
+        if step not in self._cut:
+            self._trial.report(value, step)
+            self._cut[step] = self._trial.should_prune()
+        return self._cut[step]
+
+    @property
+    def rungs(self) -> dict[str, Any]:
+        """What the pruner has noted of the trial, for those that will compare with it."""
+        (own,) = self._study.get_trials(deepcopy=False)[-1:]
+        return dict(own.system_attrs)
+
+
+class Given(optuna.samplers.BaseSampler):
+    """Draws what was drawn before, elsewhere."""
+
+    def __init__(self, drawn: Mapping[str, Any]) -> None:
+        self._drawn = drawn
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        return self._drawn[param_name]
