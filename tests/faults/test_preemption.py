@@ -1,4 +1,4 @@
-"""A spot machine that is taken away: with a notice, no work is lost."""
+"""A spot machine that is taken away: with a notice, a checkpoint is made before it goes."""
 
 import json
 import threading
@@ -110,7 +110,6 @@ def test_a_notice_makes_a_checkpoint_from_which_another_machine_goes_on(
         monkeypatch.delenv("AWS_EC2_METADATA_SERVICE_ENDPOINT")
         run = Run(stores, f"{script}.py", "--name", "p", *flags, root=copy)
         wait_until(lambda: reported(stores) >= 1, run)
-        machines.add_node(num_cpus=1)
         server.end = time.time() + 30
         folders = [tmp_path / "runs/p", tmp_path / "runs/p/trials/0001"]
         checkpoints = Checkpoints.of_run(str(folders[script == "agc_sweep"]))
@@ -118,6 +117,7 @@ def test_a_notice_makes_a_checkpoint_from_which_another_machine_goes_on(
         mark = checkpoints.last_mark()
         assert mark is not None and mark[0] == 1 and 0 < mark[1] < 16, mark
         assert time.time() < server.end
+        machines.add_node(num_cpus=1)
         machines.remove_node(spot, allow_graceful=False)
         assert run.wait() == 0, run.output()
     ours = stores.children()[1] if script == "agc_sweep" else stores.parent()

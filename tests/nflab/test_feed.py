@@ -137,7 +137,7 @@ def test_processes_read_as_far_ahead_as_memory_allows(
     budget: int, chunks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feeds, "IN_FLIGHT_BYTES", budget)
-    assert feeds._prefetch(load_dataset(CONFIG), 2) == chunks  # a chunk has 32 x 64 pixels
+    assert feeds._prefetch(load_dataset(CONFIG), 2, False) == chunks  # a chunk has 32 x 64 pixels
 
 
 def test_too_little_shared_memory_is_told_before_anything_starts(

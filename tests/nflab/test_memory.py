@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from nflab.cluster.placement import Placement
 from nflab.data import load_dataset
-from nflab.data.batches import Batch
 from nflab.learning.memory import OutOfMemory
 from nflab.learning.models import build_model
 from nflab.learning.network import Network
@@ -93,7 +92,7 @@ def test_a_trial_whose_memory_is_full_later_goes_on_from_its_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = run(SMALL, tmp_path / "whole")
-    original, calls = Network._add_gradient, []
+    original, calls = Network.add_gradient, []
 
     def full(self: Network, *args: Any) -> Tensor:
         calls.append(self.micro_batch_size)
@@ -101,12 +100,12 @@ def test_a_trial_whose_memory_is_full_later_goes_on_from_its_last_checkpoint(
             raise torch.OutOfMemoryError
         return original(self, *args)
 
-    monkeypatch.setattr(Network, "_add_gradient", full)
+    monkeypatch.setattr(Network, "add_gradient", full)
     monkeypatch.setattr(Network, "adapts", True)
     reports = Reports(tmp_path / "run")
     worker = Worker(report=reports, checkpoints=Checkpoints(str(tmp_path / "run")))
     trial_process._train(SMALL, worker)
-    sizes = [metrics["micro_batch_size"] for metrics in reports.metrics]
+    sizes = [metrics["images_at_once"] for metrics in reports.metrics]
     # Each process tells again what led to its checkpoint.
     assert sizes == [96, 96, 96, 24, 24]
     told = capsys.readouterr().out
@@ -118,14 +117,31 @@ def test_a_trial_whose_memory_is_full_later_goes_on_from_its_last_checkpoint(
         assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-4)
 
 
-def test_full_memory_that_cannot_be_helped_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    for adapts, at_once in ((False, 96), (True, 1)):
-        network, _ = holding(0, replace(SMALL, micro_batch_size=at_once))
-        monkeypatch.setattr(Network, "adapts", adapts)
-        images = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
-        chunk = Batch(images, torch.full((1, 10), 0.1), torch.zeros(1, dtype=torch.int64))
-        with pytest.raises(torch.OutOfMemoryError):
-            network.add_gradient([chunk], 1, lambda places: places, 96)
+@pytest.mark.parametrize("where", ["nflab.learning.loop.evaluate", "nfnet.SGD_AGC.step"])
+def test_memory_that_is_full_elsewhere_is_helped_too(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(where, full)
+    monkeypatch.setattr(Network, "adapts", True)
+    with pytest.raises(OutOfMemory) as caught:
+        run(SMALL, tmp_path)
+    assert caught.value.micro_batch_size == 48
+
+
+@pytest.mark.parametrize(("adapts", "at_once"), [(False, None), (True, 1)])
+def test_full_memory_that_cannot_be_helped_is_an_error(
+    adapts: bool, at_once: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("nfnet.SGD_AGC.step", full)
+    monkeypatch.setattr(Network, "adapts", adapts)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(replace(SMALL, micro_batch_size=at_once), tmp_path)
 
 
 def _worker(rank: int, folder: Path) -> None:

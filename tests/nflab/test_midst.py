@@ -1,5 +1,6 @@
 """Checkpoints within an epoch: what goes on from them is what was never interrupted."""
 
+import itertools
 import shutil
 import threading
 import time
@@ -11,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from nflab.learning import loop, state
+from nflab.learning import due, state
 from nflab.learning.due import Due
 from nflab.learning.loop import train
 from nflab.learning.worker import Worker
@@ -52,7 +53,8 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "CHECK_EVERY", 4)
+    monkeypatch.setattr(due, "MOST_STEPS", 4)
+    monkeypatch.setattr(due, "LOOK_SECONDS", 1e9)
 
 
 def run_with_copies(
@@ -146,7 +148,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     monkeypatch.setattr(Due, "now", due_once)
     config = replace(SMALL, epochs=1)
     whole = run(config, tmp_path / "run", copies=None)
-    assert len(steps) == 3  # it did not wait
+    assert len(steps) == 11  # it did not wait
     assert whole.metrics == run(replace(config, checkpoint_minutes=None), tmp_path / "b").metrics
 
 
@@ -198,13 +200,37 @@ def test_a_notice_makes_one_checkpoint_at_once(
     assert run(config, folders[1] / "epoch-000000-00000005").metrics == whole.metrics
 
 
+def test_looks_are_as_far_apart_as_steps_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(due, "LOOK_SECONDS", 5.0)
+    monkeypatch.setattr(due, "MOST_STEPS", 16)
+    clock = 0.0
+    monkeypatch.setattr(due.time, "monotonic", lambda: clock)
+    looks: list[float] = []
+
+    def is_preempted() -> bool:
+        looks.append(clock)
+        return False
+
+    worker = Worker(
+        report=lambda _: None, checkpoints=Checkpoints("/nowhere"), is_preempted=is_preempted
+    )
+    asked = Due(replace(SMALL, checkpoint_minutes=None), worker, None)
+    for seconds in [10.6] * 3 + [1.0] * 12 + [0.01] * 40:
+        clock += seconds
+        assert not asked.now()
+    # Each step; once steps are shorter, after about five seconds; at last each 16 of them.
+    gaps = [round(b - a, 2) for a, b in itertools.pairwise(looks)]
+    assert gaps[:6] == [10.6, 10.6, 1.0, 5.0, 5.0, 1.04]
+    assert gaps[-1] == 0.16
+
+
 TWO = replace(SMALL, base_learning_rate=0.1, mixup=True, batch_size=97)
 
 
 def _worker(rank: int, world_size: int, folder: Path) -> None:
     """Trains, and goes on from what there was after the second checkpoint of epoch 2."""
     torch.set_num_threads(1)
-    loop.CHECK_EVERY = 4
+    due.MOST_STEPS, due.LOOK_SECONDS = 4, 1e9
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
     )

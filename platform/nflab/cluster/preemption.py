@@ -4,10 +4,10 @@ import functools
 import json
 import os
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -16,6 +16,9 @@ from ray.core.generated import autoscaler_pb2
 
 POLL_SECONDS = 5.0
 """Between two looks; a spot machine of AWS has two minutes."""
+
+_MUTE = 10
+"""So many looks without an answer say that there is none, as in a container."""
 
 _ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 """Where a machine's own facts are asked for, by the name that AWS's libraries give it."""
@@ -33,16 +36,27 @@ def notice() -> Callable[[], bool]:
     """
     given = threading.Event()
 
+    def drained() -> bool:
+        with suppress(Exception):  # another look may succeed
+            return _is_drained()
+        return False
+
     def watch() -> None:
+        mute = 0  # looks in a row at which AWS did not tell
         while not given.is_set():
-            try:
-                if _is_drained():
+            if drained():
+                given.set()
+            elif mute < _MUTE:
+                try:
+                    end, mute = spot_end(), 0
+                except OSError as error:
+                    end, mute = None, mute + 1
+                    if mute == _MUTE:
+                        print(f"AWS does not tell when it takes this machine: {error}", flush=True)
+                if end is not None:
                     given.set()
-                elif (end := spot_end()) is not None:
-                    _drain(end)
-            except Exception as error:  # another look may succeed
-                print(f"cannot tell whether this machine is taken away: {error}", flush=True)
-                time.sleep(60)
+                    with suppress(Exception):  # what matters is the checkpoint
+                        _drain(end)
             given.wait(POLL_SECONDS)
 
     threading.Thread(target=watch, name="notice", daemon=True).start()

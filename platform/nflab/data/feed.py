@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Items
 
-from nflab.data.batches import Batch, Crops, augmented, cut, eval_chunk, read_crops
+from nflab.data.batches import Batch, Crops, augmented, cut, eval_chunk, mixes, read_crops
 from nflab.data.dataset import Dataset, Split
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
@@ -31,6 +31,9 @@ _EACH = 4
 
 LOST_READERS = 3
 """How often in a row the processes that read images begin anew after one was lost."""
+
+_LOST = ("DataLoader worker (pid", "Pin memory thread exited")
+"""How errors of lost processes begin; what they were sending is lost with them."""
 
 _SHARED = "/dev/shm"
 """Where they lie until they are used."""
@@ -97,13 +100,14 @@ class Feed:
         """Seconds that were waited for images."""
         self._taken = self._lost = 0
         read = partial(_read, dataset, config, augments_on is None)
+        with_partners = augments_on is not None and mixes(config)
         self._begin_reading = partial(
             _begin_reading,
             self._cutting,
             list(parts),
             read,
             loaders,
-            _prefetch(dataset, loaders) if loaders else 0,
+            _prefetch(dataset, loaders, with_partners) if loaders else 0,
             pinned,
         )
         self._ahead = self._begin_reading(0)
@@ -154,12 +158,13 @@ class Feed:
             try:
                 chunk = next(self._ahead)
             except RuntimeError as error:
-                if not str(error).startswith("DataLoader worker (pid"):
+                if not str(error).startswith(_LOST):
                     raise
                 self._lost += 1
                 if self._lost > LOST_READERS:
                     raise
                 print("a process that reads images was lost: others take its place", flush=True)
+                self._ahead = iter(())  # first the others end, and what they hold is free
                 self._ahead = self._begin_reading(self._taken)
             else:
                 self._taken, self._lost = self._taken + 1, 0
@@ -265,15 +270,18 @@ def _read(dataset: Dataset, config: Config, augments: bool, task: _Task) -> Any:
     return augmented(crops, config, len(dataset.class_names)) if augments else crops
 
 
-def _prefetch(dataset: Dataset, loaders: int) -> int:
+def _prefetch(dataset: Dataset, loaders: int, with_partners: bool) -> int:
     """Chunks that each process may be ahead.
+
+    Args:
+        with_partners: whether each image has the one beside it that it is mixed with.
 
     Raises:
         ConfigError: not even one fits into shared memory.
     """
     channels = dataset.image_shape[0]
     side = max(*dataset.image_shape[1:], dataset.preprocessing.test_size)
-    chunk = CHUNK * channels * side * side
+    chunk = CHUNK * channels * side * side * (2 if with_partners else 1)
     ahead = max(1, min(_EACH, IN_FLIGHT_BYTES // (chunk * loaders)))
     free = shutil.disk_usage(_SHARED).free
     fits = free // (chunk * loaders)

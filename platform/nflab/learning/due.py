@@ -3,10 +3,17 @@
 import time
 
 import torch
+import torch.distributed as dist
 
 from nflab.learning.state import Saver
-from nflab.learning.worker import Worker, sum_over_workers
+from nflab.learning.worker import Worker
 from nflab.settings.config import Config
+
+LOOK_SECONDS = 5.0
+"""Between two looks, if a step takes no longer: a spot machine of AWS has two minutes."""
+
+MOST_STEPS = 16
+"""Between two looks."""
 
 
 class Due:
@@ -18,11 +25,14 @@ class Due:
         self._minutes = config.scale.checkpoint_minutes
         self._worker, self._saver = worker, saver
         self._preempted = False
+        self._left = self._since = 0
+        self._looked = time.monotonic()
 
     def now(self) -> bool:
-        """All workers are to ask, and get one answer."""
+        """All workers are to ask after each step, and get one answer."""
         worker = self._worker
-        if worker.checkpoints is None:
+        self._since += 1
+        if worker.checkpoints is None or self._since < self._left:
             return False
         own = False
         if self._saver is not None and self._minutes is not None:
@@ -30,5 +40,13 @@ class Due:
         if not self._preempted and worker.is_preempted():
             self._preempted = own = True
             print("this machine is about to be taken away: a checkpoint is made", flush=True)
-        told = torch.tensor(float(own), dtype=torch.float64, device=worker.device)
-        return sum_over_workers(told, worker) > 0
+        seconds = (time.monotonic() - self._looked) / self._since
+        told = torch.tensor([float(own), seconds], dtype=torch.float64, device=worker.device)
+        if worker.world_size > 1:
+            dist.all_reduce(told)
+        due, seconds = told.tolist()
+        # Of all workers together, so that all look again at one step.
+        steps = LOOK_SECONDS * worker.world_size / max(seconds, 1e-9)
+        self._left, self._since = max(1, min(MOST_STEPS, int(steps))), 0
+        self._looked = time.monotonic()
+        return due > 0

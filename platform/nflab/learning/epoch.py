@@ -18,6 +18,7 @@ class EpochSums:
         loss: of this worker's images, 0-d, float64, on the device.
         replaced: images of this worker that cannot be read.
         seconds: that earlier processes have spent on the epoch.
+        usd: what they cost, where that is known.
     """
 
     def __init__(
@@ -35,13 +36,14 @@ class EpochSums:
         """A new epoch."""
         self.loss = torch.zeros((), dtype=torch.float64, device=self._worker.device)
         self.replaced = 0
-        self.seconds = 0.0
+        self.seconds = self.usd = 0.0
 
-    def state_dict(self, seconds: float) -> dict[str, Any]:
+    def state_dict(self, seconds: float, usd: float) -> dict[str, Any]:
         """What `load_state_dict` goes on from; all workers are to call it.
 
         Args:
             seconds: that this process has spent on the epoch.
+            usd: what all workers have cost for it.
         """
         worker = self._worker
         each = torch.zeros(2, worker.world_size, dtype=torch.float64, device=worker.device)
@@ -52,6 +54,7 @@ class EpochSums:
             "losses": each[0].tolist(),
             "replaced": each[1].tolist(),
             "seconds": self.seconds + seconds,
+            "usd": self.usd + usd,
             "clipped": self.clipped.state_dict(),
             "diagnostics": None if self._diagnostics is None else self._diagnostics.state_dict(),
         }
@@ -65,7 +68,7 @@ class EpochSums:
             losses, replaced = [sum(losses), *others], [sum(replaced), *others]
         self.loss += losses[worker.rank]
         self.replaced = int(replaced[worker.rank])
-        self.seconds = state["seconds"]
+        self.seconds, self.usd = state["seconds"], state.get("usd", 0.0)
         self.clipped.load_state_dict(state["clipped"])
         if self._diagnostics is not None and state["diagnostics"] is not None:
             self._diagnostics.load_state_dict(state["diagnostics"])

@@ -22,6 +22,7 @@ from nflab.learning.diagnostics import Diagnostics
 from nflab.learning.due import Due
 from nflab.learning.epoch import EpochSums
 from nflab.learning.evaluation import answered, evaluate, open_feed
+from nflab.learning.memory import OutOfMemory, is_full
 from nflab.learning.models import (
     build_model,
     set_training,
@@ -45,7 +46,7 @@ def train(config: Config, worker: Worker) -> None:
 
     Metrics of an epoch: `epoch` (1-based), `train_loss`, `val_loss`, `val_top1` and `val_top5`
     (percent), `learning_rate` (of the last step), `images_per_second`, `seconds`, `samples_seen`,
-    `world_size`, `micro_batch_size`,
+    `world_size`, `images_at_once` (of a worker),
     `data_wait_fraction` (of the epoch's time, in which this worker waited for images),
     `checkpoint_seconds` (for which training stood still since the epoch before), and, where
     the machines have a price, `cost_usd` (since the start, with what earlier processes took),
@@ -69,6 +70,19 @@ def train(config: Config, worker: Worker) -> None:
         OtherComputation: the last checkpoint is of another computation; nothing was trained.
         DatasetError: the dataset cannot be used, or is not the driver's; likewise.
     """
+    networks: list[Network] = []
+    try:
+        _train(config, worker, networks)
+        return
+    except RuntimeError as error:
+        fewer = networks[0].fewer if networks and is_full(error) else None
+        if fewer is None:
+            raise
+    raise OutOfMemory(fewer)  # when what the error held is free
+
+
+def _train(config: Config, worker: Worker, networks: list[Network]) -> None:
+    """Trains; `networks` gets the network."""
     use_arithmetic(config)
     dataset = load_dataset(config)
     worker.check(dataset)
@@ -104,6 +118,7 @@ def train(config: Config, worker: Worker) -> None:
     first_step = 0 if midst is None else midst["step"]
 
     network = Network(config, dataset, model, worker.device, worker.world_size)
+    networks.append(network)
     if network.adapts:
         set_training(model, config.model.frozen)
         network.fit_into_memory(copies=2 if sam is None else 3)
@@ -212,11 +227,12 @@ def train(config: Config, worker: Worker) -> None:
                 finite = math.isfinite(train_loss)
                 if not finite:
                     break
-                if done < steps_per_epoch and due.now():
-                    so_far = sums.state_dict(time.monotonic() - started)
-                    if saver is not None:
-                        best = _best(history) if history else None
-                        saver.save_midst(history, best, {"step": done, "sums": so_far})
+            if due.now() and done < steps_per_epoch:
+                seconds = time.monotonic() - started
+                so_far = sums.state_dict(seconds, seconds * (usd_per_hour or 0.0) / 3600)
+                if saver is not None:
+                    best = _best(history) if history else None
+                    saver.save_midst(history, best, {"step": done, "sums": so_far})
         seconds = time.monotonic() - started
 
         metrics = {
@@ -226,7 +242,7 @@ def train(config: Config, worker: Worker) -> None:
             "images_per_second": (done - begin) * batch_size / seconds,
             "samples_seen": (step + 1) * batch_size,
             "world_size": worker.world_size,
-            "micro_batch_size": network.micro_batch_size,
+            "images_at_once": network.micro_batch_size,
             **sums.clipped.pop(),
         }
         if config.data.bad_images == "skip":
@@ -240,9 +256,8 @@ def train(config: Config, worker: Worker) -> None:
         seconds = time.monotonic() - started
         metrics["data_wait_fraction"] = (feed.waited - waited) / seconds
         metrics["checkpoint_seconds"] = 0.0 if saver is None else saver.waited
-        seconds += sums.seconds
-        metrics["seconds"] = earlier + seconds
-        metrics |= _cost(history, seconds, usd_per_hour)
+        metrics["seconds"] = earlier + sums.seconds + seconds
+        metrics |= _cost(history, sums.usd, seconds, usd_per_hour)
         # The last step of an epoch may be what broke the network.
         if not finite or not answered(metrics):
             if saver is not None:
@@ -277,10 +292,15 @@ def _price_of_all(worker: Worker) -> float | None:
 
 
 def _cost(
-    history: list[dict[str, Any]], seconds: float, usd_per_hour: float | None
+    history: list[dict[str, Any]], begun_usd: float, seconds: float, usd_per_hour: float | None
 ) -> dict[str, float]:
-    """`cost_usd` after another epoch; nothing if it is not known and never was."""
-    earlier = history[-1].get("cost_usd") if history else None
+    """`cost_usd` after another epoch; nothing if it is not known and never was.
+
+    Args:
+        begun_usd: what earlier processes have spent on the epoch.
+        seconds: that this one has.
+    """
+    earlier = (history[-1].get("cost_usd", 0.0) if history else 0.0) + begun_usd
     if usd_per_hour is not None:
-        return {"cost_usd": (earlier or 0.0) + seconds * usd_per_hour / 3600}
-    return {} if earlier is None else {"cost_usd": earlier}
+        return {"cost_usd": earlier + seconds * usd_per_hour / 3600}
+    return {"cost_usd": earlier} if earlier else {}

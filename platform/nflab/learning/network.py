@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nflab.data import Dataset
 from nflab.data.batches import Batch, regroup, standardise
-from nflab.learning.memory import OutOfMemory, is_full
+from nflab.learning.memory import is_full
 from nflab.settings.config import Config
 
 
@@ -94,6 +94,12 @@ class Network:
             return False
         return not any(isinstance(m, nn.modules.batchnorm._NormBase) for m in self._model.modules())
 
+    @property
+    def fewer(self) -> int | None:
+        """Images that it may compute at once when memory runs out; None if nothing would help."""
+        helps = self.adapts and self.micro_batch_size > 1
+        return math.ceil(self.micro_batch_size / 2) if helps else None
+
     def fit_into_memory(self, copies: int) -> None:
         """Cuts a worker's slice of a batch in 1, 2, 4, ... pieces, the first that all workers'
         memory holds; nothing else changes.
@@ -154,24 +160,7 @@ class Network:
 
         Returns:
             This worker's part of the mean loss, 0-d, float64, on the device.
-
-        Raises:
-            OutOfMemory: it could be computed in smaller pieces.
         """
-        try:
-            return self._add_gradient(chunks, images, keys_of, size)
-        except RuntimeError as error:
-            if not is_full(error) or not self.adapts or self.micro_batch_size == 1:
-                raise
-        raise OutOfMemory(math.ceil(self.micro_batch_size / 2))
-
-    def _add_gradient(
-        self,
-        chunks: Iterable[Batch],
-        images: int,
-        keys_of: Callable[[Tensor], Tensor],
-        size: int,
-    ) -> Tensor:
         piece_size = self.micro_batch_size
         count = max(1, math.ceil(images / piece_size))
         # Chunk by chunk, the next on its way while this one is computed.

@@ -15,7 +15,7 @@ METRICS = (
     "learning_rate",
     "images_per_second",
     "world_size",
-    "micro_batch_size",
+    "images_at_once",
     "replaced_images",
     "seconds",
     "data_wait_fraction",

@@ -19,6 +19,7 @@ from nflab.reporting.document import Section, to_html, to_markdown
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import as_text, flat
+from nflab.settings.outcomes import DONE
 
 TITLE = "nflab: what the recorded runs say"
 
@@ -145,7 +146,9 @@ def write_report_from(sources: Sequence[Path], folder: Path) -> list[Path]:
         ConfigError: there is no such table, or it is damaged.
     """
     found = pd.concat([read_cells(source) for source in sources], ignore_index=True)
-    cells = found.drop_duplicates(["experiment", "cell"], keep="last")
+    # A result stands until there is another.
+    found = found.sort_values("outcome", key=lambda told: told.isin(DONE), kind="stable")
+    cells = found.drop_duplicates(["experiment", "cell"], keep="last").sort_index()
     _make(folder)
     cells.to_parquet(folder / CELLS, index=False)
     sections = [Section(TITLE, level=1, text=[f"{len(cells)} cells, from {CELLS}"])]

@@ -1,5 +1,7 @@
 """How often a run may lose its processes."""
 
+from contextlib import suppress
+
 from nflab.storage.checkpoints import Checkpoints, Mark
 
 LOST_PROCESSES = 3
@@ -20,11 +22,9 @@ class Losses:
         self.mark: Mark | None = None
 
     def bear_another(self) -> bool:
-        """Counts a loss; returns whether the run goes on.
-
-        Raises:
-            OSError: its checkpoints cannot be looked at.
-        """
-        before, self.mark = self.mark, self._checkpoints.last_mark()
+        """Counts a loss; returns whether the run goes on."""
+        before = self.mark
+        with suppress(OSError):  # a store that is away shows no new checkpoint
+            self.mark = self._checkpoints.last_mark(patience=0)
         self._count = self._count + 1 if self.mark == before else 1
         return self._count <= LOST_PROCESSES

@@ -37,6 +37,8 @@ def trainable(base: Config, placement: Placement) -> Callable[[dict[str, Any]], 
 
     def in_this_process(proposal: dict[str, Any]) -> None:
         folder = proposal["folder"]
+        if notice()():  # Tune gives it another trial all the same; a new process begins elsewhere
+            os._exit(0)
         # Else the next trial fails that takes over a process whose cut trial still copies its log.
         os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(round(2 * PATIENCE_SECONDS))
         try:

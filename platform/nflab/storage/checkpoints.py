@@ -22,7 +22,7 @@ from typing import Any
 from pyarrow import fs
 
 from nflab.settings.outcomes import Standing, standing
-from nflab.storage.files import open_uri, patiently
+from nflab.storage.files import PATIENCE_SECONDS, open_uri, patiently
 
 COMPLETE = "complete"
 """File that is written last into a checkpoint: size in bytes and SHA-256 of each of the others."""
@@ -105,15 +105,18 @@ class Checkpoints:
 
         patiently(self._uri, delete)
 
-    def last_mark(self) -> Mark | None:
+    def last_mark(self, patience: float = PATIENCE_SECONDS) -> Mark | None:
         """How far the last checkpoint's run had come; None if there is none.
+
+        Args:
+            patience: seconds for which a store that is away is waited for.
 
         Raises:
             OSError: it cannot be read.
         """
-        return max(self._marks(), default=None)
+        return max(self._marks(patience), default=None)
 
-    def _marks(self) -> list[Mark]:
+    def _marks(self, patience: float = PATIENCE_SECONDS) -> list[Mark]:
         """Those of the checkpoints that were written whole, in order."""
 
         def look() -> list[Mark]:
@@ -124,7 +127,7 @@ class Checkpoints:
                 if files.get_file_info(f"{path}/{COMPLETE}").type == fs.FileType.File
             ]
 
-        return patiently(self._uri, look)
+        return patiently(self._uri, look, patience)
 
     @contextmanager
     def last(self) -> Iterator["Last"]:

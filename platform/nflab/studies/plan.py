@@ -203,7 +203,9 @@ class _Times:
         if {"seconds", "epoch", "placement", "machines"} <= set(known.columns):
             told = known[(known.epoch > 0) & (known.seconds > 0)]
             told = told[told.placement.str.contains("GPU each") == self._on_gpus]
-            told = told[told.num_workers == str(placement.num_workers)]
+            least, most = placement.min_workers, placement.num_workers
+            asked = str(most) if least is None else f"{least}:{most}"
+            told = told[told.num_workers == asked]
             told = told[told.machines.fillna("") == placement.machines]
             told = told.assign(pace=told.seconds / told.epoch)
             for key, group in told.groupby(["model", "dataset", "batch_size"]):

@@ -24,7 +24,7 @@ from nflab.settings.serialization import from_json
 from nflab.studies.training import run_training
 
 TIMES = (
-    *("world_size", "micro_batch_size"),
+    *("world_size", "images_at_once"),
     *("seconds", "images_per_second", "data_wait_fraction", "checkpoint_seconds"),
     "cost_usd",
 )
