@@ -79,3 +79,28 @@ def test_the_figure_is_of_the_table(figure_2: pd.DataFrame) -> None:
     for cell in figure_2[figure_2.network == "NF"].itertuples():
         key = cell.batch_size, "none" if math.isinf(cell.clipping) else f"{cell.clipping:g}"
         assert told[key] == pytest.approx(cell.test_mean, abs=0.006)
+
+
+def test_what_is_said_of_the_layers(cells: pd.DataFrame) -> None:
+    """Top-1 by what is left unclipped."""
+    told = " ".join((ROOT / "docs" / "ablations.md").read_text().split())
+    rows = cells[cells.experiment == "agc_layers"]
+    assert set(rows.batch_size) == {"2048"} and set(rows.clipping) <= {"0.04", "none"}
+    assert (
+        "At a batch of 2048 on Fashion-MNIST, with clipping 0.04, one seed and 12 of the 32" in told
+    )
+    parts = {"stem", "stage1", "stage2", "stage3", "head"}
+    top1 = {}
+    for row in rows.itertuples():
+        clipped = parts - set(row.unclipped.split())
+        top1[frozenset(clipped)] = row.test_top1 if row.outcome == "finished" else None
+    assert len(top1) == 12
+    diverged = {clipped for clipped, value in top1.items() if value is None}
+    alone = [set(), {"stem"}, {"stage2"}, {"stage3"}, {"head"}]
+    assert diverged == {frozenset(clipped) for clipped in alone}
+    body = parts - {"head"}
+    assert f"Clipping stage 1 alone reaches {top1[frozenset({'stage1'})]:.1f} %" in told
+    assert f"all but the classifier {top1[frozenset(body)]:.1f} %, and the classifier too" in told
+    assert f"the classifier too {top1[frozenset(parts)]:.1f} %" in told
+    for left_out in ("stem", "stage1"):
+        assert f"gives {top1[frozenset(body - {left_out})]:.1f} %" in told

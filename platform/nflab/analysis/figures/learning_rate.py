@@ -1,5 +1,6 @@
 """Figure of top-1 over the learning rate."""
 
+import textwrap
 from pathlib import Path
 
 import pandas as pd
@@ -32,8 +33,9 @@ def draw_learning_rate(cells: pd.DataFrame, title: str, path: Path) -> None:
         axes.minorticks_off()
         axes.set_xlabel("base learning rate (for 256 images; the peak grows with the batch)")
         axes.grid(alpha=0.3)
-        axes.legend(loc="lower left")
+        axes.legend()
     panels[0].set_ylim(-3, 103)
     panels[0].set_ylabel("test top-1 (%)")
-    figure.suptitle(f"{title}; lines: means over seeds, marks: each (x: diverged)")
+    title = f"{title}; lines: means over seeds, marks: each (x: diverged)"
+    figure.suptitle(textwrap.fill(title, 65 * len(sizes)))
     save_figure(figure, path)
