@@ -186,9 +186,8 @@ class TrialLedger:
             self._kept(lambda: trial.report(metrics[METRIC], step))
         elif step != known.last_step:
             return False  # repeated by a trial that goes on, and judged before
-        if metrics["outcome"] == "finished":
-            return False
-        return self._judge(number, metrics[METRIC], step)
+        # The last epoch is judged, too: whoever comes after may compare with it.
+        return self._judge(number, metrics[METRIC], step) and metrics["outcome"] != "finished"
 
     def ended(
         self, number: int, outcome: Outcome, value: float | None, error: str | None = None
