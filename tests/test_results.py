@@ -104,3 +104,28 @@ def test_what_is_said_of_the_layers(cells: pd.DataFrame) -> None:
     assert f"the classifier too {top1[frozenset(parts)]:.1f} %" in told
     for left_out in ("stem", "stage1"):
         assert f"gives {top1[frozenset(body - {left_out})]:.1f} %" in told
+
+
+def test_what_is_said_of_the_learning_rate(cells: pd.DataFrame) -> None:
+    told = " ".join((ROOT / "docs" / "ablations.md").read_text().split())
+    rows = cells[(cells.experiment == "learning_rate") & (cells.batch_size == "4096")]
+    rows = rows.assign(rate=rows.base_learning_rate.astype(float))
+    top1 = {
+        line: rows[chosen].set_index("rate").test_top1.sort_index()
+        for line, chosen in {
+            "none": (rows.model == "dm_nf_resnet_small") & (rows.clipping == "none"),
+            "clipping": rows.clipping == "0.02",
+            "norm": rows.model == "preact_resnet_small",
+        }.items()
+    }
+    rates = sorted(set(rows.rate))
+    assert all(list(of.index) == rates for of in top1.values())
+    survived = top1["none"].dropna()
+    best = {line: (of.idxmax(), of.max()) for line, of in top1.items()}
+    assert list(survived.index) == rates[: len(survived)]  # the smallest
+    said = f"learns up to {survived.index[-1]:g}, and diverges from {rates[len(survived)]:g} on"
+    assert said in told
+    rate, value = best["none"]
+    assert f"At its best rate, {rate:g}, it reaches {value:.1f} %" in told
+    (rate, clipped), (_, norm) = best["clipping"], best["norm"]
+    assert f"clipping 0.02 reaches {clipped:.1f} % at {rate:g}, batch norm {norm:.1f} %" in told
