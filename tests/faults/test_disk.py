@@ -60,18 +60,16 @@ def test_a_cache_on_a_full_disk_is_filled_when_there_is_room(
     source.write_bytes(os.urandom(30 << 20))
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     filler = disk / "filler"
-    original, begun = Cache._make_room, []
+    original = Cache._make_room
 
     def fill(self: Cache, size: int, wanted: Path) -> None:
         original(self, size, wanted)
         filler.write_bytes(bytes(30 << 20))
-        begun.append(time.monotonic())
         threading.Timer(3, filler.unlink).start()
 
     monkeypatch.setattr(Cache, "_make_room", fill)
     monkeypatch.setenv("NFLAB_CACHE", str(disk / "cache"))
     fetched = Cache().fetch(f"file://{source}", digest, source.stat().st_size)
     assert fetched.read_bytes() == source.read_bytes()
-    assert time.monotonic() - begun[0] > 2
     assert "which cannot be used now" in capsys.readouterr().out
     assert sorted(path.suffix for path in fetched.parent.iterdir()) == ["", ".lock", ".seen"]

@@ -77,7 +77,7 @@ def test_a_machine_is_asked_as_aws_has_it(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.fixture
-def machines(tmp_path: Path) -> Iterator[Cluster]:
+def machines() -> Iterator[Cluster]:
     """A Ray of one machine, for the driver."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     yield cluster
@@ -90,13 +90,8 @@ def test_a_notice_makes_a_checkpoint_from_which_another_machine_goes_on(
     script: str, tmp_path: Path, machines: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps take a while, and no other checkpoint is made before the epoch's end."""
-    slow = "                __import__('time').sleep(1)\n"
-    edits = {"platform/nflab/learning/loop.py": ("            for group in optimizer", slow)}
-    copy = edited_copy(tmp_path / "copy", edits)
-    text = (copy / "platform/nflab/learning/loop.py").read_text()
-    (copy / "platform/nflab/learning/loop.py").write_text(
-        text.replace("CHECK_EVERY = 16", "CHECK_EVERY = 4").replace(slow, slow[4:])
-    )
+    slow = ("            optimizer.zero_grad()", "            __import__('time').sleep(1)\n")
+    copy = edited_copy(tmp_path / "copy", {"platform/nflab/learning/loop.py": slow})
     stores = Stores(tmp_path, script, "p")
     stores.env["RAY_ADDRESS"] = machines.address
     stores.env["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1"
@@ -110,13 +105,12 @@ def test_a_notice_makes_a_checkpoint_from_which_another_machine_goes_on(
         monkeypatch.delenv("AWS_EC2_METADATA_SERVICE_ENDPOINT")
         run = Run(stores, f"{script}.py", "--name", "p", *flags, root=copy)
         wait_until(lambda: reported(stores) >= 1, run)
-        server.end = time.time() + 30
+        server.end = time.time() + 120  # as AWS has it
         folders = [tmp_path / "runs/p", tmp_path / "runs/p/trials/0001"]
         checkpoints = Checkpoints.of_run(str(folders[script == "agc_sweep"]))
         wait_until(lambda: checkpoints.last_mark() not in (None, (1, 0)), run)
         mark = checkpoints.last_mark()
         assert mark is not None and mark[0] == 1 and 0 < mark[1] < 16, mark
-        assert time.time() < server.end
         machines.add_node(num_cpus=1)
         machines.remove_node(spot, allow_graceful=False)
         assert run.wait() == 0, run.output()
