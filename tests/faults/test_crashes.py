@@ -166,10 +166,10 @@ def test_the_workers_of_a_cut_trial_are_gone_while_the_sweep_goes_on(
     stores = Stores(tmp_path, "agc_sweep", "x")
     env = {**stores.env, "RAY_ADDRESS": ray_address}
     # The first rung is after 2 of 8 epochs, and only one trial in three passes it.
-    flags = "--name x --trials 3 --epochs 8 --num-workers 2 --augmentation-level 0".split()
+    flags = "--trials 3 --lookahead 1 --epochs 8 --num-workers 2 --augmentation-level 0".split()
     seen: set[int] = set()
     with ThreadPoolExecutor(max_workers=1) as pool:
-        sweep = pool.submit(run_script, tmp_path, env, "agc_sweep.py", *flags)
+        sweep = pool.submit(run_script, tmp_path, env, "agc_sweep.py", "--name", "x", *flags)
         while not sweep.done():
             held = workers_groups()
             outcomes = stores.outcomes()

@@ -17,7 +17,7 @@ from nflab.settings import locations
 from nflab.settings.config import Config
 from nflab.settings.leaves import replace
 from nflab.settings.outcomes import DONE
-from nflab.settings.recipes import space_of
+from nflab.settings.recipes import lookahead, space_of
 from nflab.settings.studies import SweepConfig
 from nflab.terminal.wording import console, describe, duration, money, money_range
 
@@ -95,7 +95,7 @@ def show_sweep(config: SweepConfig, experiment: str) -> None:
     """Prints what a search would take in time and money, without running anything.
 
     Nobody knows how many trials would be cut, so there are two figures: for none, each with the
-    batch size that takes longest, and for all, as early as may be, with the quickest.
+    batch size that takes longest, and for all that may be, at the first rung, with the quickest.
 
     Raises:
         ConfigError: the tracking store or the cluster cannot be used.
@@ -123,10 +123,17 @@ def show_sweep(config: SweepConfig, experiment: str) -> None:
         _show_finals(config.finals.trainings, list(lengths.values()), placement)
         out.print("How long all of it takes is unknown until some of it has run on such machines.")
         return
-    low, high = trials * min(found) * rung / epochs, trials * max(found)
+    whole = min(lookahead(config), trials)  # these know of no other, so nothing cuts them
+    early = trials - whole
+    low = (whole + early * rung / epochs) * min(found)
+    high = trials * max(found)
     for word, seconds, when in (
         ("at most", high, "if no trial is cut"),
-        ("at least", low, f"if all are cut as early as may be, after {rung} epochs"),
+        (
+            "at least",
+            low,
+            f"if all but the first {whole} are cut as early as may be, after {rung} epochs",
+        ),
     ):
         wall = _wall(seconds, placement)
         priced = _priced(seconds, seconds, placement)
