@@ -22,7 +22,7 @@ from nfnet.export import export_onnx, export_torch
 from nfnet.flops import count_flops
 from nfnet.haiku import load_haiku
 from nfnet.images import IMAGE_ENDINGS, check_image, read_image
-from nfnet.layers import ScaledStdConv2d
+from nfnet.layers import ScaledStdConv2d, kernels_kept
 from nfnet.model import ResNet, layer_group
 from nfnet.optim import SGD_AGC, param_groups
 from nfnet.preprocessing import (
@@ -60,6 +60,7 @@ __all__ = [
     "export_onnx",
     "export_torch",
     "hash_keys",
+    "kernels_kept",
     "layer_group",
     "list_models",
     "load_haiku",

@@ -153,21 +153,28 @@ class Block(nn.Module):
         if self.conv2b is not None and self.norm2b is not None:
             out = self.conv2b(self.act(self.norm2b(out)))
         if self.attn is not None:
-            out = self.attn_gain * self.attn(out)
+            out = out * (self.attn_gain * self.attn(out))
         out = self.conv3(self.act(self.norm3(out)))
-        scale: float | Tensor = self.alpha
+        factor = self._factor(out, keep_N)
+        if isinstance(factor, float):
+            return torch.add(shortcut, out, alpha=factor)
+        # One pass over the features, whatever they are multiplied by.
+        return torch.addcmul(shortcut, out, factor.to(out.dtype))
+
+    def _factor(self, out_NCHW: Tensor, keep_N: Tensor | None) -> float | Tensor:
+        """What the block's own part is multiplied by, for each sample and channel if need be."""
+        factor: float | Tensor = self.alpha
         if self.attn_last is not None:
-            out, scale = self.attn_last(out), scale * self.attn_gain
+            factor = self.attn_last(out_NCHW) * (self.alpha * self.attn_gain)
         if self.skipinit_gain is not None:
-            scale = scale * self.skipinit_gain
-        out = out * scale
+            factor = factor * self.skipinit_gain
         if keep_N is not None:
             # Not rescaled by 1 / (1 - rate): the authors' code.
-            out = out * keep_N.to(out.dtype).view(-1, 1, 1, 1)
-        return shortcut + out
+            factor = factor * keep_N.to(out_NCHW.dtype).view(-1, 1, 1, 1)
+        return factor
 
 
-def _attention(variant: Variant, channels: int) -> nn.Module | None:
+def _attention(variant: Variant, channels: int) -> SqueezeExcite | EfficientChannelAttention | None:
     if variant.attention == "se":
         return SqueezeExcite(channels, variant.se_ratio)
     return EfficientChannelAttention(channels) if variant.attention == "eca" else None

@@ -11,6 +11,7 @@ from torch import Tensor
 from nfnet import pretrained as files
 from nfnet.layers import SameConv2d, ScaledStdConv2d
 from nfnet.model import ResNet
+from nfnet.standardisation import norms
 from nfnet.zoo import find_variant
 
 
@@ -96,7 +97,7 @@ def _adapt(model: ResNet, trained: ResNet, source: str) -> None:
             # What is standardised has one norm, on any number of channels.
             with torch.no_grad():
                 ours.weight.copy_(state[f"{name}.weight"])
-                state[f"{name}.gain"] = conv.gain * ours.centred()[1] / conv.centred()[1]
+                state[f"{name}.gain"] = conv.gain * _norms(ours) / _norms(conv)
         told.append(f"the first kernels for {new.in_channels} channels, not {old.in_channels}")
     ours_by_name = model.state_dict()
     begun = {key.rpartition(".")[0] for key in ours_by_name.keys() - state.keys()}
@@ -110,6 +111,10 @@ def _adapt(model: ResNet, trained: ResNet, source: str) -> None:
     model.adapted = tuple(told)
     if told:
         warnings.warn(f"{source} are adapted: {'; '.join(told)}", stacklevel=3)
+
+
+def _norms(conv: ScaledStdConv2d) -> Tensor:
+    return norms(conv.weight, conv.eps)
 
 
 def _of_channels(kernel_OIHW: Tensor, channels: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Convolutions, pooling, activations, channel attention and the baseline's batch norm."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nfnet.agc import at_least_float32
+from nfnet.standardisation import standardise
 
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "relu": (F.relu, 1.7139588594436646),
@@ -127,10 +129,10 @@ class ScaledStdConv2d(SameConv2d):
             applied to the kernel, which is far smaller than the images.
         eps: timm's way against a division by zero: added to the variance, in place of the
             lower bound. At a large fan-in the two differ by up to a percent.
-    """
 
-    MIN_NORM = 1e-2
-    """Lower bound of a centred kernel's norm: the square root of the formula's 1e-4."""
+    Attributes:
+        kept: what `kernel` returns within `kernels_kept`.
+    """
 
     def __init__(
         self,
@@ -155,6 +157,7 @@ class ScaledStdConv2d(SameConv2d):
         self.gain = nn.Parameter(torch.ones(out_channels, 1, 1, 1))
         self.input_scale = input_scale
         self.eps = eps
+        self.kept: Tensor | None = None
 
     def reset_parameters(self) -> None:
         """Draw the kernel from a normal of variance 1 / fan-in; the bias starts at 0."""
@@ -167,20 +170,11 @@ class ScaledStdConv2d(SameConv2d):
 
         Of weights in half precision it is computed in float32, and rounded once.
         """
-        centred, norm = self.centred()
-        w_hat: Tensor = centred * (at_least_float32(self.gain) * self.input_scale / norm)
+        if self.kept is not None:
+            return self.kept
+        factor = at_least_float32(self.gain) * self.input_scale
+        w_hat = standardise(at_least_float32(self.weight), factor, self.eps)
         return w_hat.to(self.weight.dtype)
-
-    def centred(self) -> tuple[Tensor, Tensor]:
-        """The kernel with mean 0 over each output's fan-in, and the norm (O, 1, 1, 1) that it is
-        divided by."""
-        weight = at_least_float32(self.weight)
-        centred = weight - weight.mean((1, 2, 3), keepdim=True)
-        if self.eps is None:
-            norm = torch.linalg.vector_norm(centred, dim=(1, 2, 3), keepdim=True)
-            return centred, norm.clamp_min(self.MIN_NORM)
-        fan_in = weight[0].numel()
-        return centred, (centred.square().sum((1, 2, 3), keepdim=True) + self.eps * fan_in).sqrt()
 
     def folded(self) -> SameConv2d:
         """A plain convolution with this one's `kernel()` as it is now, which computes the same."""
@@ -198,11 +192,34 @@ class ScaledStdConv2d(SameConv2d):
         return plain.train(self.training)
 
 
+@contextmanager
+def kernels_kept(model: nn.Module) -> Iterator[None]:
+    """Standardises each kernel of a model once for all that is computed within.
+
+    For a batch whose gradient is computed piece by piece: the weights and gains get theirs at
+    the end, from the sum of the kernels' (standardising is linear in the gradient). If an error
+    ends it they get none.
+    """
+    convs = [conv for conv in model.modules() if isinstance(conv, ScaledStdConv2d)]
+    kernels = [conv.kernel() for conv in convs]
+    for conv, kernel in zip(convs, kernels, strict=True):
+        conv.kept = kernel.detach().requires_grad_(kernel.requires_grad)
+    try:
+        yield
+        found = [conv.kept.grad for conv in convs if conv.kept is not None]
+    finally:
+        for conv in convs:
+            conv.kept = None
+    used = [n for n, grad in enumerate(found) if grad is not None]
+    if used:
+        torch.autograd.backward([kernels[n] for n in used], [found[n] for n in used])
+
+
 class SqueezeExcite(nn.Module):
-    """Scales each channel by a gate in (0, 1) that two linear layers draw from all averages.
+    """Draws a gate in (0, 1) for each channel, by two linear layers from all averages.
 
     Args:
-        channels: channels C of the (N, C, H, W) input and output.
+        channels: channels C of the features (N, C, H, W).
         ratio: hidden channels over C, rounded to a multiple of 8.
 
     Source: arXiv 1709.01507; arXiv 2102.06171, appendix E. The linear layers are 1x1
@@ -222,16 +239,17 @@ class SqueezeExcite(nn.Module):
             nn.init.zeros_(fc.bias)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Scale the channels of features."""
-        gate_NC11 = self.fc2(F.relu(self.fc1(x_NCHW.mean((2, 3), keepdim=True))))
-        return x_NCHW * gate_NC11.sigmoid()
+        """The gates (N, C, 1, 1) of features."""
+        hidden_NC11 = F.relu(self.fc1(x_NCHW.mean((2, 3), keepdim=True)))
+        gate_NC11: Tensor = self.fc2(hidden_NC11).sigmoid()
+        return gate_NC11
 
 
 class EfficientChannelAttention(nn.Module):
-    """Scales each channel by a gate in (0, 1) that a convolution along the channels draws.
+    """Draws a gate in (0, 1) for each channel, by a convolution along the channels' averages.
 
     Args:
-        channels: channels C of the (N, C, H, W) input and output; the kernel grows with log2 C.
+        channels: channels C of the features (N, C, H, W); the kernel grows with log2 C.
 
     Source: arXiv 1910.03151, section 3.2.
     """
@@ -243,9 +261,9 @@ class EfficientChannelAttention(nn.Module):
         self.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Scale the channels of features."""
-        gate_N1C = self.conv(x_NCHW.mean((2, 3))[:, None]).sigmoid()
-        return x_NCHW * gate_N1C[:, 0, :, None, None]
+        """The gates (N, C, 1, 1) of features."""
+        gate_N1C: Tensor = self.conv(x_NCHW.mean((2, 3))[:, None]).sigmoid()
+        return gate_N1C[:, 0, :, None, None]
 
 
 class _GlobalSum(torch.autograd.Function):

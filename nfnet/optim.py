@@ -1,14 +1,17 @@
 """Stochastic gradient descent with adaptive gradient clipping, and its parameter groups."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.sgd import sgd
 
 from nfnet.agc import adaptive_clip_grad_
 from nfnet.model import ResNet, layer_group
+
+_PART_BYTES = 2 << 20  # with gradients and momenta three times as much
 
 
 class SGD_AGC(Optimizer):
@@ -104,31 +107,51 @@ class SGD_AGC(Optimizer):
         if self.ratios is not None:
             self.ratios.clear()
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._step_group(params, group)
+            for params in _parts([p for p in group["params"] if p.grad is not None]):
+                self._step_part(params, group)
         return loss
 
-    def _step_group(self, params: list[Tensor], group: dict[str, Any]) -> None:
+    def _step_part(self, params: list[Tensor], group: dict[str, Any]) -> None:
         if group["clipping"] is not None:
             shares = adaptive_clip_grad_(params, group["clipping"], group["eps"], self.ratios)
             self.clipped_fraction.update(zip(params, shares, strict=True))
-        grads = [cast(Tensor, p.grad) for p in params]
-        lr = group["lr"] * group["lr_factor"]
-        momentum, weight_decay = group["momentum"], group["weight_decay"]
-        if weight_decay != 0:
-            grads = list(torch._foreach_add(grads, params, alpha=weight_decay))
         for p in params:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        buffers = [self.state[p]["momentum_buffer"] for p in params]
-        torch._foreach_mul_(buffers, momentum)
-        torch._foreach_add_(buffers, grads)
-        if group["nesterov"]:
-            torch._foreach_add_(params, grads, alpha=-lr)
-            torch._foreach_add_(params, buffers, alpha=-lr * momentum)
-        else:
-            torch._foreach_add_(params, buffers, alpha=-lr)
+        sgd(
+            [_local(p) for p in params],
+            [_local(cast(Tensor, p.grad)) for p in params],
+            [_local(self.state[p]["momentum_buffer"]) for p in params],
+            fused=True,
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=group["lr"] * group["lr_factor"],
+            dampening=0.0,
+            nesterov=group["nesterov"],
+            maximize=False,
+        )
+
+
+def _parts(params: list[Tensor]) -> Iterator[list[Tensor]]:
+    """A group's parameters in runs that stay in a CPU's cache from the first pass over them to
+    the last; elsewhere all at once, in few launches."""
+    part: list[Tensor] = []
+    size = 0
+    for p in params:
+        if part and p.device.type == "cpu" and size + p.nbytes > _PART_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(p)
+        size += p.nbytes
+    if part:
+        yield part
+
+
+def _local(x: Tensor) -> Tensor:
+    """What this process holds of a tensor that is sharded (a DTensor, whose module takes long to
+    import); the update is elementwise."""
+    held: Tensor = x.to_local() if hasattr(x, "to_local") else x
+    return held
 
 
 def _check_settings(settings: dict[str, Any]) -> None:

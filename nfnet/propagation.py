@@ -57,9 +57,9 @@ def signal_propagation(
     before = [gain.clone() if gain is not None else None for gain in gains]
     with ExitStack() as stack:
         for name, block in blocks:
-            end = block.conv3 if block.attn_last is None else block.attn_last
             stack.enter_context(block.register_forward_pre_hook(partial(_keep_input, inputs, name)))
-            stack.enter_context(end.register_forward_hook(partial(_keep_output, residuals, name)))
+            keep = partial(_keep_residual, residuals, name, block)
+            stack.enter_context(block.conv3.register_forward_hook(keep))
         try:
             # Batch norm's initial running statistics are not those of any signal.
             model.train(model.variant.batch_norm)
@@ -77,8 +77,7 @@ def signal_propagation(
             name=name,
             squared_mean=inputs[name].mean((0, 2, 3)).square().mean().item(),
             variance=_variance(inputs[name]),
-            residual_variance=_variance(residuals[name])
-            * (1.0 if block.attn_last is None else block.attn_gain**2),
+            residual_variance=_variance(residuals[name]),
             expected_variance=None if model.variant.batch_norm else block.beta**-2,
         )
         for name, block in blocks
@@ -100,7 +99,8 @@ def _keep_input(kept: dict[str, Tensor], name: str, module: nn.Module, args: Any
     kept[name] = args[0].float()
 
 
-def _keep_output(
-    kept: dict[str, Tensor], name: str, module: nn.Module, args: Any, output: Tensor
+def _keep_residual(
+    kept: dict[str, Tensor], name: str, block: Block, module: nn.Module, args: Any, output: Tensor
 ) -> None:
-    kept[name] = output.float()
+    gate = 1.0 if block.attn_last is None else block.attn_gain * block.attn_last(output)
+    kept[name] = (output * gate).float()

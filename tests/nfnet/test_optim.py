@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import nfnet
+from nfnet import optim
 
 
 def make_net() -> nn.Sequential:
@@ -44,6 +45,27 @@ def test_without_clipping_it_is_torchs_sgd(nesterov: bool, weight_decay: float) 
     for p, q in zip(net.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
     assert ours.clipped_fraction == {}
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_how_a_group_is_cut_for_the_cache_changes_no_bit(
+    nesterov: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuts = {}
+    for size in (1, 200, 1 << 30):
+        monkeypatch.setattr(optim, "_PART_BYTES", size)
+        torch.manual_seed(0)
+        net = make_net()
+        optimizer = nfnet.SGD_AGC(net.parameters(), lr=0.1, nesterov=nesterov, weight_decay=0.1)
+        optimizer.ratios = {}
+        for step in range(3):
+            backward(net, step)
+            optimizer.step()
+        shares = [optimizer.clipped_fraction[p] for p in net.parameters()]
+        ratios = [optimizer.ratios[p] for p in net.parameters()]
+        cuts[size] = [*net.parameters(), *shares, *ratios]
+    for size in (1, 200):
+        assert all(map(torch.equal, cuts[size], cuts[1 << 30]))
 
 
 def test_clipped_fraction_counts_units_of_clipped_parameters_only() -> None:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+import nfnet
 from nflab.data import Dataset, load_dataset
 from nflab.data.batches import regroup, standardise
 from nflab.data.dataset import Split
@@ -71,18 +72,19 @@ def evaluate(
         tuple(tensor.to(worker.device, non_blocking=True) for tensor in chunk)
         for chunk in feed.evaluation(split)
     )
-    for images, labels in regroup(chunks, slice_size):
-        if len(labels) == 0:
-            continue
-        pixels = standardise(images, mean, std)
-        logits_NK = model(pixels.to(memory_format=memory_format(config)))
-        sums[0] += F.cross_entropy(logits_NK, labels, reduction="sum")
-        ranked_NK = logits_NK.topk(min(5, logits_NK.shape[1]), dim=1).indices
-        hits_NK = ranked_NK == labels[:, None]
-        sums[1] += hits_NK[:, 0].sum()
-        sums[2] += hits_NK.sum()
-        sums[3] += (~logits_NK.isfinite()).sum()
-        sums[4] += len(labels)
+    with nfnet.kernels_kept(model):
+        for images, labels in regroup(chunks, slice_size):
+            if len(labels) == 0:
+                continue
+            pixels = standardise(images, mean, std)
+            logits_NK = model(pixels.to(memory_format=memory_format(config)))
+            sums[0] += F.cross_entropy(logits_NK, labels, reduction="sum")
+            ranked_NK = logits_NK.topk(min(5, logits_NK.shape[1]), dim=1).indices
+            hits_NK = ranked_NK == labels[:, None]
+            sums[1] += hits_NK[:, 0].sum()
+            sums[2] += hits_NK.sum()
+            sums[3] += (~logits_NK.isfinite()).sum()
+            sums[4] += len(labels)
     for module in training:  # not those that were frozen
         module.training = True
     if worker.world_size > 1:

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+import nfnet
 from nflab.data import Dataset
 from nflab.data.batches import Batch, regroup, standardise
 from nflab.learning.memory import is_full
@@ -81,7 +82,12 @@ class Network:
         slice_size = math.ceil(config.optimizer.batch_size / world_size)
         self.micro_batch_size = min(slice_size, config.scale.micro_batch_size or slice_size)
         self._mean, self._std = dataset.mean.to(device), dataset.std.to(device)
-        self._parallel = DistributedDataParallel(model) if world_size > 1 else None
+        self._parallel: DistributedDataParallel | None = None
+        if world_size > 1:
+            # Buffers are the same on all: batch norm's are of the whole batch.
+            self._parallel = DistributedDataParallel(
+                model, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
         self._call: nn.Module = self._parallel or model
         if config.precision.compile:
             self._call = torch.compile(self._call)  # type: ignore[assignment]
@@ -111,7 +117,8 @@ class Network:
             torch.OutOfMemoryError: not even one image fits.
         """
         slice_size, pieces = self.micro_batch_size, 1
-        while not self._fits(copies):
+        # Of three pieces or more the kernels' gradients are gathered beside the weights'.
+        while not self._fits(copies + (pieces > 2)):
             pieces *= 2
             self.micro_batch_size = math.ceil(slice_size / pieces)
         if pieces > 1:
@@ -173,11 +180,16 @@ class Network:
             for chunk in chunks
         )
         total = torch.zeros((), dtype=torch.float64, device=self._device)
-        for number, piece in enumerate(regroup(tensors, piece_size), start=1):
-            images_NCHW, targets_NK, places_N = piece
-            # Workers exchange gradients once, with the last piece.
-            waits = self._parallel is not None and number < count
-            with self._parallel.no_sync() if waits and self._parallel else nullcontext():
+        with ExitStack() as before_last:
+            if count > 1 and self._parallel is not None:
+                # Workers exchange gradients once, with the last piece.
+                before_last.enter_context(self._parallel.no_sync())
+            if count > 2 and not self._config.precision.compile:  # the last has kernels of its own
+                before_last.enter_context(nfnet.kernels_kept(self._model))
+            for number, piece in enumerate(regroup(tensors, piece_size), start=1):
+                images_NCHW, targets_NK, places_N = piece
+                if number == count:
+                    before_last.close()
                 with autocast(self._config, self._device):
                     logits_NK = self._call(
                         self._prepared(images_NCHW), keys_of(places_N).to(self._device)
@@ -186,7 +198,7 @@ class Network:
                 loss = losses_N.sum() / size
                 # DDP averages over workers; their parts are to be added.
                 (loss * self._world_size).backward()
-            total += loss.detach()
+                total += loss.detach()
         return total
 
     def _prepared(self, images_NCHW: Tensor) -> Tensor:
