@@ -1,24 +1,24 @@
-"""Images a second from JPEG files to a training step's tensors, beside torchvision's.
+"""Images a second from JPEG files to a training step's tensors, beside torchvision's and timm's.
 
 Makes a folder of photographs of ImageNet's usual size (500x375; crops of those that scikit-learn
 ships), a store of the same bytes and one whose shorter side is 256 pixels, and reads each by two
-processes at 224 pixels: plain, with RandAugment, and with mixing. The peer is torchvision's
-`ImageFolder` with `RandomResizedCrop` and flips in a `DataLoader` of two processes. Measured in
-turns; medians, with the least and the most.
+processes at 224 pixels. The peers: torchvision's `ImageFolder` with `RandomResizedCrop` and flips
+(of its two kinds of transforms the faster) in a `DataLoader`, and, with RandAugment and mixing,
+timm's loader.
 
 Example:
-  python benchmarks/loading.py --images 20000
+  python benchmarks/loading.py --images 20000 --folder /tmp/photos
 """
 
-import argparse
-import json
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "platform")]
@@ -27,9 +27,12 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from sklearn.datasets import load_sample_images  # noqa: E402
+from timm.data import FastCollateMixup, create_dataset, create_loader  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 from torchvision import datasets, transforms  # noqa: E402
+from torchvision.transforms import v2  # noqa: E402
 
+from benchmarks.compare import Row, arguments, of_rounds, show  # noqa: E402
 from nflab.data import load_dataset  # noqa: E402
 from nflab.data.feed import Feed, Part  # noqa: E402
 from nflab.data.making import Making, begin, finish, make_piece  # noqa: E402
@@ -39,11 +42,9 @@ from nflab.settings.leaves import replace  # noqa: E402
 
 LOADERS = 2
 
-AUGMENTATIONS = {
-    "plain": {},
-    "RandAugment": {"augmentation_level": 10},
-    "mixing": {"mixup": True, "cutmix": True},
-}
+AUGMENTED = {"augmentation_level": 5, "mixup": True}
+
+SIZE, BATCH = 224, 256
 
 
 def write_photos(root: Path, count: int) -> None:
@@ -75,7 +76,7 @@ def ours(dataset: Path, count: int, **augmentation: object) -> Callable[[], floa
         Config(),
         model="dm_nf_resnet50",
         dataset=str(dataset),
-        batch_size=256,
+        batch_size=BATCH,
         **augmentation,
     )
     loaded = load_dataset(config)
@@ -87,23 +88,41 @@ def ours(dataset: Path, count: int, **augmentation: object) -> Callable[[], floa
     return measure
 
 
-def torchvisions(folder: Path, count: int) -> Callable[[], float]:
-    """Images a second of torchvision's folder."""
-    bicubic = transforms.InterpolationMode.BICUBIC
-    transform = transforms.Compose(
+def torchvisions(folder: Path, count: int, kind: ModuleType) -> Callable[[], float]:
+    """Images a second of torchvision's folder, with one of its kinds of transforms."""
+    transform = kind.Compose(
         [
-            transforms.RandomResizedCrop(224, interpolation=bicubic),
-            transforms.RandomHorizontalFlip(),
-            transforms.PILToTensor(),
+            kind.RandomResizedCrop(SIZE, interpolation=kind.InterpolationMode.BICUBIC),
+            kind.RandomHorizontalFlip(),
+            kind.PILToTensor(),
         ]
     )
     loaded = datasets.ImageFolder(str(folder / "train"), transform)
 
     def measure() -> float:
-        loader = DataLoader(loaded, batch_size=32, shuffle=True, num_workers=LOADERS)
+        loader = DataLoader(loaded, batch_size=BATCH, shuffle=True, num_workers=LOADERS)
         return _rate((len(labels) for _, labels in loader), count)
 
     return measure
+
+
+def timms(folder: Path, count: int) -> Callable[[], float]:
+    """Images a second of timm's loader with `rand-m5-n4` and MixUp."""
+    mixup = FastCollateMixup(mixup_alpha=0.2, num_classes=2)
+    loader = create_loader(
+        create_dataset("", str(folder / "train")),
+        (3, SIZE, SIZE),
+        BATCH,
+        is_training=True,
+        auto_augment="rand-m5-n4",
+        interpolation="bicubic",
+        num_workers=LOADERS,
+        collate_fn=mixup,
+        pin_memory=False,
+        persistent_workers=False,
+        device=torch.device("cpu"),
+    )
+    return lambda: _rate((len(labels) for _, labels in loader), count)
 
 
 def _rate(lengths: Iterator[int], count: int) -> float:
@@ -129,40 +148,55 @@ def folder_of(given: str | None) -> Iterator[Path]:
         yield Path(temporary)
 
 
+def measure(root: Path, images: int, read: int, rounds: int) -> list[Row]:
+    """All rows, of images made in `root` if they are not there."""
+    photos, kept, small = root / "photos", root / "store", root / "store-256"
+    if not small.exists():
+        write_photos(photos, images)
+        write_store(photos, kept, Making())
+        write_store(photos, small, Making(shorter_side=256))
+    forms = {"folder": photos, "store": kept, "store at 256": small}
+    plain = {
+        "torchvision": torchvisions(photos, read, transforms),
+        "torchvision v2": torchvisions(photos, read, v2),
+    }
+    augmented = {"timm": timms(photos, read)}
+    mine = {form: partial(ours, dataset, read) for form, dataset in forms.items()}
+    measures: dict[str, Callable[[], float]] = {
+        **plain,
+        **augmented,
+        **{form: made() for form, made in mine.items()},
+        **{f"{form}, augmented": made(**AUGMENTED) for form, made in mine.items()},
+    }
+    rates: dict[str, list[float]] = {name: [] for name in measures}
+    for _ in range(rounds):
+        for name, one in measures.items():
+            rates[name].append(one())
+    middle = {name: statistics.median(found) for name, found in rates.items()}
+    rows = []
+    for form in forms:
+        for told, peers, of in (
+            ("crop and flip", plain, form),
+            ("RandAugment 4x5 and MixUp", augmented, f"{form}, augmented"),
+        ):
+            peer = max(peers, key=lambda name: middle[name])
+            target = 1.5 if form == "folder" else None
+            pair = rates[of], rates[peer]
+            name = f"JPEGs to {SIZE} px from a {form}, {told}"
+            rows.append(of_rounds(name, peer, *pair, target, "least", *pair, unit="images/s"))
+    return rows
+
+
 def main() -> None:
     """Measures."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--read", type=int, default=1000, help="images of a measurement")
-    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--folder", help="where images and stores are kept")
-    parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with folder_of(asked.folder) as root:
-        photos, kept, small = root / "photos", root / "store", root / "store-256"
-        if not small.exists():
-            write_photos(photos, asked.images)
-            write_store(photos, kept, Making())
-            write_store(photos, small, Making(shorter_side=256))
-        measures = {"torchvision's folder, plain": torchvisions(photos, asked.read)}
-        for augmentation, settings in AUGMENTATIONS.items():
-            for name, dataset in (("folder", photos), ("store", kept), ("store at 256", small)):
-                measures[f"{name}, {augmentation}"] = ours(dataset, asked.read, **settings)
-        found: dict[str, list[float]] = {name: [] for name in measures}
-        for _ in range(asked.rounds):
-            for name, measure in measures.items():
-                found[name].append(measure())
-    if asked.json:
-        print(json.dumps(found))
-        return
-    peer = statistics.median(found["torchvision's folder, plain"])
-    for name, rates in found.items():
-        middle = statistics.median(rates)
-        print(
-            f"{name:30} {middle:6.0f} images/s ({min(rates):.0f} to {max(rates):.0f}), "
-            f"{middle / peer:.2f} of torchvision's"
-        )
+        show(measure(root, asked.images, asked.read, asked.rounds), asked.json)
 
 
 if __name__ == "__main__":

@@ -65,16 +65,61 @@ class _Standardise(torch.autograd.Function):
         if grad is None:
             return None, None, None
         weight, factor, mean, norm = ctx.saved_tensors
-        if torch.is_grad_enabled():  # for a derivative of this one they are no constants
-            mean = weight.mean(_AXES, keepdim=True)
-            norm = _norms(weight - mean, ctx.eps)
-        centred = weight - mean
-        along = (grad * centred).sum(_AXES, keepdim=True) / norm  # of the kernel's direction
-        if not ctx.needs_input_grad[0]:
-            return None, along, None
-        scale = factor / norm
-        pull = scale * along / norm
+        if torch.is_grad_enabled():
+            return *_differentiable_gradients(weight, factor, grad, ctx.eps), None
+        # Batch norm's own way back, in two passes, is this one for rows as channels: the square
+        # root of the variance is norm / sqrt(size). Where the bound stands instead, a constant,
+        # nothing is to flow through the variance: as through one that is very large.
+        size = weight[0].numel()
+        inverse_std = size**0.5 / norm
         if ctx.eps is None:
-            pull = torch.where(norm > MIN_NORM, pull, 0.0)  # a bound is a constant
-        into = torch.addcmul(-scale * grad.mean(_AXES, keepdim=True), grad, scale)
-        return torch.addcmul(into, centred, pull, value=-1), along, None
+            inverse_std = torch.where(norm > MIN_NORM, inverse_std, _NEARLY_ZERO)
+        rows = _rows(weight)
+        into, along, _ = torch.ops.aten.native_batch_norm_backward(
+            _rows(grad, like=weight),
+            rows,
+            (factor / (norm * inverse_std)).flatten(),
+            None,
+            None,
+            mean.flatten(),
+            inverse_std.flatten(),
+            True,
+            0.0,
+            [True, True, False],
+        )
+        return _unrows(into, weight), along.view_as(norm) / (norm * inverse_std), None
+
+
+_NEARLY_ZERO = 1e-10
+
+
+def _differentiable_gradients(
+    weight: Tensor, factor: Tensor, grad: Tensor, eps: float | None
+) -> tuple[Tensor, Tensor]:
+    """Of the weights and the factor, by operations that have gradients of their own."""
+    centred = weight - weight.mean(_AXES, keepdim=True)
+    norm = _norms(centred, eps)
+    along = (grad * centred).sum(_AXES, keepdim=True) / norm
+    pull = along / norm
+    if eps is None:
+        pull = torch.where(norm > MIN_NORM, pull, 0.0)
+    into = (grad - grad.mean(_AXES, keepdim=True) - centred * pull) * (factor / norm)
+    return into, along
+
+
+def _rows(x_OIHW: Tensor, like: Tensor | None = None) -> Tensor:
+    """(1, O, fan-in), without a copy of a kernel in either layout of memory.
+
+    Args:
+        like: a kernel whose order within the rows it is to have.
+    """
+    if not (x_OIHW if like is None else like).is_contiguous():
+        x_OIHW = x_OIHW.permute(0, 2, 3, 1)
+    return x_OIHW.reshape(1, len(x_OIHW), -1)
+
+
+def _unrows(rows: Tensor, like: Tensor) -> Tensor:
+    if like.is_contiguous():
+        return rows.view_as(like)
+    height, width, channels = like.shape[2], like.shape[3], like.shape[1]
+    return rows.view(len(like), height, width, channels).permute(0, 3, 1, 2)

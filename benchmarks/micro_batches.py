@@ -1,0 +1,43 @@
+"""What it costs to compute a batch in pieces: a step in 8 against a step at once.
+
+Example:
+  python benchmarks/micro_batches.py --model dm_nfnet_f0 --batch-size 32 --image-size 96
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import nfnet
+from benchmarks.compare import Row, arguments, longer, show
+from benchmarks.peers import a_batch, our_pass, training_step
+
+PIECES = 8
+
+
+def measure(model: str, batch_size: int, image_size: int, device: str, rounds: int) -> list[Row]:
+    """One model, in pieces and at once."""
+    network = nfnet.create_model(model).to(device).train()
+    batch, update = a_batch(network, batch_size, image_size, device), our_pass(network)
+    cuda = device == "cuda"
+    name = f"step of {model}, batch {batch_size} at {image_size} px, in {PIECES} pieces"
+    in_pieces = training_step(network, update, *batch, PIECES, bfloat16=cuda)
+    at_once = training_step(network, update, *batch, bfloat16=cuda)
+    peer = "at once", at_once
+    return [longer(name, in_pieces, peer, 1.05 if cuda else 1.10, rounds, device=device)]
+
+
+def main() -> None:
+    """Measures."""
+    parser = arguments(__doc__)
+    parser.add_argument("--model", default="dm_nfnet_f0")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--image-size", type=int, default=96)
+    asked = parser.parse_args()
+    shape = asked.batch_size, asked.image_size
+    show(measure(asked.model, *shape, asked.device, asked.rounds), asked.json)
+
+
+if __name__ == "__main__":
+    main()
