@@ -1,7 +1,7 @@
 """What it costs to compute a batch in pieces: a step in 8 against a step at once.
 
 Example:
-  python benchmarks/micro_batches.py --model dm_nfnet_f0 --batch-size 32 --image-size 96
+  python benchmarks/micro_batches.py --model dm_nfnet_f0 --batch-size 32 --image-size 192
 """
 
 import sys
@@ -33,7 +33,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", default="dm_nfnet_f0")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--image-size", type=int, default=192)
     asked = parser.parse_args()
     shape = asked.batch_size, asked.image_size
     show(measure(asked.model, *shape, asked.device, asked.rounds), asked.json)

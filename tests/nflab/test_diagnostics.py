@@ -88,11 +88,14 @@ def test_watching_changes_nothing_and_needs_clipping() -> None:
     train(replace(config, diagnostics=True), Worker(report=seen.append))
     for one, other in zip(told, seen, strict=True):
         assert other.pop("agc")
-        times = dict.fromkeys(TIMES, 0.0)
-        assert {**one, **times} == {**other, **times}
+        assert without_times(one) == without_times(other)
     unclipped: list[dict[str, Any]] = []
     train(replace(config, diagnostics=True, clipping=None), Worker(report=unclipped.append))
     assert all(report["agc"] == [] for report in unclipped)
+
+
+def without_times(report: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in report.items() if name.split("/")[0] not in TIMES}
 
 
 def trace(clipped: list[float]) -> pd.DataFrame:

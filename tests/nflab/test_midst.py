@@ -95,8 +95,8 @@ def test_a_run_that_goes_on_within_an_epoch_is_the_same_to_the_bit(
         states = [torch.load(r.saved / "state.pt", weights_only=True) for r in (whole, rest)]
         for one in states:
             for metrics in one["history"]:
-                for name_of_time in TIMES:
-                    metrics.pop(name_of_time, None)
+                for measured in [key for key in metrics if key.split("/")[0] in TIMES]:
+                    del metrics[measured]
         assert_same(*states)
 
 

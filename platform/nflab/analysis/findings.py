@@ -15,7 +15,7 @@ from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import as_text, flat
 from nflab.settings.outcomes import DONE
 
-_UNRELATED = ("name", "tracking_uri", "storage", "recipe", "diagnostics", "seed")
+_UNRELATED = ("name", "tracking_uri", "storage", "recipe", "diagnostics", "profile", "seed")
 
 
 @dataclass(frozen=True)

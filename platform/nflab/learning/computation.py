@@ -29,7 +29,7 @@ MADE_BY = "made_by.json"
 CONFIG = "config.json"
 """File of a checkpoint with its configuration; all that one from before MADE_BY says."""
 
-ELSEWHERE = ("name", "tracking_uri", "storage", "recipe", "diagnostics")
+ELSEWHERE = ("name", "tracking_uri", "storage", "recipe", "diagnostics", "profile")
 """Settings that say where results go, where settings come from and what is watched, not what is
 computed."""
 

@@ -29,7 +29,9 @@ from nflab.learning.models import (
     statistics_left_alone,
 )
 from nflab.learning.network import Network, memory_format, part_of_batch, use_arithmetic
+from nflab.learning.profile import Profile
 from nflab.learning.state import Saver, Training, load_state
+from nflab.learning.usage import Usage
 from nflab.learning.worker import Worker, sum_over_workers
 from nflab.settings.config import Config
 from nflab.settings.leaves import replace
@@ -54,7 +56,9 @@ def train(config: Config, worker: Worker) -> None:
     `test_top1` and `test_top5`, or "diverged" as soon as a loss or a logit is not
     finite (its val_top1 is 0: a diverged network classifies nothing).
 
-    With `diagnostics` each has `agc` too, what AGC did to each layer (see `Diagnostics.pop`).
+    Below `system` is what every worker took of its machine (see `Usage.pop`). With `diagnostics`
+    each has `agc` too, what AGC did to each layer (see `Diagnostics.pop`), and with `profile` the
+    first that a process reports has `profile` (see `Profile.pop`).
 
     A run that starts from pre-trained weights, with a new classifier on them, first reports what
     they are worth as epoch 0.
@@ -158,10 +162,13 @@ def _train(config: Config, worker: Worker, networks: list[Network]) -> None:
     elif remark is not None:
         print(remark)
 
+    profile = Profile(config.run.profile if worker.rank == 0 else 0, worker.device)
+
     def report(metrics: dict[str, Any]) -> None:
         nonlocal remark
         # Not in the history itself: told by the process that goes on, and by none after it.
-        worker.report(metrics if remark is None else {**metrics, "remark": remark})
+        once = {"remark": remark, "profile": profile.pop()}
+        worker.report({**metrics, **{k: v for k, v in once.items() if v is not None}})
         remark = None
 
     for past in history:
@@ -174,6 +181,7 @@ def _train(config: Config, worker: Worker, networks: list[Network]) -> None:
     diagnostics = None
     if config.run.diagnostics:
         diagnostics = Diagnostics(model, optimizer, config.schedule.epochs * steps_per_epoch)
+    usage = Usage(worker)
     sums = EpochSums(model, optimizer, diagnostics, worker)
     due = Due(config, worker, saver)
     usd_per_hour = _price_of_all(worker)
@@ -221,8 +229,10 @@ def _train(config: Config, worker: Worker, networks: list[Network]) -> None:
             if ema is not None:
                 ema.update(model, step)
             sums.clipped.update()
+            profile.after_step()
             done = step + 1 - before_epoch
             if done == steps_per_epoch or step % CHECK_EVERY == 0:
+                usage.sample()
                 train_loss = sum_over_workers(sums.loss, worker)
                 finite = math.isfinite(train_loss)
                 if not finite:
@@ -234,6 +244,7 @@ def _train(config: Config, worker: Worker, networks: list[Network]) -> None:
                     best = _best(history) if history else None
                     saver.save_midst(history, best, {"step": done, "sums": so_far})
         seconds = time.monotonic() - started
+        profile.finish()
 
         metrics = {
             "epoch": epoch + 1,
@@ -244,6 +255,7 @@ def _train(config: Config, worker: Worker, networks: list[Network]) -> None:
             "world_size": worker.world_size,
             "images_at_once": network.micro_batch_size,
             **sums.clipped.pop(),
+            **usage.pop(),
         }
         if config.data.bad_images == "skip":
             told = torch.tensor(sums.replaced, dtype=torch.float64, device=worker.device)

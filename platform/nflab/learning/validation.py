@@ -73,6 +73,7 @@ def validate(config: Config, trains: bool = True) -> None:
             c[name] >= 0 and math.isfinite(c[name]),
             f"{name} {c[name]:g} must be a finite number of at least 0",
         )
+    require(c["profile"] >= 0, f"profile {c['profile']} must be at least 0, which is off")
     require(c["epochs"] >= 1, f"epochs {c['epochs']} must be at least 1")
     require(
         c["warmup_epochs"] <= c["epochs"],

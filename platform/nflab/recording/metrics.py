@@ -22,6 +22,7 @@ METRICS = (
     "checkpoint_seconds",
     "cost_usd",
     "clipped_fraction",
+    "system",
 )
 """What is recorded of a report."""
 

@@ -60,7 +60,7 @@ VIEW = "nflab"
 LISTED = 8
 """Values of a setting that are listed; of more their number is told."""
 
-_ELSEWHERE = ("seed", "name", "tracking_uri", "storage", "recipe", "diagnostics")
+_ELSEWHERE = ("seed", "name", "tracking_uri", "storage", "recipe", "diagnostics", "profile")
 
 
 def experiment_tags(experiment: str, experiment_id: str) -> dict[str, str]:

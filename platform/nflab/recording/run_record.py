@@ -3,6 +3,7 @@
 import time
 import traceback
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,6 +17,9 @@ from nflab.settings.config import Config
 from nflab.settings.leaves import as_text, flat
 from nflab.settings.outcomes import Outcome
 from nflab.settings.serialization import to_json
+
+PROFILE = "profile.json.gz"
+"""Artifact of a run that was profiled; https://ui.perfetto.dev shows it."""
 
 ERROR_LENGTH = 5000
 """Characters of an error that a run is tagged with."""
@@ -63,6 +67,10 @@ class RunRecord:
         spent = self._cost - before if epoch > self._epoch else 0.0
         if "agc" in metrics:
             self._trace[epoch] = metrics["agc"]
+        if "profile" in metrics:
+            trace: bytes = metrics["profile"]["trace"]
+            self._outbox.put_file(self._run, PROFILE, partial(_write, trace))
+            self._outbox.put("tag", self._run, key="profile", value=metrics["profile"]["said"])
         if "remark" in metrics:
             self._outbox.put("tag", self._run, key="continued_with", value=metrics["remark"])
         self._outbox.put(
@@ -91,3 +99,7 @@ class RunRecord:
             self._outbox.put_file(self._run, "agc.parquet", trace.to_parquet)
         when = int(time.time() * 1000)
         self._outbox.put("finish", self._run, outcome=outcome, tags=tags, when=when)
+
+
+def _write(content: bytes, file: Path) -> None:
+    file.write_bytes(content)

@@ -25,6 +25,10 @@ WAITING_BYTES = 1 << 20
 """Of what a full disk did not take, so much at most is kept to be written later."""
 
 
+UNPRINTED = ("agc", "profile")
+"""What a report holds that nobody reads in a log."""
+
+
 class Log:
     """The log of one process: a file on its disk, and the copy of that in object storage."""
 
@@ -33,7 +37,7 @@ class Log:
 
     def report(self, metrics: dict[str, Any]) -> None:
         """Prints a report, without what is recorded of every layer and step."""
-        print({key: value for key, value in metrics.items() if key != "agc"})
+        print({key: value for key, value in metrics.items() if key not in UNPRINTED})
         with contextlib.suppress(Away):  # the next copy has it too
             self.copy(patience=0)
 

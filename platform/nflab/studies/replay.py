@@ -27,6 +27,7 @@ TIMES = (
     *("world_size", "images_at_once"),
     *("seconds", "images_per_second", "data_wait_fraction", "checkpoint_seconds"),
     "cost_usd",
+    "system",
 )
 """Metrics that are of the machine, which no repetition repeats."""
 
@@ -125,7 +126,7 @@ Histories = Mapping[str, list[tuple[int, float]]]
 
 
 def _histories(archive: Archive, run: RecordedRun) -> Histories:
-    names = [name for name in run.metrics if name.split("/")[0] in METRICS and name not in TIMES]
+    names = [name for name in run.metrics if name.split("/")[0] in {*METRICS} - {*TIMES}]
     return {name: archive.history(run.run_id, name) for name in sorted(names)}
 
 

@@ -1,0 +1,70 @@
+"""A trace of a training's first steps, by PyTorch's profiler."""
+
+import gzip
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+_WARM_UP = 3
+"""Steps that are left out: in the first of a process memory and algorithms are sought."""
+
+_TOLD = 3
+
+
+class Profile:
+    """Watches some steps of one worker.
+
+    Args:
+        steps: how many; 0 for none.
+    """
+
+    def __init__(self, steps: int, device: torch.device) -> None:
+        self._steps, self._seen = steps, 0
+        self._on_gpu = device.type == "cuda"
+        self._profile: profile | None = None
+        self._found: dict[str, Any] | None = None
+
+    def after_step(self) -> None:
+        """To be called after each step."""
+        self._seen += 1
+        if self._steps and self._seen == _WARM_UP:
+            activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * self._on_gpu]
+            self._profile = profile(activities=activities, profile_memory=True)
+            self._profile.start()
+        elif self._seen == _WARM_UP + self._steps:
+            self.finish()
+
+    def pop(self) -> dict[str, Any] | None:
+        """Of steps that are through: `said`, the largest costs in words, and `trace`, as gzipped
+        JSON, which Perfetto and Chrome show; None if nothing is new."""
+        found, self._found = self._found, None
+        return found
+
+    def finish(self) -> None:
+        """To be called after an epoch, which may have fewer steps."""
+        if self._profile is None:
+            return
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        self._profile.stop()
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "trace.json"
+            self._profile.export_chrome_trace(str(file))
+            trace = gzip.compress(file.read_bytes())
+        self._found = {"said": self._said(self._profile), "trace": trace}
+        self._profile = None
+
+    def _said(self, found: profile) -> str:
+        spent = {
+            event.key: event.self_device_time_total if self._on_gpu else event.self_cpu_time_total
+            for event in found.key_averages()
+        }
+        total = sum(spent.values())
+        largest = sorted(spent, key=lambda name: -spent[name])[:_TOLD]
+        costs = ", ".join(f"{100 * spent[name] / total:.0f} % {name}" for name in largest)
+        where = "the GPU's" if self._on_gpu else "the CPU's"
+        steps = self._seen - _WARM_UP
+        return f"Of {where} time in {steps} steps: {costs}."
