@@ -10,6 +10,8 @@ MIN_NORM = 1e-2
 
 _AXES = (1, 2, 3)
 
+_NEARLY_ZERO = 1e-10
+
 
 def standardise(weight_OIHW: Tensor, factor_O111: Tensor, eps: float | None = None) -> Tensor:
     """A kernel with mean 0 over every output's fan-in and `factor` as its norm.
@@ -21,7 +23,11 @@ def standardise(weight_OIHW: Tensor, factor_O111: Tensor, eps: float | None = No
         weight_OIHW: in float32 or float64.
         factor_O111: of the same type.
     """
-    kernel: Tensor = _Standardise.apply(weight_OIHW, factor_O111, eps)[0]
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        # A compiler fuses the operations itself, and torch.func has rules for each.
+        centred = weight_OIHW - weight_OIHW.mean(_AXES, keepdim=True)
+        return centred * (factor_O111 / _norms(centred, eps))
+    kernel: Tensor = _Standardise.apply(weight_OIHW, factor_O111, eps)
     return kernel
 
 
@@ -41,29 +47,17 @@ class _Standardise(torch.autograd.Function):
     """Keeps two numbers of each output for the way back, where autograd would keep copies of the
     weights, and needs half of its passes over them."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(weight: Tensor, factor: Tensor, eps: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, weight: Tensor, factor: Tensor, eps: float | None) -> Tensor:
         mean = weight.mean(_AXES, keepdim=True)
         centred = weight - mean
         norm = _norms(centred, eps)
-        return centred.mul_(factor / norm), mean, norm
-
-    @staticmethod
-    def setup_context(
-        ctx: Any, inputs: tuple[Tensor, Tensor, float | None], output: tuple[Tensor, ...]
-    ) -> None:
-        weight, factor, ctx.eps = inputs
-        _, mean, norm = output
-        ctx.mark_non_differentiable(mean, norm)
-        ctx.set_materialize_grads(False)
+        ctx.eps = eps
         ctx.save_for_backward(weight, factor, mean, norm)
+        return centred.mul_(factor / norm)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         weight, factor, mean, norm = ctx.saved_tensors
         if torch.is_grad_enabled():
             return *_differentiable_gradients(weight, factor, grad, ctx.eps), None
@@ -88,9 +82,6 @@ class _Standardise(torch.autograd.Function):
             [True, True, False],
         )
         return _unrows(into, weight), along.view_as(norm) / (norm * inverse_std), None
-
-
-_NEARLY_ZERO = 1e-10
 
 
 def _differentiable_gradients(

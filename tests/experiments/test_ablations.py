@@ -21,7 +21,9 @@ RATES = (
     "--batch-sizes 128 --clippings 0.08 --base-learning-rates 0.8 --seeds 1 --epochs 1 "
     "--channels-last"
 )
-SWEEP = "--trials 2 --epochs 1 --batch-size 128 --finalists 1 --final-seeds 2 --diagnostics"
+SWEEP = (
+    "--trials 2 --epochs 1 --batch-size 128 --finalists 1 --final-seeds 2 --diagnostics --profile 2"
+)
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +143,17 @@ def test_diagnostics_are_on_the_runs(ran: tuple[dict[str, str], dict[str, str]])
         clipped = run.data.params["clipping"] != "none"
         assert ("agc_verdict" in run.data.tags) == clipped
         assert ("agc.png" in artifacts(env, run)) == clipped
+
+
+def test_traces_and_the_machines_figures_are_on_the_runs(
+    ran: tuple[dict[str, str], dict[str, str]],
+) -> None:
+    env, _ = ran
+    _, children = family(env["MLFLOW_TRACKING_URI"], "agc_sweep")
+    for run in children:
+        assert run.data.tags["profile"].startswith("Of the CPU's time in 2 steps: ")
+        assert "profile.json.gz" in artifacts(env, run)
+        assert run.data.metrics["system/worker_0/memory_megabytes"] > 100
 
 
 def test_the_report_tells_all_of_it(
