@@ -9,7 +9,7 @@ JOBS ?= 2
 TOGETHER := $(MAKE) --no-print-directory --keep-going --output-sync=target --jobs
 PYTEST := $(BIN)/pytest --ignore tests/faults --ignore tests/cluster
 
-.PHONY: install sweep ablation ablation-large report test test-quick checks units integration selected \
+.PHONY: install sweep ablation ablation-large report bench bench-check test test-quick checks units integration selected \
 	test-faults test-cluster head up status tunnel submit logs down \
 	ui clean
 
@@ -66,6 +66,12 @@ test-faults: install  ## processes killed at random moments; takes longer
 
 test-cluster: install  ## clusters on this machine, over SSH between network namespaces; needs root
 	$(BIN)/pytest tests/cluster $(ARGS)
+
+bench: install  ## speed beside what a user would pick instead, as ratios; minutes
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+bench-check: install  ## the same, and fails where a ratio is 15 % worse than the kept one
+	$(BIN)/python benchmarks/run.py --check $(ARGS)
 
 head: install  ## a local Ray to submit jobs to
 	@bash cluster/local_head.sh

@@ -38,10 +38,9 @@ RUNS = {
     "efficientnet": ["efficientnet", "--rounds", "3"],
     "micro_batches": ["micro_batches", "--rounds", "7"],
     "diagnostics": ["diagnostics"],
-    "loading": ["loading"],
-    "training": ["training"],
-    "trials": ["trials"],
-    "growth": ["growth"],
+    "loading": ["loading", "--rounds", "5"],
+    "training": ["training", "--rounds", "3"],
+    "trials": ["trials", "--rounds", "3"],
 }
 
 

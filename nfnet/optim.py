@@ -118,11 +118,16 @@ class SGD_AGC(Optimizer):
         for p in params:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        updated = [_local(p) for p in params]
+        grads = [_local(cast(Tensor, p.grad)) for p in params]
+        momenta: list[Tensor | None] = [_local(self.state[p]["momentum_buffer"]) for p in params]
+        fused = all(map(_lie_alike, updated, grads, momenta))
         sgd(
-            [_local(p) for p in params],
-            [_local(cast(Tensor, p.grad)) for p in params],
-            [_local(self.state[p]["momentum_buffer"]) for p in params],
-            fused=True,
+            updated,
+            grads,
+            momenta,
+            fused=fused,
+            foreach=not fused,
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
             lr=group["lr"] * group["lr_factor"],
@@ -145,6 +150,15 @@ def _parts(params: list[Tensor]) -> Iterator[list[Tensor]]:
         size += p.nbytes
     if part:
         yield part
+
+
+def _lie_alike(p: Tensor, grad: Tensor, momentum: Tensor | None) -> bool:
+    """Whether element n of each is the same one in the order of memory, in which torch's fused
+    update goes through them whatever their strides are."""
+    last = p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last)
+    dense = last or p.is_contiguous()
+    strides = p.stride()
+    return dense and momentum is not None and strides == grad.stride() == momentum.stride()
 
 
 def _local(x: Tensor) -> Tensor:

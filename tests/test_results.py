@@ -129,3 +129,45 @@ def test_what_is_said_of_the_learning_rate(cells: pd.DataFrame) -> None:
     assert f"At its best rate, {rate:g}, it reaches {value:.1f} %" in told
     (rate, clipped), (_, norm) = best["clipping"], best["norm"]
     assert f"clipping 0.02 reaches {clipped:.1f} % at {rate:g}, batch norm {norm:.1f} %" in told
+
+
+def test_what_is_said_of_the_learning_rate_at_a_small_batch(cells: pd.DataFrame) -> None:
+    told = " ".join((ROOT / "docs" / "ablations.md").read_text().split())
+    rows = cells[(cells.experiment == "learning_rate") & (cells.batch_size == "256")]
+    rates = sorted(float(rate) for rate in set(rows.base_learning_rate))
+    assert "0.1, is the best of " + f"{rates[0]:g}, {rates[1]:g} and {rates[2]:g} for each" in told
+    best = {}
+    for line, chosen in {
+        "without clipping": (rows.model == "dm_nf_resnet_small") & (rows.clipping == "none"),
+        "with clipping 0.16": rows.clipping == "0.16",
+        "with batch norm": rows.model == "preact_resnet_small",
+    }.items():
+        top1 = rows[chosen].set_index("base_learning_rate").test_top1
+        assert len(top1) == len(rates) and top1.notna().all()
+        assert top1.idxmax() == "0.1"
+        best[line] = top1.max()
+        assert f"{best[line]:.1f} % {line}" in told
+    assert max(best.values()) - min(best.values()) < 0.5  # "decides between none of the three"
+
+
+def test_what_is_said_of_augmentation(cells: pd.DataFrame) -> None:
+    told = " ".join((ROOT / "docs" / "ablations.md").read_text().split())
+    rows = cells[cells.experiment == "augmentation"]
+    assert len(rows) == 12 and set(rows.batch_size) == {"2048"} and set(rows.seed) == {"0"}
+    top1 = rows.set_index(["model", "augmentation_level", "mixup", "cutmix"]).test_top1
+    ladder = [("0", "False"), ("0", "True"), ("5", "True")]
+    climbed = {}
+    for network, model in (("NF", "dm_nf_resnet_small"), ("norm", "preact_resnet_small")):
+        climbed[network] = [top1[(model, level, mixup, "False")] for level, mixup in ladder]
+        climbed[network].append(top1[(model, "5", "True", "True")])
+        assert climbed[network] == sorted(climbed[network], reverse=True)  # each lowers it
+        first, second, third, last = (f"{value:.1f}" for value in climbed[network])
+        assert f"from {first} % to {second}, {third} and {last} %" in told
+    strengths = [
+        top1[("dm_nf_resnet_small", level, "False", "False")] for level in "0 5 10".split()
+    ]
+    assert strengths == sorted(strengths, reverse=True)
+    first, second, third = (f"{value:.1f}" for value in strengths)
+    assert f"(levels 0, 5 and 10: {first}, {second} and {third} %)" in told
+    pairs = list(zip(climbed["NF"], climbed["norm"], strict=True))[1:]
+    assert max(abs(one - other) for one, other in pairs) < 0.105  # "within 0.1 points"

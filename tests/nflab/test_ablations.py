@@ -330,7 +330,7 @@ def test_rates_are_compared_each_at_its_best() -> None:
         "batch 128, each at its best base rate: batch norm 95.0 % (at 1.6), "
         "clipping 0.08 94.0 % (at 0.8), no clipping 85.0 % (at 0.8)",
         "batch 128: without clipping the network learns up to a base rate of 0.8; at its best rate "
-        "it stays 9.0 points below that with clipping",
+        "it is 9.0 points below that with clipping",
     ]
     assert len(found.table) == 9
 

@@ -71,10 +71,11 @@ def analyse(rows: pd.DataFrame, title: str) -> Findings:
         none = best.pop("no clipping", None)
         clipped = [row.test_mean for line, row in best.items() if line != "batch norm"]
         if none is not None and clipped:
+            behind = max(clipped) - none.test_mean
             lines.append(
                 f"batch {batch_size}: without clipping the network learns up to a base rate of "
-                f"{_largest(group)}; at its best rate it stays {max(clipped) - none.test_mean:.1f} "
-                "points below that with clipping"
+                f"{_largest(group)}; at its best rate it is {abs(behind):.1f} points "
+                f"{'below' if behind > 0 else 'above'} that with clipping"
             )
     drawing = partial(draw_learning_rate, told, title)
     return Findings(lines, table, {"learning_rate": drawing})
