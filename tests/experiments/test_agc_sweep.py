@@ -131,3 +131,45 @@ def test_a_trial_of_several_workers_trains_with_ray_train(
     assert run.data.tags["world_size"] == "2"
     assert run.data.params["batch_size"] == "32"
     assert run.data.params["clipping"] == "0.08"
+
+
+def test_any_settings_are_searched(
+    script: Script, store: dict[str, str], ray_address: str, tmp_path: Path
+) -> None:
+    search = "base_learning_rate=0.4..6.4:log sam_rho=none,0.02..0.1:log mixup batch_size=96,128"
+    flags = "--trials 6 --epochs 1 --warmup-epochs 0 --finalists 1 --final-seeds 2 --name any"
+    given = ["--search", *search.split(), "--augmentation-level", "0", *flags.split()]
+    done = script("sweep.py", *given, RAY_ADDRESS=ray_address)
+    assert done.returncode == 0, done.stdout + done.stderr
+    parent, children = family(store["MLFLOW_TRACKING_URI"], "sweep")
+    trials = [run for run in children if run.data.tags["kind"] == "trial"]
+    assert len(trials) == 6
+    for run in trials:
+        params = run.data.params
+        assert 0.4 <= float(params["base_learning_rate"]) <= 6.4
+        assert params["sam_rho"] == "none" or 0.02 <= float(params["sam_rho"]) <= 0.1
+        assert params["batch_size"] in ("96", "128")
+        assert params["clipping"] == "0.16" and params["augmentation_level"] == "0"
+    assert {run.data.params["mixup"] for run in trials} == {"True", "False"}
+    assert parent.data.params["base_learning_rate"] == "searched: 0.4 to 6.4"
+    assert parent.data.params["sam_rho"] == "searched: 0.02 to 0.1, or none"
+    assert parent.data.params["batch_size"] == "searched: 96, 128"
+    best = max(trials, key=lambda run: run.data.metrics["val_top1"])
+    finals = [run for run in children if run.data.tags["kind"] != "trial"]
+    for name in ("base_learning_rate", "sam_rho", "mixup", "batch_size"):
+        assert best.data.params[name] in {run.data.params[name] for run in finals}, name
+    client = MlflowClient(store["MLFLOW_TRACKING_URI"])
+    names = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert {"slices.png", "map.png", "parallel.png"} <= names and "top1.png" not in names
+    assert "mixup" in done.stdout and "sam rho" in done.stdout
+
+    report = tmp_path / "report"
+    done = script("report.py", "--output", str(report))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Sweep any" in (report / "report.md").read_text()
+
+
+def test_a_search_of_nothing_is_refused(script: Script) -> None:
+    done = script("sweep.py", "--trials", "2")
+    assert done.returncode == 2
+    assert "name what to search, as --search clipping=0.02..0.64:log" in done.stderr

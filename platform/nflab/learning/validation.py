@@ -2,15 +2,17 @@
 
 import difflib
 import math
+from typing import Any
 
 import nfnet
 from nflab.data import DatasetError, load_dataset
 from nflab.learning.models import check_model
 from nflab.settings import locations
+from nflab.settings.canonical import UNREAD, in_use
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError, require
-from nflab.settings.leaves import flat
-from nflab.settings.recipes import RECIPES, space_of
+from nflab.settings.leaves import as_text, flat, replace
+from nflab.settings.recipes import RECIPES, batch_sizes_of, scales_of
 from nflab.settings.studies import ClippingConfig, GridOfConfigs, SweepConfig
 
 
@@ -25,6 +27,67 @@ def validate(config: Config, trains: bool = True) -> None:
     """
     locations.refuse_passwords(config)
     c = flat(config)
+    _check_values(c)
+    if c["name"] is not None:
+        locations.check_name(c["name"])
+    _, most_workers = config.scale.worker_range
+    require(
+        c["gpus_per_worker"] is None or c["gpus_per_worker"] >= 0,
+        f"gpus_per_worker {c['gpus_per_worker']} must be at least 0, or auto",
+    )
+    limit = c.get("max_cost")
+    require(
+        limit is None or (limit > 0 and math.isfinite(limit)),
+        f"max_cost {limit} must be a finite number of USD above 0, or none",
+    )
+    if isinstance(config, GridOfConfigs):
+        require(config.grid.seeds >= 1, f"seeds {config.grid.seeds} must be at least 1")
+    finals = getattr(config, "finals", None)
+    if finals is not None:
+        require(finals.finalists >= 0, f"finalists {finals.finalists} must be at least 0")
+        require(finals.final_seeds >= 2, f"final_seeds {finals.final_seeds} must be at least 2")
+    batch_sizes = [c["batch_size"]]
+    if isinstance(config, ClippingConfig) and not config.finals.finalists:
+        batch_sizes = []  # its cells have their own
+    if isinstance(config, SweepConfig):
+        require(config.search.trials >= 1, f"trials {config.search.trials} must be at least 1")
+        ahead = config.search.lookahead
+        require(ahead is None or ahead >= 1, f"lookahead {ahead} must be at least 1, or auto")
+        of_baseline = batch_sizes if config.finals.finalists else []
+        batch_sizes = [*batch_sizes_of(config), *of_baseline]
+        _check_search(config, trains)
+    try:
+        dataset = load_dataset(config)
+    except DatasetError as error:
+        raise ConfigError(str(error)) from None
+    require(
+        c["image_size"] is None or not dataset.in_memory,
+        f"image_size {c['image_size']} is for folders of images: {c['dataset']} has its own",
+    )
+    if not trains:
+        return
+    check_model(config, new_head=True)
+    train_size = dataset.sizes["train"]
+    require(train_size > 0, f"{c['dataset']} has no training images: add its folder train")
+    require(
+        len(dataset.class_names) > 1,
+        f"{c['dataset']} has one class, so there is nothing to learn: give it two or more",
+    )
+    for batch_size in batch_sizes:
+        require(batch_size >= 1, f"batch_size {batch_size} must be at least 1")
+        require(
+            batch_size <= train_size,
+            f"batch_size {batch_size} exceeds the {train_size} training images of {c['dataset']}",
+        )
+        require(
+            batch_size >= most_workers,
+            f"batch_size {batch_size} is below num_workers {c['num_workers']}: "
+            "every worker needs at least one image of each batch",
+        )
+
+
+def _check_values(c: dict[str, Any]) -> None:
+    """Each setting by itself."""
     known("model", c["model"], nfnet.list_models())
     known("recipe", c["recipe"], list(RECIPES))
     known("precision", c["precision"], ["float32", "tf32", "bfloat16"])
@@ -80,64 +143,32 @@ def validate(config: Config, trains: bool = True) -> None:
         f"warmup_epochs {c['warmup_epochs']:g} must not exceed epochs {c['epochs']}",
     )
     require(0 <= c["seed"] < 2**31, f"seed {c['seed']} must be from 0 to {2**31 - 1}")
-    if c["name"] is not None:
-        locations.check_name(c["name"])
-    _, most_workers = config.scale.worker_range
-    require(
-        c["gpus_per_worker"] is None or c["gpus_per_worker"] >= 0,
-        f"gpus_per_worker {c['gpus_per_worker']} must be at least 0, or auto",
-    )
-    limit = c.get("max_cost")
-    require(
-        limit is None or (limit > 0 and math.isfinite(limit)),
-        f"max_cost {limit} must be a finite number of USD above 0, or none",
-    )
-    if isinstance(config, GridOfConfigs):
-        require(config.grid.seeds >= 1, f"seeds {config.grid.seeds} must be at least 1")
-    finals = getattr(config, "finals", None)
-    if finals is not None:
-        require(finals.finalists >= 0, f"finalists {finals.finalists} must be at least 0")
-        require(finals.final_seeds >= 2, f"final_seeds {finals.final_seeds} must be at least 2")
-    batch_sizes = [c["batch_size"]]
-    if isinstance(config, ClippingConfig) and not config.finals.finalists:
-        batch_sizes = []  # its cells have their own
-    if isinstance(config, SweepConfig):
-        require(config.search.trials >= 1, f"trials {config.search.trials} must be at least 1")
-        ahead = config.search.lookahead
-        require(ahead is None or ahead >= 1, f"lookahead {ahead} must be at least 1, or auto")
-        space = space_of(config)
-        if "batch_size" in config.search.searched:
-            of_baseline = batch_sizes if config.finals.finalists else []
-            batch_sizes = [*space.batch_sizes(), *of_baseline]
-        for name in config.search.searched:
-            known("searched setting", name, space.names())
-    try:
-        dataset = load_dataset(config)
-    except DatasetError as error:
-        raise ConfigError(str(error)) from None
-    require(
-        c["image_size"] is None or not dataset.in_memory,
-        f"image_size {c['image_size']} is for folders of images: {c['dataset']} has its own",
-    )
-    if not trains:
-        return
-    check_model(config, new_head=True)
-    train_size = dataset.sizes["train"]
-    require(train_size > 0, f"{c['dataset']} has no training images: add its folder train")
-    require(
-        len(dataset.class_names) > 1,
-        f"{c['dataset']} has one class, so there is nothing to learn: give it two or more",
-    )
-    for batch_size in batch_sizes:
-        require(batch_size >= 1, f"batch_size {batch_size} must be at least 1")
+
+
+def _check_search(config: SweepConfig, trains: bool) -> None:
+    """That each searched value may be used, and that each searched setting changes something."""
+    scales = scales_of(config)
+    base = config.base()
+    extremes = {
+        name: [replace(base, **{name: end}) for end in s.ends] for name, s in scales.items()
+    }
+    for name, configs in extremes.items():
+        for one in configs:
+            _check_values(flat(one))
+            if name == "model" and trains:
+                check_model(one, new_head=True)
+    # What one setting does may depend on another's value.
+    settings = [base, *(one for configs in extremes.values() for one in configs)]
+    for name in UNREAD.keys() & scales.keys():
+        ends = [{name: end} for end in scales[name].ends]
         require(
-            batch_size <= train_size,
-            f"batch_size {batch_size} exceeds the {train_size} training images of {c['dataset']}",
-        )
-        require(
-            batch_size >= most_workers,
-            f"batch_size {batch_size} is below num_workers {c['num_workers']}: "
-            "every worker needs at least one image of each batch",
+            any(
+                in_use(replace(other, **ends[0]), ends[0])
+                != in_use(replace(other, **ends[-1]), ends[-1])
+                for other in settings
+            ),
+            f"{name} changes nothing here: "
+            + " and ".join(f"{other} is {as_text(v)}" for other, v in UNREAD[name].items()),
         )
 
 

@@ -14,7 +14,7 @@ from nflab.analysis.statistics import Importance
 from nflab.data import load_dataset
 from nflab.settings.config import Config, ScaleConfig
 from nflab.settings.leaves import flat
-from nflab.settings.search_space import SearchSpace
+from nflab.settings.search_space import Scale
 from nflab.settings.studies import SweepConfig
 
 QUESTIONS = {
@@ -23,6 +23,8 @@ QUESTIONS = {
     "evaluate": "How accurate are pre-trained weights on a dataset's test split?",
     "replay": "Does a recorded run come out the same again?",
     "agc_sweep": "Which clipping, batch size and strength of augmentation train best?",
+    "sweep": "Which values of what is searched train best?",
+    "learning_rate": "Does a network without clipping survive with a smaller learning rate?",
     "clipping_vs_batch_size": "How does clipping carry networks without normalisation to large "
     "batches?",
     "agc_layers": "Which layers does adaptive gradient clipping have to clip?",
@@ -63,16 +65,27 @@ LISTED = 8
 _ELSEWHERE = ("seed", "name", "tracking_uri", "storage", "recipe", "diagnostics", "profile")
 
 
-def experiment_tags(experiment: str, experiment_id: str) -> dict[str, str]:
-    """What describes an experiment in MLflow: its question, and a view of its runs in columns."""
+_WIDTH = 120
+"""Pixels of a column beyond COLUMNS."""
+
+
+def experiment_tags(
+    experiment: str, experiment_id: str, searched: Sequence[str] = ()
+) -> dict[str, str]:
+    """What describes an experiment in MLflow: its question, and a view of its runs in columns.
+
+    Args:
+        searched: settings that have columns too.
+    """
     view = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning"
     said = QUESTIONS.get(experiment, "")
     note = f"{said} [All runs with their settings and results]({view}&viewStateShareKey={VIEW})"
+    more = {f"params.`{name}`": _WIDTH for name in searched if name not in COLUMNS["params"]}
     columns = {
         f"{kind}.`{name}`": width
         for kind, names in COLUMNS.items()
         for name, width in names.items()
-    }
+    } | more
     widths = _NAME | columns
     state = {
         "selectedColumns": list(columns),
@@ -90,9 +103,10 @@ def experiment_tags(experiment: str, experiment_id: str) -> dict[str, str]:
 
 
 def sweep_note(
+    experiment: str,
     run_id: str,
     config: SweepConfig,
-    space: SearchSpace,
+    scales: Mapping[str, Scale],
     trials: pd.DataFrame,
     shares: Mapping[str, Importance],
     judged: pd.DataFrame,
@@ -102,14 +116,16 @@ def sweep_note(
     """What a sweep asked and found.
 
     Args:
+        experiment: MLflow's, as which the sweep was recorded.
         run_id: of the sweep.
+        scales: what was searched.
         trials: a row each, the best first (see `Tracker.trials`).
         shares: how much each searched setting mattered.
         judged: the trials that these rest on.
         more: what repeating the best over fresh seeds says, and what all cost, in sentences.
         figures: names of its figures among its artifacts.
     """
-    searched = [f"{_words(key)} ({space.describe(key)})" for key in config.search.searched]
+    searched = [f"{_words(key)} ({scale})" for key, scale in scales.items()]
     asked = (
         f"{config.search.trials} trials {_of(config)}, which end early where others do better; "
         f"searched: {'; '.join(searched) or 'nothing but the seed'}."
@@ -134,7 +150,7 @@ def sweep_note(
         )
     else:
         found.append("Too few different results to say which setting mattered.")
-    return _note("agc_sweep", asked, [*found, *more], run_id, figures)
+    return _note(experiment, asked, [*found, *more], run_id, figures)
 
 
 def grid_note(

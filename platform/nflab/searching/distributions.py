@@ -1,35 +1,94 @@
-"""Search spaces as Optuna's samplers see them: an ordered scale for each searched setting.
+"""Search spaces as Optuna's samplers see them: an ordered scale for each setting that has an order.
 
-No clipping is the limit of large clipping, so it stands beyond the top of that scale: an octave
-above the range means none. So the sampler sees one ordered number, not a switch and a number that
-exists only at times.
+None is the limit of a range at the end that it is written at, as no clipping is of large clipping.
+So it stands beyond that end, for an octave or a quarter of the range, and the sampler sees one
+ordered number, not a switch and a number that exists only at times.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
-from nflab.settings.search_space import SearchSpace
+from nflab.settings.search_space import Scale
+
+Scales = Mapping[str, Scale]
+"""By setting."""
 
 
-def distributions(space: SearchSpace, searched: tuple[str, ...]) -> dict[str, BaseDistribution]:
+def distributions(scales: Scales) -> dict[str, BaseDistribution]:
     """What the sampler draws from."""
-    smallest, largest = (size.bit_length() - 1 for size in space.batch_size)
-    scales: dict[str, BaseDistribution] = {
-        "clipping": FloatDistribution(space.clipping[0], 2 * space.clipping[1], log=True),
-        "batch_size": IntDistribution(smallest, largest),
-        "augmentation_level": IntDistribution(*space.augmentation_level),
-    }
-    return {name: scales[name] for name in searched}
+    return {name: _distribution(scale) for name, scale in scales.items()}
 
 
-def draw(space: SearchSpace, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A draw that stands for `settings`: the inverse of `SearchSpace.settings` up to the octave of
-    none."""
-    drawn = dict(settings)
-    if "clipping" in drawn and drawn["clipping"] is None:
-        drawn["clipping"] = 2 * space.clipping[1]
-    if "batch_size" in drawn:
-        drawn["batch_size"] = drawn["batch_size"].bit_length() - 1
-    return drawn
+def settings_of(scales: Scales, drawn: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a draw stands for."""
+    return {name: _setting(scales[name], value) for name, value in drawn.items()}
+
+
+def draw(scales: Scales, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A draw that stands for settings: the inverse of `settings_of`, up to what is none."""
+    return {name: _draw(scales[name], value) for name, value in settings.items()}
+
+
+def _distribution(scale: Scale) -> BaseDistribution:
+    if not scale.ordered:
+        if _is_list_of_numbers(scale):
+            return IntDistribution(0, len(scale.choices) - 1)
+        return CategoricalDistribution(scale.choices)
+    low, high = _ends(scale)
+    log, step = scale.spacing == "log", scale.step
+    if isinstance(scale.low, int):
+        return IntDistribution(int(low), int(high), log=log, step=int(step or 1))
+    return FloatDistribution(low, high, log=log, step=step)
+
+
+def _setting(scale: Scale, drawn: Any) -> Any:
+    if not scale.ordered:
+        return scale.choices[drawn] if _is_list_of_numbers(scale) else drawn
+    low, high = _range(scale)
+    if (scale.none == "high" and drawn > high) or (scale.none == "low" and drawn < low):
+        return None
+    return 2**drawn if scale.spacing == "pow2" else drawn
+
+
+def _draw(scale: Scale, setting: Any) -> Any:
+    if not scale.ordered:
+        return scale.choices.index(setting) if _is_list_of_numbers(scale) else setting
+    if setting is None:
+        return _ends(scale)[scale.none == "high"]
+    return setting.bit_length() - 1 if scale.spacing == "pow2" else setting
+
+
+def _range(scale: Scale) -> tuple[float, float]:
+    """Ends of the range that is drawn from, without what is none."""
+    assert scale.low is not None
+    assert scale.high is not None
+    if scale.spacing == "pow2":
+        return int(scale.low).bit_length() - 1, int(scale.high).bit_length() - 1
+    return scale.low, scale.high
+
+
+def _ends(scale: Scale) -> tuple[float, float]:
+    """The same with it."""
+    low, high = _range(scale)
+    beyond = scale.step or (high - low) / 4
+    if isinstance(low, int):
+        beyond = max(1, int(beyond))
+    if scale.none == "high":
+        high = 2 * high if scale.spacing == "log" else high + beyond
+    if scale.none == "low":
+        low = low / 2 if scale.spacing == "log" else low - beyond
+        if isinstance(scale.low, int) and scale.spacing == "log":
+            low = max(1, scale.low // 2)
+    return low, high
+
+
+def _is_list_of_numbers(scale: Scale) -> bool:
+    """Whether choices have an order."""
+    return all(type(choice) in (int, float) for choice in scale.choices)

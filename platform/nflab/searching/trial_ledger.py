@@ -18,12 +18,13 @@ from nflab.recording.tables import has_ended, last_epoch
 from nflab.recording.tracker import Tracker
 from nflab.running.budget import Budget
 from nflab.running.ledger import METRIC, Proposal
-from nflab.searching.distributions import distributions
+from nflab.searching.distributions import distributions, settings_of
 from nflab.searching.foresight import Foresight, Given
 from nflab.searching.study import kept, let_failed_wait, open_study, tell
+from nflab.settings.canonical import in_use
 from nflab.settings.leaves import replace
 from nflab.settings.outcomes import Outcome
-from nflab.settings.recipes import lookahead, space_of
+from nflab.settings.recipes import lookahead, scales_of
 from nflab.settings.streams import Stream, keys
 from nflab.settings.studies import SweepConfig
 from nflab.storage.checkpoints import Checkpoints, Winner
@@ -81,7 +82,7 @@ class TrialLedger:
         self._config, self._folder = config, folder
         self._tracker, self._outbox = tracker, outbox
         self._parent, self._tags = parent, tags
-        self._space = space_of(config)
+        self._scales = scales_of(config)
         begun = len(outbox.read(lambda: tracker.trials(parent))) > 0
         # Rungs in samples seen, the same for every batch size.
         pruner = optuna.pruners.SuccessiveHalvingPruner(
@@ -120,7 +121,7 @@ class TrialLedger:
         # sweep was interrupted.
         key = keys(self._config.run.seed, Stream.SEARCH, place)
         foresight = Foresight(past, int(key) % 2**32, self._pruner)
-        searched = distributions(self._space, self._config.search.searched)
+        searched = distributions(self._scales)
         drawn = foresight.propose(searched)
         self._study.sampler = Given(drawn)
         trial = self._kept(self._study.ask)
@@ -128,7 +129,8 @@ class TrialLedger:
             self._kept(partial(trial._suggest, name, distribution))
         settings = trial.user_attrs.get("settings")
         if settings is None:
-            settings = self._space.settings(trial.params)
+            drawn_settings = settings_of(self._scales, trial.params)
+            settings = in_use(replace(self._config.base(), **drawn_settings), drawn_settings)
             repeats = sum(
                 {**t.user_attrs["settings"], "seed": None} == {**settings, "seed": None}
                 for t in trials

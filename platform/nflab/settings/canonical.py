@@ -46,6 +46,12 @@ def canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def in_use(config: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a configuration, with the default of what nothing reads there."""
+    plain = canonical(flat(config))
+    return {name: plain[name] if name in UNREAD else value for name, value in settings.items()}
+
+
 def _place(part: str) -> tuple[int, str]:
     """Where a part stands in a network."""
     kind = part.rstrip("0123456789")

@@ -7,8 +7,9 @@ from typing import Any
 
 import nfnet
 from nflab.settings.config import Config
+from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import replace
-from nflab.settings.search_space import SearchSpace
+from nflab.settings.search_space import Scale, SearchSpace, scales
 from nflab.settings.studies import SweepConfig
 
 
@@ -35,9 +36,9 @@ _PAPER = "arXiv 2102.06171"
 _CODE = "the authors' released code"
 
 _PAPER_SPACE = SearchSpace(
-    clipping=(0.01, 0.16),
-    batch_size=(256, 4096),
-    augmentation_level=(0, 20),
+    scales(
+        ("clipping=0.01..0.16:log,none", "batch_size=256..4096:pow2", "augmentation_level=0..20")
+    ),
     clippings=(0.01, 0.02, 0.04, 0.08, 0.16),
     lookahead=16,
 )
@@ -110,9 +111,13 @@ _ABLATIONS = {
 }
 
 _DIGITS_SPACE = SearchSpace(
-    clipping=(0.01, 0.64),
-    batch_size=(16, 128),
-    augmentation_level=(0, 10),
+    scales(
+        (
+            "clipping=0.01..0.64:log,none",
+            "batch_size=16..128:pow2",
+            "augmentation_level=0..10",
+        )
+    ),
     clippings=(0.04, 0.08, 0.16, 0.32),
 )
 
@@ -156,7 +161,11 @@ RECIPES = {
         _DIGITS_SPACE,
     ),
     "fashion_mnist": Recipe(
-        _FASHION_MNIST, dataclasses.replace(_PAPER_SPACE, augmentation_level=(0, 10))
+        _FASHION_MNIST,
+        dataclasses.replace(
+            _PAPER_SPACE,
+            scales={**_PAPER_SPACE.scales, **scales(("augmentation_level=0..10",))},
+        ),
     ),
     "digits_finetune": Recipe(
         {
@@ -189,6 +198,27 @@ RECIPES = {
 def space_of(config: Config) -> SearchSpace:
     """What a sweep around this configuration searches."""
     return RECIPES[config.run.recipe].space
+
+
+def scales_of(config: SweepConfig) -> dict[str, Scale]:
+    """What a sweep searches: its own scales, else the recipe's.
+
+    Raises:
+        ConfigError: a scale is none, or is of no setting.
+    """
+    every = {**space_of(config).scales, **scales(config.search.search)}
+    unknown = [name for name in config.search.searched if name not in every]
+    if unknown:
+        raise ConfigError(
+            f"unknown searched setting {unknown[0]!r}: choose from {', '.join(every)}"
+        )
+    return {name: every[name] for name in config.search.searched}
+
+
+def batch_sizes_of(config: SweepConfig) -> list[int]:
+    """Every batch size that a trial of a sweep may have."""
+    scale = scales_of(config).get("batch_size")
+    return [config.optimizer.batch_size] if scale is None else scale.values()
 
 
 def lookahead(config: SweepConfig) -> int:

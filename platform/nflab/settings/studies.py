@@ -19,6 +19,11 @@ class SearchConfig:
     """So many trials run at once at most. Each begins when all but the last of them before it have
     ended, and what is proposed for it, and where it is cut, rests on these alone: so a search is
     the same on any cluster. auto takes the recipe's."""
+    search: tuple[str, ...] = ()
+    """What to search, as base_learning_rate=0.05..1.6:log clipping=0.01..0.64:log,none
+    model=ONE,OTHER mixup; default: the recipe's clipping, batch size and augmentation level."""
+    fix: tuple[str, ...] = ()
+    """Settings of the search to leave as they are."""
     dry_run: bool = False
     """Say what the search would take in time, and in money where machines have a price; run
     nothing."""

@@ -17,7 +17,7 @@ from nflab.settings import locations
 from nflab.settings.config import Config
 from nflab.settings.leaves import replace
 from nflab.settings.outcomes import DONE
-from nflab.settings.recipes import lookahead, space_of
+from nflab.settings.recipes import batch_sizes_of, lookahead
 from nflab.settings.studies import SweepConfig
 from nflab.terminal.wording import console, describe, duration, money, money_range
 
@@ -106,9 +106,7 @@ def show_sweep(config: SweepConfig, experiment: str) -> None:
         known = archive.rows(experiment)
     budget = Budget(config.search.max_cost)
     placement = connection.foresee(config.scale, priced=budget.limit is not None)
-    sizes = [config.optimizer.batch_size]
-    if "batch_size" in config.search.searched:
-        sizes = space_of(config).batch_sizes()
+    sizes = batch_sizes_of(config)
     times = _Times(known, placement)
     base = locations.located(config.base())
     lengths = {size: times.of(replace(base, batch_size=size)) for size in sizes}

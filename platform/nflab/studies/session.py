@@ -21,7 +21,7 @@ from nflab.settings import locations
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import C, flat, replace
-from nflab.settings.studies import GridOfConfigs
+from nflab.settings.studies import GridOfConfigs, SweepConfig
 from nflab.storage.files import read_text, write_text
 from nflab.storage.ownership import FolderBoard, Ownership
 from nflab.storage.run_folder import (
@@ -96,7 +96,8 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
     folder = f"{storage}/{name}"
     check_writable(storage)
     tracker = Tracker(uri, storage, experiment)
-    tracker.introduce(experiment_tags(experiment, tracker.experiment_id))
+    searched = config.search.searched if isinstance(config, SweepConfig) else ()
+    tracker.introduce(experiment_tags(experiment, tracker.experiment_id, searched))
     ownership = Ownership()
     try:
         _refuse_known(folder, name, resume)

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from nflab.running.ledger import METRIC
 from nflab.searching.importances import importances, judged
 from nflab.searching.trial_ledger import TrialLedger, trial_folder
 from nflab.settings.leaves import as_text, flat, replace
-from nflab.settings.recipes import lookahead, space_of
-from nflab.settings.search_space import setting
+from nflab.settings.recipes import batch_sizes_of, lookahead, scales_of, space_of
+from nflab.settings.search_space import Scale, setting
 from nflab.settings.serialization import to_json
 from nflab.settings.studies import SweepConfig
 from nflab.storage.checkpoints import Checkpoints
@@ -32,6 +33,9 @@ from nflab.studies.life_cycle import LiveRun, live_run
 from nflab.studies.session import Session
 from nflab.terminal.progress import SweepProgress
 from nflab.terminal.wording import say
+
+MANY = 3
+"""Settings that two figures of two show well."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,9 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
     with live_run(config, experiment, "sweep", resume) as run:
         session, outbox, parent = run.session, run.outbox, run.run_id
         config = run.config
-        space, planned = space_of(config), config.search.trials
+        planned = config.search.trials
         params = {key: as_text(value) for key, value in flat(config).items()}
-        params |= {key: f"searched: {space.describe(key)}" for key in config.search.searched}
+        params |= {key: f"searched: {scale}" for key, scale in scales_of(config).items()}
         outbox.put("log_params", parent, params=params)
         outbox.put("add_text", parent, text=to_json(config), file="config.json")
         outbox.put("add_text", parent, text=json.dumps(session.class_names), file="classes.json")
@@ -114,10 +118,7 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
 def _samples_per_epoch(config: SweepConfig) -> int:
     """The fewest training images that an epoch of whole batches has, over the batch sizes."""
     size = load_dataset(config).sizes["train"]
-    batch_sizes = [config.optimizer.batch_size]
-    if "batch_size" in config.search.searched:
-        batch_sizes = space_of(config).batch_sizes()
-    return min(size // batch_size * batch_size for batch_size in batch_sizes)
+    return min(size // batch_size * batch_size for batch_size in batch_sizes_of(config))
 
 
 def _conclude(run: LiveRun[SweepConfig], stopped: bool) -> SweepResult:
@@ -134,16 +135,19 @@ def _conclude(run: LiveRun[SweepConfig], stopped: bool) -> SweepResult:
         if metric not in trials:
             trials[metric] = float("nan")
     trials = ranked(trials, "number")
-    space, searched = space_of(config), config.search.searched
+    scales = scales_of(config)
     told = judged(trials)
-    shares = importances(trials, space, searched)
+    shares = importances(trials, scales)
     folder = Path(session.folder if is_local(session.folder) else tempfile.mkdtemp("-nflab"))
     curves = [
         (row["name"], row.outcome, tracker.history(row.run_id, METRIC))
         for _, row in trials.iterrows()
     ]
     size = f"{config.model.model} on {config.data.dataset}, {config.schedule.epochs} epochs"
-    figures.draw_top1(trials, folder / "top1.png", f"Validation top-1: {size}")
+    if scales.keys() <= space_of(config).scales.keys():
+        figures.draw_top1(trials, folder / "top1.png", f"Validation top-1: {size}")
+    else:
+        _draw_settings(trials, scales, list(shares), folder, size)
     figures.draw_importances(
         shares, folder / "importances.png", f"What mattered in {len(told)} trials: {size}"
     )
@@ -182,12 +186,39 @@ def _conclude(run: LiveRun[SweepConfig], stopped: bool) -> SweepResult:
     total = totals(tracker.children(parent), config.schedule.epochs)
     tracker.log_anew(parent, total)
     costs = [*cost_sentences(total), *([f"Stopped: {budget}."] if stopped else [])]
-    note = sweep_note(parent, config, space, trials, shares, told, [*said, *costs], names)
+    note = sweep_note(
+        tracker.experiment,
+        parent,
+        config,
+        scales,
+        trials,
+        shares,
+        told,
+        [*said, *costs],
+        names,
+    )
     tracker.describe(parent, note)
     failed = bool((trials.outcome == "failed").all())
     run.outcome = "interrupted" if stopped else "failed" if failed else "finished"
     halt = str(budget) if stopped else None
     return SweepResult(session.name, trials, shares, len(told), said, costs, halt, folder, parent)
+
+
+def _draw_settings(
+    trials: pd.DataFrame,
+    scales: Mapping[str, Scale],
+    by_importance: list[str],
+    folder: Path,
+    size: str,
+) -> None:
+    """Top-1 over each setting, over the two that matter most, and over many side by side."""
+    title = f"Validation top-1: {size}"
+    figures.draw_slices(trials, scales, folder / "slices.png", title)
+    if len(scales) > 1:
+        two = (by_importance or list(scales))[:2]
+        figures.draw_map(trials, scales, two, folder / "map.png", title)
+    if len(scales) > MANY:
+        figures.draw_parallel(trials, scales, folder / "parallel.png", title)
 
 
 def _finals(grid: Grid, session: Session[SweepConfig], trials: pd.DataFrame) -> Findings:

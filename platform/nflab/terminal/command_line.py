@@ -17,7 +17,8 @@ from nflab.settings import locations
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import C, flat, replace
-from nflab.settings.recipes import RECIPES, space_of
+from nflab.settings.recipes import RECIPES, scales_of
+from nflab.settings.search_space import scales
 from nflab.settings.serialization import load
 from nflab.settings.studies import SweepConfig
 from nflab.terminal.interrupts import BudgetReached, Interrupted, raise_on_interrupt
@@ -163,6 +164,8 @@ def parse(
             raise
         raise ConfigError(_sentence(said.getvalue())) from None
     config = locations.located(config)
+    if isinstance(config, SweepConfig) and asked.resume is None:
+        config = replace(config, searched=_named(config, given))
     if asked.resume is not None:
         _refuse_changes(locations.located(stored), config)
     elif isinstance(config, SweepConfig) and config.search.retry_failed:
@@ -210,12 +213,29 @@ def _refuse_changes(stored: Config, config: Config) -> None:
         )
 
 
+def _named(config: SweepConfig, given: set[str]) -> tuple[str, ...]:
+    """What a search varies: what `--search` names, else what the defaults do, less what is fixed.
+
+    Args:
+        given: names of the flags.
+    """
+    named = config.search.searched
+    if "search" in given:
+        named = tuple(scales(config.search.search))
+        for name in named:
+            if name in given:
+                raise ConfigError(f"--search searches what --{name} fixes: leave one of them out")
+    for name in config.search.fix:
+        if name not in named and "fix" in given:
+            known("searched setting", name, list(named))
+    return tuple(name for name in named if name not in config.search.fix)
+
+
 def _searched(config: Config) -> list[str]:
     """What a search would vary, in a sentence."""
     if not isinstance(config, SweepConfig):
         return []
-    space = space_of(config)
-    ranges = [f"{name} ({space.describe(name)})" for name in config.search.searched]
+    ranges = [f"{name} ({scale})" for name, scale in scales_of(config).items()]
     return [f"Searched, whatever default is shown below: {'; '.join(ranges) or 'nothing'}."]
 
 

@@ -12,7 +12,7 @@ from nflab.analysis.figures.style import new_figure, save_figure
 from nflab.analysis.statistics import Importance
 from nflab.settings.search_space import setting
 
-_COLORS = {
+COLORS = {
     "finished": "C0",
     "pruned": "0.65",
     "diverged": "C3",
@@ -20,7 +20,7 @@ _COLORS = {
     "interrupted": "C2",
 }
 
-_MARKERS = {"finished": "o", "pruned": "v", "diverged": "X", "failed": "s", "interrupted": "P"}
+MARKERS = {"finished": "o", "pruned": "v", "diverged": "X", "failed": "s", "interrupted": "P"}
 
 
 def draw_top1(trials: pd.DataFrame, path: Path, title: str) -> None:
@@ -42,7 +42,7 @@ def draw_top1(trials: pd.DataFrame, path: Path, title: str) -> None:
     ended = trials.outcome.to_numpy()
     best = np.nanmax(top1) if top1.notna().any() else 100.0
     scale = Normalize(min(50.0, best), 100)
-    for outcome, marker in _MARKERS.items():
+    for outcome, marker in MARKERS.items():
         of_outcome = ended == outcome
         if of_outcome.any():
             axes.scatter(
@@ -126,7 +126,7 @@ def draw_learning_curves(
         axes.plot(
             epochs,
             values,
-            color=_COLORS[outcome],
+            color=COLORS[outcome],
             lw=1,
             alpha=0.8,
             marker="." if len(points) == 1 else None,
