@@ -12,6 +12,9 @@ _AXES = (1, 2, 3)
 
 _NEARLY_ZERO = 1e-10
 
+_BATCH_NORM_KNOWN = ("cpu", "cuda")
+"""Devices on which batch norm's way back takes the inverse standard deviation as it is given."""
+
 
 def standardise(weight_OIHW: Tensor, factor_O111: Tensor, eps: float | None = None) -> Tensor:
     """A kernel with mean 0 over every output's fan-in and `factor` as its norm.
@@ -59,7 +62,7 @@ class _Standardise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         weight, factor, mean, norm = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or weight.device.type not in _BATCH_NORM_KNOWN:
             return *_differentiable_gradients(weight, factor, grad, ctx.eps), None
         # Batch norm's own way back, in two passes, is this one for rows as channels: the square
         # root of the variance is norm / sqrt(size). Where the bound stands instead, a constant,

@@ -1,6 +1,7 @@
 """RandAugment: the authors' operations, drawn by key."""
 
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import nfnet
+from nflab.data import randaugment
 from nflab.data.randaugment import OPERATIONS, rand_augment
 
 with np.load(Path(__file__).parents[1] / "golden" / "randaugment_ops.npz") as _data:
@@ -104,6 +106,8 @@ def test_each_image_depends_on_its_own_key_alone(
     assert torch.equal(images, before)
     parts = [rand_augment(images[i : i + 1], keys[i : i + 1], 3, level) for i in (4, 1)]
     assert torch.equal(torch.cat(parts), whole[[4, 1]])
+    with patch.object(randaugment, "ONE_BY_ONE", ()):  # as on a GPU
+        assert torch.equal(rand_augment(images, keys, 3, level), whole)
 
 
 def test_draws_all_operations_alike() -> None:

@@ -47,11 +47,13 @@ def test_without_clipping_it_is_torchs_sgd(nesterov: bool, weight_decay: float) 
     assert ours.clipped_fraction == {}
 
 
-def test_in_which_order_tensors_lie_in_memory_changes_nothing() -> None:
+@pytest.mark.parametrize("device", ["cpu", *["cuda"] * torch.cuda.is_available()])
+def test_in_which_order_tensors_lie_in_memory_changes_nothing(device: str) -> None:
     torch.manual_seed(0)
     shape, last = (4, 3, 2, 2), torch.channels_last
-    every_other = torch.randn(4, 6, 2, 2)[:, ::2]
-    weights = [torch.randn(shape), torch.randn(shape).to(memory_format=last), every_other]
+    every_other = torch.randn(4, 6, 2, 2, device=device)[:, ::2]
+    plain = torch.randn(shape, device=device)
+    weights = [plain, plain.to(memory_format=last), every_other]
     for weight in weights:
         for layout in (torch.contiguous_format, last):
             p, q = nn.Parameter(weight.clone()), nn.Parameter(weight.clone())
@@ -60,7 +62,8 @@ def test_in_which_order_tensors_lie_in_memory_changes_nothing() -> None:
             ours = nfnet.SGD_AGC([p], lr=0.1, clipping=None, weight_decay=0.1)
             theirs = torch.optim.SGD([q], lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1)
             for step in range(3):
-                grad = torch.randn(shape).to(memory_format=layout if step else last)
+                grad = torch.randn(shape, device=device)
+                grad = grad.to(memory_format=layout if step else last)
                 p.grad, q.grad = grad.clone(), grad.clone()
                 ours.step()
                 theirs.step()

@@ -29,15 +29,21 @@ def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return weight.requires_grad_(), torch.randn(SHAPE[0], 1, 1, 1, dtype=dtype).requires_grad_()
 
 
+@pytest.mark.parametrize("device", ["cpu", *["cuda"] * torch.cuda.is_available()])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("eps", [None, 1e-5], ids=["authors", "timm"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 def test_kernel_and_gradients_are_those_of_the_formula(
-    dtype: torch.dtype, tolerance: float, eps: float | None, layout: torch.memory_format
+    dtype: torch.dtype,
+    tolerance: float,
+    eps: float | None,
+    layout: torch.memory_format,
+    device: str,
 ) -> None:
     weight, factor = inputs(dtype)
-    weight = weight.detach().to(memory_format=layout).requires_grad_()
-    towards = torch.randn(SHAPE, dtype=dtype)
+    weight = weight.detach().to(device, memory_format=layout).requires_grad_()
+    factor = factor.detach().to(device).requires_grad_()
+    towards = torch.randn(SHAPE, dtype=dtype).to(device)
     found = standardise(weight, factor, eps)
     expected = plain(weight.double(), factor.double(), eps)
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance)

@@ -71,11 +71,13 @@ def mix(images_NCHW: Tensor, partners_NCHW: Tensor, mixing: Mixing) -> tuple[Ten
     """
     height, width = images_NCHW.shape[-2:]
     mixed_NCHW, share_N = images_NCHW.clone(), mixing.keep_N.clone()
-    blended = mixing.keep_N < 1
-    keep = mixing.keep_N[blended].float()[:, None, None, None].to(images_NCHW.device)
-    blended = blended.to(images_NCHW.device)
-    images, partners = (of[blended].float() for of in (images_NCHW, partners_NCHW))
-    mixed_NCHW[blended] = partners.lerp_(images, keep).round_().to(torch.uint8)
+    blended = (mixing.keep_N < 1).nonzero()[:, 0]
+    # On a CPU one by one, so that floating-point numbers stay in its cache.
+    for places in blended.split(1 if images_NCHW.device.type == "cpu" else len(images_NCHW)):
+        keep = mixing.keep_N[places].float()[:, None, None, None].to(images_NCHW.device)
+        places = places.to(images_NCHW.device)
+        images, partners = (of[places].float() for of in (images_NCHW, partners_NCHW))
+        mixed_NCHW[places] = partners.lerp_(images, keep).round_().to(torch.uint8)
     grid = torch.tensor([height, height, width, width])
     for place, box in enumerate((mixing.box_N4 * grid).round().long().tolist()):
         top, bottom, left, right = box

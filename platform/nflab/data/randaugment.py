@@ -30,6 +30,10 @@ SMALL, SMALL_REFERENCE = 64, 224
 """Images of no more pixels along a side would be moved out of sight: theirs are scaled down from a
 side of 224 pixels. The authors trained on none so small."""
 
+ONE_BY_ONE = ("cpu",)
+"""Devices on which each image goes through its operations by itself, so that what these make on
+their way stays in the cache; elsewhere all of one operation do at once, in few calls."""
+
 # Takes uint8 images (N, C, H, W), the level, and numbers in [0, 1) for each image (N, 3): below 1/2
 # the first means a positive sign; the others are a place in the image.
 Operation = Callable[[Tensor, float, Tensor], Tensor]
@@ -54,7 +58,10 @@ def rand_augment(images_NCHW: Tensor, keys_N: Tensor, layers: int, level: int) -
     for layer in range(layers):
         draws_N4 = nfnet.uniform(nfnet.hash_keys(keys_N[:, None], layer, torch.arange(4)))
         chosen_N = (draws_N4[:, 0] * len(operations)).long()
-        # All images of one operation at once: few calls, however many images.
+        if images.device.type in ONE_BY_ONE:
+            for n, index in enumerate(chosen_N.tolist()):
+                images[n] = operations[index](images[n : n + 1], level, draws_N4[n : n + 1, 1:])[0]
+            continue
         for index in chosen_N.unique().tolist():
             of_operation = chosen_N == index
             draws_N3 = draws_N4[of_operation, 1:]
@@ -206,22 +213,30 @@ def _affine(images: Tensor, x_row: list[float | Tensor], y_row: list[float | Ten
         x_row: a, b and c, each a number, or a tensor (N,) of one for each image.
         y_row: d, e and f likewise.
     """
-    n, _, height, width = images.shape
+    n, channels, height, width = images.shape
     device = images.device
     x, y = torch.arange(width, device=device), torch.arange(height, device=device)[:, None]
-    places = []
-    for row in (x_row, y_row):
-        a, b, c = (torch.as_tensor(f, dtype=torch.float32).reshape(-1, 1, 1) for f in row)
-        a, b, c = (factor.to(device) for factor in (a, b, c))
-        exact = a * x + b * y + c
-        # In float32, and halves away from zero: both decide about exact halves.
-        places.append((exact.sign() * (exact.abs() + 0.5).floor()).long().expand(n, height, width))
-    from_x, from_y = places
+    from_x, from_y = (_nearest(row, x, y) for row in (x_row, y_row))
     outside = (from_x < 0) | (from_x >= width) | (from_y < 0) | (from_y >= height)
-    item = torch.arange(n, device=device)[:, None, None]
-    # Indexing puts the channels last.
-    moved = images[item, :, from_y.clamp(0, height - 1), from_x.clamp(0, width - 1)]
-    return moved.permute(0, 3, 1, 2).masked_fill(outside[:, None], FILL)
+    # What comes from outside is taken from one more pixel behind the last.
+    places = torch.where(outside, height * width, from_y * width + from_x).expand(n, height, width)
+    pixels = F.pad(images.flatten(2), (0, 1), value=FILL)
+    if n == 1:  # faster than gather
+        moved = pixels[0].index_select(1, places.flatten())
+    else:
+        moved = pixels.gather(2, places.flatten(1)[:, None].expand(n, channels, -1))
+    return moved.view(images.shape)
+
+
+def _nearest(row: list[float | Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """The whole numbers next to a x + b y + c, int64, of a shape that expands to (N, H, W)."""
+    a, b, c = (torch.as_tensor(f, dtype=torch.float32).reshape(-1, 1, 1) for f in row)
+    a, b, c = (factor.to(x.device) for factor in (a, b, c))
+    # A factor that is 0 for all leaves that axis out.
+    of_x, of_y = (not isinstance(factor, int) or factor != 0 for factor in row[:2])
+    exact = a * x + b * y + c if of_x and of_y else a * x + c if of_x else b * y + c
+    # In float32, and halves away from zero: both decide about exact halves.
+    return (exact + torch.copysign(exact.new_tensor(0.5), exact)).long()
 
 
 OPERATIONS: dict[str, Operation] = {
