@@ -86,7 +86,11 @@ def convert_image(image: Image.Image, channels: int = 3) -> Image.Image:
         image = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
     elif image.mode in ("P", "PA"):
         image = image.convert("RGB")  # else a palette of greys is dithered
-    return image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode == mode:
+        image.load()  # while the file is open; to convert would copy
+        return image
+    return image.convert(mode)
 
 
 def _has_end(file: Path, kind: str | None) -> bool:

@@ -73,7 +73,7 @@ class EncodedImages(ABC):
     def train_images(self, indices_N: Tensor, keys_N: Tensor) -> tuple[Tensor, Tensor]:
         """Random resized crops (bicubic), half of them mirrored."""
         side = (self.preprocessing.train_size,) * 2
-        pixels = []
+        pixels: list[Tensor] = []
         for some_N, of_some_N in zip(indices_N.split(AT_ONCE), keys_N.split(AT_ONCE), strict=True):
             images = [self._read("train", index) for index in some_N.tolist()]
             boxes_N4 = random_crops(torch.tensor([image.size for image in images]), of_some_N)
@@ -81,12 +81,11 @@ class EncodedImages(ABC):
                 nfnet.to_pixels(image.resize(side, Image.Resampling.BICUBIC, box=tuple(box)))
                 for image, box in zip(images, boxes_N4.tolist(), strict=True)
             ]
-        cropped_NCHW = torch.stack(pixels)
-        flip_N111 = (nfnet.uniform(nfnet.hash_keys(keys_N, -1)) < 0.5).view(-1, 1, 1, 1)
-        return (
-            torch.where(flip_N111, cropped_NCHW.flip(3), cropped_NCHW),
-            self._labels["train"][indices_N],
+        mirrored = (nfnet.uniform(nfnet.hash_keys(keys_N, -1)) < 0.5).tolist()
+        images_NCHW = torch.stack(
+            [one.flip(2) if flips else one for one, flips in zip(pixels, mirrored, strict=True)]
         )
+        return images_NCHW, self._labels["train"][indices_N]
 
     def eval_images(self, split: Split, indices_N: Tensor) -> tuple[Tensor, Tensor]:
         """The model's own evaluation crop."""
