@@ -1,10 +1,12 @@
 """What agc_sweep.py and sweep.py have in common."""
 
+import re
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from nflab.settings import locations
+from nflab.settings.recipes import scales_of
 from nflab.settings.studies import SweepConfig
 from nflab.terminal.interrupts import BudgetReached
 from nflab.terminal.wording import console
@@ -31,7 +33,7 @@ def show(result: "SweepResult", config: SweepConfig) -> None:
     """Prints the five best trials, what mattered, and where to look further."""
     out = console()
     table = Table(title="Five best trials", box=None, pad_edge=False, title_justify="left")
-    columns = [*config.search.searched, "val_top1", "test_top1", "outcome"]
+    columns = [*scales_of(config), "val_top1", "test_top1", "outcome"]
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
     for _, trial in result.trials.head(5).iterrows():
@@ -60,4 +62,4 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.1f} %" if value == value else ""
     text = str(value)
-    return f"{float(text):.3g}" if "." in text else text
+    return f"{float(text):.3g}" if re.fullmatch(r"[\d.]+(e-?\d+)?", text) and "." in text else text

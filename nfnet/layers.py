@@ -201,18 +201,18 @@ def kernels_kept(model: nn.Module) -> Iterator[None]:
     ends it they get none.
     """
     convs = [conv for conv in model.modules() if isinstance(conv, ScaledStdConv2d)]
-    kernels = [conv.kernel() for conv in convs]
-    for conv, kernel in zip(convs, kernels, strict=True):
-        conv.kept = kernel.detach().requires_grad_(kernel.requires_grad)
+    before, kernels = [conv.kept for conv in convs], [conv.kernel() for conv in convs]
+    leaves = [kernel.detach().requires_grad_(kernel.requires_grad) for kernel in kernels]
+    for conv, leaf in zip(convs, leaves, strict=True):
+        conv.kept = leaf
     try:
         yield
-        found = [conv.kept.grad for conv in convs if conv.kept is not None]
     finally:
-        for conv in convs:
-            conv.kept = None
-    used = [n for n, grad in enumerate(found) if grad is not None]
+        for conv, kept in zip(convs, before, strict=True):
+            conv.kept = kept
+    used = [n for n, leaf in enumerate(leaves) if leaf.grad is not None]
     if used:
-        torch.autograd.backward([kernels[n] for n in used], [found[n] for n in used])
+        torch.autograd.backward([kernels[n] for n in used], [leaves[n].grad for n in used])
 
 
 class SqueezeExcite(nn.Module):

@@ -157,8 +157,12 @@ def _lie_alike(p: Tensor, grad: Tensor, momentum: Tensor | None) -> bool:
     update goes through them whatever their strides are."""
     last = p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last)
     dense = last or p.is_contiguous()
-    strides = p.stride()
-    return dense and momentum is not None and strides == grad.stride() == momentum.stride()
+    return dense and momentum is not None and _strides(p) == _strides(grad) == _strides(momentum)
+
+
+def _strides(x: Tensor) -> list[int]:
+    """Those that say where an element is: of an axis of one the stride says nothing."""
+    return [stride for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1]
 
 
 def _local(x: Tensor) -> Tensor:

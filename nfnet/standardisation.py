@@ -26,8 +26,13 @@ def standardise(weight_OIHW: Tensor, factor_O111: Tensor, eps: float | None = No
         weight_OIHW: in float32 or float64.
         factor_O111: of the same type.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        # A compiler fuses the operations itself, and torch.func has rules for each.
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+    ):
+        # A compiler fuses the operations itself, a trace is to be of torch's own, and torch.func
+        # has rules for each.
         centred = weight_OIHW - weight_OIHW.mean(_AXES, keepdim=True)
         return centred * (factor_O111 / _norms(centred, eps))
     kernel: Tensor = _Standardise.apply(weight_OIHW, factor_O111, eps)

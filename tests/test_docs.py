@@ -171,7 +171,7 @@ def parse(arguments: list[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -
         patch.setattr(command_line, "main", main)
         patch.setattr(command_line, "command", lambda kind, run, doc: real_command(kind, stop, doc))
         code = compile(path.read_text(), str(path), "exec")
-        if "argparse" in code.co_names:
+        if "argparse" in code.co_names or script.startswith("benchmarks/"):
             patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
         try:
             exec(code, {"__name__": "__main__", "__file__": str(path), "__doc__": None})

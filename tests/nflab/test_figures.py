@@ -97,6 +97,9 @@ def test_figures_are_drawn_of_any_number_of_trials(kept: int, tmp_path: Path) ->
         ("weight_decay=0..0.1", (0.0, 0.03, 0.1)),
         ("ema_decay=0.9..0.99,none", (0.9, 0.99, None)),
         ("drop_rate=0..0.5:0.25", (0.0, 0.25, 0.5)),
+        ("clipping=0.1..0.7:0.1,none", (0.1, 0.3, 0.7, None)),
+        ("clipping=none,0.1..0.55:0.1", (None, 0.1, 0.5)),
+        ("batch_size=64,16,48", (16, 48, 64)),
         ("batch_size=16..128:pow2", (16, 32, 128)),
         ("batch_size=16..128:log", (16, 17, 128)),
         ("augmentation_level=0..10", (0, 3, 10)),
@@ -129,6 +132,8 @@ def test_a_draw_stands_for_the_settings_it_is_made_of(text: str, values: tuple[A
             assert scale.low <= found <= scale.high
             assert type(found) is type(scale.low)
     assert (None in seen) == (None in values)
+    if scale.step is not None:
+        assert seen - {None} == set(scale.values())
     if not scale.ordered:
         assert seen == set(values)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -18,12 +19,15 @@ from nflab.analysis.ranking import ranked
 from nflab.recording.outbox import Outbox
 from nflab.recording.tracker import Tracker
 from nflab.running.ledger import Proposal
-from nflab.searching.trial_ledger import TrialLedger
-from nflab.settings.leaves import replace
+from nflab.searching.importances import importances
+from nflab.searching.trial_ledger import TrialLedger, first_rung
+from nflab.settings.leaves import as_text, replace
+from nflab.settings.recipes import scales_of
 from nflab.settings.studies import SweepConfig
 from nflab.storage import files
 from nflab.storage.checkpoints import Checkpoints
 from nflab.storage.run_folder import Identity
+from nflab.terminal.command_line import parse
 from tests.faults.stores import STATES
 
 pytestmark = pytest.mark.slow
@@ -327,6 +331,33 @@ def test_a_trial_waits_for_those_before_its_window(stores: Stores) -> None:
 def test_a_configuration_proposed_again_runs_with_the_next_seed(stores: Stores) -> None:
     ledger = stores.open(replace(WIDE, searched=()))
     assert [ledger.propose().settings for _ in range(3)] == [{"seed": 3}, {"seed": 4}, {"seed": 5}]
+
+
+def test_what_nothing_reads_beside_another_setting_is_one_of_its_own_values(
+    stores: Stores,
+) -> None:
+    search = ("augmentation_level=0..2", "augmentation_layers=1..3", "sam_rho=none,0.02..0.1:log")
+    config = replace(WIDE, search=(*search, "sam_fraction=0.3,0.5"), trials=40, lookahead=1)
+    ledger, seen = stores.open(config), []
+    for number in range(40):
+        proposal = finish(ledger, 50 + number)
+        seen.append(proposal.settings)
+    off = [one for one in seen if one["augmentation_level"] == 0]
+    assert off and {one["augmentation_layers"] for one in off} == {1}
+    assert {one["augmentation_layers"] for one in seen} == {1, 2, 3}
+    plain = [one for one in seen if one["sam_rho"] is None]
+    assert plain and {one["sam_fraction"] for one in plain} == {0.3}
+    assert {one["sam_fraction"] for one in seen} == {0.3, 0.5}
+    # Nothing else distinguishes those, so what is proposed twice gets another seed.
+    assert len({tuple(one.items()) for one in seen}) == 40
+    rows = pd.DataFrame([{k: as_text(v) for k, v in one.items()} for one in seen])
+    rows["val_top1"] = [50.0 + number for number in range(40)]
+    assert importances(rows, scales_of(config)).keys() == scales_of(config).keys()
+
+
+def test_no_trial_is_cut_before_the_longest_warm_up_is_over() -> None:
+    given = ("--search", "warmup_epochs=0..30", "--epochs", "40")
+    assert first_rung(parse(SweepConfig, given)[0]) == 31
 
 
 def test_trials_that_failed_are_trained_again_under_their_numbers(stores: Stores) -> None:

@@ -46,10 +46,22 @@ def test_the_first_steps_are_traced_once_and_computed_as_ever(steps: int, traced
     assert any(event.get("name") == "[memory]" for event in events)
 
 
+def test_epochs_of_three_steps_are_traced_from_the_second_on() -> None:
+    watched, found = Profile(2, torch.device("cpu")), []
+    for _ in range(3):
+        for _ in range(3):
+            watched.before_step()
+            torch.ones(3).sum()
+        watched.finish()
+        found.append(watched.pop())
+    assert [one is not None for one in found] == [False, True, False]
+    assert found[1] is not None and "in 2 steps: " in found[1]["said"]
+
+
 def test_nothing_is_traced_unless_asked_for() -> None:
     watched = Profile(0, torch.device("cpu"))
     for _ in range(10):
-        watched.after_step()
+        watched.before_step()
     watched.finish()
     assert watched.pop() is None
 

@@ -1,12 +1,11 @@
 """How a search is written, what is refused, and what a sweep of it is."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from nflab.learning.validation import validate
-from nflab.settings.canonical import in_use
+from nflab.settings.canonical import is_read
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import replace
 from nflab.settings.recipes import batch_sizes_of, scales_of
@@ -21,6 +20,10 @@ KNOWN = ("clipping", "batch_size", "augmentation_level")
 def sweep(*flags: str) -> SweepConfig:
     config, _ = parse(SweepConfig, flags)
     return config
+
+
+def searched(*flags: str) -> tuple[str, ...]:
+    return tuple(scales_of(sweep(*flags)))
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,7 @@ def sweep(*flags: str) -> SweepConfig:
         ("seed=1..2", "seed cannot be searched: no result depends on it"),
         ("epochs=1..2", "epochs cannot be searched: trials are compared by it"),
         ("dataset=a,b", "dataset cannot be searched: trials are compared by it"),
+        ("pretrained=none,../w.pt", "pretrained cannot be searched: trials are compared by it"),
         ("unclipped=a,b", "unclipped is a list, which cannot be searched"),
     ],
 )
@@ -76,6 +80,7 @@ def test_what_is_no_search_is_refused_in_a_sentence(text: str, said: str) -> Non
             "augmentation_layers=1..4",
             "augmentation_layers changes nothing here: augmentation_level is 0",
         ),
+        ("image_size=8,16", "image_size is for folders of images: digits has its own"),
         ("sam_fraction=0.1..1", "sam_fraction changes nothing here: sam_rho is none"),
     ],
 )
@@ -90,23 +95,22 @@ def test_a_setting_that_counts_beside_another_may_be_searched_with_it() -> None:
     validate(sweep("--search", *both))
     validate(sweep("--search", "augmentation_layers=1..4", "--augmentation-level", "3"))
     config = sweep("--search", *both).base()
-    off: dict[str, Any] = {"augmentation_layers": 3, "augmentation_level": 0}
-    on = {**off, "augmentation_level": 1}
-    assert in_use(replace(config, **off), off) == {**off, "augmentation_layers": 4}
-    assert in_use(replace(config, **on), on) == on
+    assert not is_read(replace(config, augmentation_level=0), "augmentation_layers")
+    assert is_read(replace(config, augmentation_level=1), "augmentation_layers")
 
 
 def test_flags_say_what_is_searched(tmp_path: Path) -> None:
-    assert sweep().search.searched == KNOWN
+    assert searched() == KNOWN
     given = ("--search", "base_learning_rate=0.4..6.4:log", "clipping=0.02..0.64:log,none")
     named = sweep(*given)
-    assert named.search.searched == ("base_learning_rate", "clipping")
+    assert tuple(scales_of(named)) == ("base_learning_rate", "clipping")
     assert [str(scale) for scale in scales_of(named).values()] == [
         "0.4 to 6.4",
         "0.02 to 0.64, or none",
     ]
-    assert sweep(*given, "--fix", "clipping").search.searched == ("base_learning_rate",)
-    assert sweep("--fix", "clipping").search.searched == KNOWN[1:]
+    assert searched(*given, "--fix", "clipping") == ("base_learning_rate",)
+    assert searched("--fix", "clipping") == KNOWN[1:]
+    assert searched("--fix", "clipping", "--clipping", "0.1") == KNOWN[1:]
     assert batch_sizes_of(sweep()) == [16, 32, 64, 128]
     assert batch_sizes_of(sweep(*given, "--batch-size", "48")) == [48]
     assert batch_sizes_of(sweep("--search", "batch_size=16,48")) == [16, 48]
@@ -114,11 +118,23 @@ def test_flags_say_what_is_searched(tmp_path: Path) -> None:
         sweep(*given, "--fix", "mixup")
     with pytest.raises(ConfigError, match="--search searches what --clipping fixes"):
         sweep(*given, "--clipping", "0.1")
+    with pytest.raises(ConfigError, match="--search searches what --mixup fixes"):
+        sweep("--search", "mixup", "--no-mixup")
+    with pytest.raises(ConfigError, match="--search is given twice"):
+        sweep("--search", "mixup", "--search", "cutmix")
+    with pytest.raises(ConfigError, match="--search names nothing"):
+        sweep("--search")
     with pytest.raises(ConfigError, match="clipping is searched twice"):
         sweep("--search", "clipping=0.1..0.2", "clipping=0.1,0.2")
 
     file = tmp_path / "config.json"
     file.write_text(to_json(replace(named, name="x")))
-    again = sweep("--config", str(file), "--clipping", "0.1")
-    assert again.search.searched == ("base_learning_rate",)
+    stored = ("--config", str(file))
+    assert searched(*stored) == ("base_learning_rate", "clipping")
+    assert searched(*stored, "--clipping", "0.1") == ("base_learning_rate",)
+    file.write_text(to_json(replace(named, name="x", fix=("clipping",))))
+    assert searched(*stored) == ("base_learning_rate",)
+    assert searched(*stored, "--search", "clipping=0.1..0.2", "mixup") == ("clipping", "mixup")
+    in_a_script = replace(sweep(), search=("mixup",))
+    assert tuple(scales_of(in_a_script)) == ("mixup",)
     assert from_json(SweepConfig, to_json(named)) == named

@@ -47,6 +47,21 @@ def test_without_clipping_it_is_torchs_sgd(nesterov: bool, weight_decay: float) 
     assert ours.clipped_fraction == {}
 
 
+def test_kernels_of_one_pixel_are_updated_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nfnet.create_model("dm_nf_resnet_small", num_classes=3, in_channels=1)
+    model = model.to(memory_format=torch.channels_last)
+    ways = []
+
+    def noted(*arguments: object, fused: bool, **settings: object) -> None:
+        ways.append(fused)
+
+    monkeypatch.setattr(optim, "sgd", noted)
+    optimizer = nfnet.SGD_AGC(nfnet.param_groups(model, 1e-4, 0.04), lr=0.1)
+    model(torch.randn(2, 1, 28, 28).to(memory_format=torch.channels_last)).sum().backward()
+    optimizer.step()
+    assert ways and all(ways)
+
+
 @pytest.mark.parametrize("device", ["cpu", *["cuda"] * torch.cuda.is_available()])
 def test_in_which_order_tensors_lie_in_memory_changes_nothing(device: str) -> None:
     torch.manual_seed(0)

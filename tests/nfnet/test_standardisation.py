@@ -1,5 +1,7 @@
 """Kernels' standardisation and its gradient, held to autograd's own."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -120,6 +122,29 @@ def test_an_error_leaves_no_kernels_and_no_gradients() -> None:
     with torch.no_grad():
         model.stem.conv.gain *= 2  # what was kept would not know it
     assert not torch.equal(model(torch.ones(1, 1, 8, 8)), before)
+
+
+def test_kernels_kept_within_kernels_kept_lose_nothing() -> None:
+    model = nfnet.create_model("dm_nf_resnet_digits").double()
+    images = torch.randn(2, 1, 8, 8).double()
+    for _ in range(2):
+        model(images).square().sum().backward()
+    expected = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    with nfnet.kernels_kept(model):
+        model(images).square().sum().backward()
+        with nfnet.kernels_kept(model.stages[0]):
+            model(images).square().sum().backward()
+        assert model.stages[0][0].conv1.kept is not None
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_a_trace_is_of_torchs_own_operations(tmp_path: Path) -> None:
+    model = nfnet.create_model("dm_nf_resnet_digits").eval()
+    images = torch.randn(2, 1, 8, 8)
+    torch.jit.trace(model, images).save(str(tmp_path / "model.pt"))
+    assert torch.allclose(torch.jit.load(str(tmp_path / "model.pt"))(images), model(images))
 
 
 def test_frozen_kernels_are_kept_too() -> None:

@@ -212,6 +212,7 @@ def _train(config: Config, worker: Worker, networks: list[Network]) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
             keys_of = partial(keys, config.run.seed, Stream.MODEL, step)
+            profile.before_step()
             optimizer.zero_grad()
             chunks: Iterable[Batch] = counted(slices)
             if sam is not None:
@@ -229,7 +230,6 @@ def _train(config: Config, worker: Worker, networks: list[Network]) -> None:
             if ema is not None:
                 ema.update(model, step)
             sums.clipped.update()
-            profile.after_step()
             done = step + 1 - before_epoch
             if done == steps_per_epoch or step % CHECK_EVERY == 0:
                 usage.sample()

@@ -22,20 +22,22 @@ class Profile:
     """
 
     def __init__(self, steps: int, device: torch.device) -> None:
-        self._steps, self._seen = steps, 0
+        self._steps, self._seen, self._traced, self._told = steps, 0, 0, False
         self._on_gpu = device.type == "cuda"
         self._profile: profile | None = None
         self._found: dict[str, Any] | None = None
 
-    def after_step(self) -> None:
-        """To be called after each step."""
+    def before_step(self) -> None:
+        """To be called before each step."""
+        if self._steps and self._seen >= _WARM_UP and not self._told:
+            if self._profile is None:
+                activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * self._on_gpu]
+                self._profile = profile(activities=activities, profile_memory=True)
+                self._profile.start()
+            elif self._traced == self._steps:
+                self.finish()
         self._seen += 1
-        if self._steps and self._seen == _WARM_UP:
-            activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * self._on_gpu]
-            self._profile = profile(activities=activities, profile_memory=True)
-            self._profile.start()
-        elif self._seen == _WARM_UP + self._steps:
-            self.finish()
+        self._traced += self._profile is not None
 
     def pop(self) -> dict[str, Any] | None:
         """Of steps that are through: `said`, the largest costs in words, and `trace`, as gzipped
@@ -55,16 +57,15 @@ class Profile:
             self._profile.export_chrome_trace(str(file))
             trace = gzip.compress(file.read_bytes())
         self._found = {"said": self._said(self._profile), "trace": trace}
-        self._profile = None
+        self._profile, self._told = None, True
 
     def _said(self, found: profile) -> str:
         spent = {
             event.key: event.self_device_time_total if self._on_gpu else event.self_cpu_time_total
             for event in found.key_averages()
         }
-        total = sum(spent.values())
+        total = max(sum(spent.values()), 1e-9)
         largest = sorted(spent, key=lambda name: -spent[name])[:_TOLD]
         costs = ", ".join(f"{100 * spent[name] / total:.0f} % {name}" for name in largest)
         where = "the GPU's" if self._on_gpu else "the CPU's"
-        steps = self._seen - _WARM_UP
-        return f"Of {where} time in {steps} steps: {costs}."
+        return f"Of {where} time in {self._traced} steps: {costs}."

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -20,24 +21,26 @@ class Usage:
         self._worker = worker
         self._process = psutil.Process()
         self._begun, self._cpu_seconds = time.monotonic(), self._cpu()
-        self._gpu: list[tuple[float, float]] = []
-        self._asks_gpu = worker.device.type == "cuda"
+        self._gpu: dict[str, list[float]] = {}
+        self._asked: dict[str, Callable[[torch.device], float]] = {}
+        if worker.device.type == "cuda":
+            self._asked["gpu_utilization_percentage"] = torch.cuda.utilization
+            self._asked["gpu_power_watts"] = lambda device: torch.cuda.power_draw(device) / 1000
 
     def sample(self) -> None:
         """Looks at the GPU; to be called now and then."""
-        if self._asks_gpu:
+        for name, ask in list(self._asked.items()):
             try:
-                device = self._worker.device
-                self._gpu.append((torch.cuda.utilization(device), torch.cuda.power_draw(device)))
-            except (ImportError, RuntimeError):  # NVIDIA's library for that is not there
-                self._asks_gpu = False
+                self._gpu.setdefault(name, []).append(ask(self._worker.device))
+            except Exception:  # NVIDIA's library is not there, or this GPU does not tell
+                del self._asked[name]
 
     def pop(self) -> dict[str, float]:
         """Every worker's figures as MLflow's pages show them; all workers are to call it.
 
         Returns:
             below `system/worker_RANK`: `cpu_cores` that were busy on average, `memory_megabytes`
-            of the process and those that read its images, and of a GPU
+            that only the process and those that read its images hold, and of a GPU
             `gpu_memory_megabytes`, its most, `gpu_utilization_percentage` and `gpu_power_watts`.
         """
         now, cpu_seconds = time.monotonic(), self._cpu()
@@ -49,10 +52,8 @@ class Usage:
         if self._worker.device.type == "cuda":
             own["gpu_memory_megabytes"] = torch.cuda.max_memory_allocated() / _MEGABYTE
             torch.cuda.reset_peak_memory_stats()
-        if self._gpu:
-            own["gpu_utilization_percentage"] = statistics.mean(one for one, _ in self._gpu)
-            own["gpu_power_watts"] = statistics.mean(one for _, one in self._gpu) / 1000
-            self._gpu = []
+        own |= {name: statistics.mean(seen) for name, seen in self._gpu.items()}
+        self._gpu = {}
         each: list[Any] = [own]
         if self._worker.world_size > 1:
             each = [None] * self._worker.world_size
@@ -80,7 +81,7 @@ class Usage:
         total = 0.0
         for process in self._family():
             try:
-                total += process.memory_info().rss
+                total += process.memory_full_info().uss
             except psutil.NoSuchProcess:
                 continue
         return total

@@ -8,7 +8,7 @@ import nfnet
 from nflab.data import DatasetError, load_dataset
 from nflab.learning.models import check_model
 from nflab.settings import locations
-from nflab.settings.canonical import UNREAD, in_use
+from nflab.settings.canonical import UNREAD, is_read
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError, require
 from nflab.settings.leaves import as_text, flat, replace
@@ -60,9 +60,10 @@ def validate(config: Config, trains: bool = True) -> None:
         dataset = load_dataset(config)
     except DatasetError as error:
         raise ConfigError(str(error)) from None
+    asked = "" if c["image_size"] is None else f" {c['image_size']}"
     require(
-        c["image_size"] is None or not dataset.in_memory,
-        f"image_size {c['image_size']} is for folders of images: {c['dataset']} has its own",
+        not dataset.in_memory or not (asked or _searches(config, "image_size")),
+        f"image_size{asked} is for folders of images: {c['dataset']} has its own",
     )
     if not trains:
         return
@@ -159,17 +160,16 @@ def _check_search(config: SweepConfig, trains: bool) -> None:
                 check_model(one, new_head=True)
     # What one setting does may depend on another's value.
     settings = [base, *(one for configs in extremes.values() for one in configs)]
-    for name in UNREAD.keys() & scales.keys():
-        ends = [{name: end} for end in scales[name].ends]
+    for name in scales:
         require(
-            any(
-                in_use(replace(other, **ends[0]), ends[0])
-                != in_use(replace(other, **ends[-1]), ends[-1])
-                for other in settings
-            ),
+            any(is_read(one, name) for one in settings),
             f"{name} changes nothing here: "
-            + " and ".join(f"{other} is {as_text(v)}" for other, v in UNREAD[name].items()),
+            + " and ".join(f"{other} is {as_text(v)}" for other, v in UNREAD.get(name, {}).items()),
         )
+
+
+def _searches(config: Config, name: str) -> bool:
+    return isinstance(config, SweepConfig) and name in scales_of(config)
 
 
 def known(what: str, name: str, names: list[str]) -> None:

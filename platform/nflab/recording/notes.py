@@ -59,6 +59,9 @@ _NAME = {"attributes.`Run Name`": 470}
 VIEW = "nflab"
 """Key of that view."""
 
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+"""Tag of an experiment that holds it."""
+
 LISTED = 8
 """Values of a setting that are listed; of more their number is told."""
 
@@ -98,7 +101,7 @@ def experiment_tags(
     return {
         "mlflow.note.content": note.strip(),
         "mlflow.experimentKind": "custom_model_development",
-        f"mlflow.sharedViewState.{VIEW}": json.dumps(saved),
+        VIEW_TAG: json.dumps(saved),
     }
 
 

@@ -25,6 +25,7 @@ from nflab.learning.classifier import DESCRIPTION
 from nflab.recording import registry
 from nflab.recording.board import RunBoard
 from nflab.recording.client import connect, history, search, unusable
+from nflab.recording.notes import VIEW_TAG
 from nflab.recording.serving import log_model
 from nflab.recording.tables import STATUS, rows
 from nflab.settings.errors import ConfigError
@@ -92,15 +93,13 @@ class Tracker:
         self._client = MlflowClient(self.uri)
 
     def introduce(self, tags: Mapping[str, str]) -> None:
-        """Sets those tags of the experiment that it does not have.
-
-        Raises:
-            ConfigError: the store cannot be used.
-        """
+        """Sets the tags of the experiment that it lacks, and how its runs are listed; raises
+        ConfigError if the store cannot be used."""
         try:
             known = self._client.get_experiment(self.experiment_id).tags
-            for key in set(tags) - set(known):
-                self._client.set_experiment_tag(self.experiment_id, key, tags[key])
+            for key, text in tags.items():
+                if key not in known or (key == VIEW_TAG and known[key] != text):
+                    self._client.set_experiment_tag(self.experiment_id, key, text)
         except Exception as error:  # drivers of stores raise their own kinds
             raise unusable(self.uri, error) from None
 

@@ -37,20 +37,24 @@ def draw(scales: Scales, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _distribution(scale: Scale) -> BaseDistribution:
+    listed = _listed(scale)
+    if listed is not None:
+        return IntDistribution(0, len(listed) - 1)
     if not scale.ordered:
-        if _is_list_of_numbers(scale):
-            return IntDistribution(0, len(scale.choices) - 1)
         return CategoricalDistribution(scale.choices)
     low, high = _ends(scale)
-    log, step = scale.spacing == "log", scale.step
+    log = scale.spacing == "log"
     if isinstance(scale.low, int):
-        return IntDistribution(int(low), int(high), log=log, step=int(step or 1))
-    return FloatDistribution(low, high, log=log, step=step)
+        return IntDistribution(int(low), int(high), log=log)
+    return FloatDistribution(low, high, log=log)
 
 
 def _setting(scale: Scale, drawn: Any) -> Any:
+    listed = _listed(scale)
+    if listed is not None:
+        return listed[drawn]
     if not scale.ordered:
-        return scale.choices[drawn] if _is_list_of_numbers(scale) else drawn
+        return drawn
     low, high = _range(scale)
     if (scale.none == "high" and drawn > high) or (scale.none == "low" and drawn < low):
         return None
@@ -58,11 +62,25 @@ def _setting(scale: Scale, drawn: Any) -> Any:
 
 
 def _draw(scale: Scale, setting: Any) -> Any:
+    listed = _listed(scale)
+    if listed is not None:
+        return listed.index(setting)
     if not scale.ordered:
-        return scale.choices.index(setting) if _is_list_of_numbers(scale) else setting
+        return setting
     if setting is None:
         return _ends(scale)[scale.none == "high"]
     return setting.bit_length() - 1 if scale.spacing == "pow2" else setting
+
+
+def _listed(scale: Scale) -> list[Any] | None:
+    """The values in their order, which is drawn from by place: of a list of numbers, and of steps,
+    which do not add up to the ends in floating-point numbers."""
+    if scale.step is not None:
+        none = [None]
+        return none * (scale.none == "low") + scale.values() + none * (scale.none == "high")
+    if not scale.ordered and all(type(choice) in (int, float) for choice in scale.choices):
+        return list(scale.choices)
+    return None
 
 
 def _range(scale: Scale) -> tuple[float, float]:
@@ -77,7 +95,7 @@ def _range(scale: Scale) -> tuple[float, float]:
 def _ends(scale: Scale) -> tuple[float, float]:
     """The same with it."""
     low, high = _range(scale)
-    beyond = scale.step or (high - low) / 4
+    beyond = (high - low) / 4
     if isinstance(low, int):
         beyond = max(1, int(beyond))
     if scale.none == "high":
@@ -87,8 +105,3 @@ def _ends(scale: Scale) -> tuple[float, float]:
         if isinstance(scale.low, int) and scale.spacing == "log":
             low = max(1, scale.low // 2)
     return low, high
-
-
-def _is_list_of_numbers(scale: Scale) -> bool:
-    """Whether choices have an order."""
-    return all(type(choice) in (int, float) for choice in scale.choices)

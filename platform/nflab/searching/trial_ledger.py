@@ -21,7 +21,7 @@ from nflab.running.ledger import METRIC, Proposal
 from nflab.searching.distributions import distributions, settings_of
 from nflab.searching.foresight import Foresight, Given
 from nflab.searching.study import kept, let_failed_wait, open_study, tell
-from nflab.settings.canonical import in_use
+from nflab.settings.canonical import is_read
 from nflab.settings.leaves import replace
 from nflab.settings.outcomes import Outcome
 from nflab.settings.recipes import lookahead, scales_of
@@ -42,8 +42,9 @@ def trial_folder(sweep_folder: str, number: int) -> str:
 
 def first_rung(config: SweepConfig) -> int:
     """Epochs that every trial trains before it may be cut: never before the warm-up is over."""
-    epochs = config.schedule.epochs
-    return min(epochs, max(epochs // 4, int(config.schedule.warmup_epochs) + 1))
+    epochs, scale = config.schedule.epochs, scales_of(config).get("warmup_epochs")
+    warm_up = config.schedule.warmup_epochs if scale is None else max(scale.ends)
+    return min(epochs, max(epochs // 4, int(warm_up) + 1))
 
 
 class TrialLedger:
@@ -129,8 +130,7 @@ class TrialLedger:
             self._kept(partial(trial._suggest, name, distribution))
         settings = trial.user_attrs.get("settings")
         if settings is None:
-            drawn_settings = settings_of(self._scales, trial.params)
-            settings = in_use(replace(self._config.base(), **drawn_settings), drawn_settings)
+            settings = self._settings(trial.params)
             repeats = sum(
                 {**t.user_attrs["settings"], "seed": None} == {**settings, "seed": None}
                 for t in trials
@@ -144,6 +144,14 @@ class TrialLedger:
         for step, value in sorted(known.items()):
             self._judge(number, value, step)
         return Proposal(number, settings, trial_folder(self._folder, number))
+
+    def _settings(self, drawn: dict[str, Any]) -> dict[str, Any]:
+        """What a draw stands for; what nothing reads beside the others is the first of its values,
+        so that the same training is known as the same."""
+        settings = settings_of(self._scales, drawn)
+        config = replace(self._config.base(), **settings)
+        unread = [name for name in settings if not is_read(config, name)]
+        return settings | {name: self._scales[name].ends[0] for name in unread}
 
     def _judge(self, number: int, value: float, step: int) -> bool:
         """Whether a result cuts a trial; what it did there is kept for those that come after."""

@@ -46,10 +46,11 @@ def canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def in_use(config: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a configuration, with the default of what nothing reads there."""
-    plain = canonical(flat(config))
-    return {name: plain[name] if name in UNREAD else value for name, value in settings.items()}
+def is_read(config: Config, name: str) -> bool:
+    """Whether a setting of a configuration changes anything beside the others."""
+    settings = flat(config)
+    others = UNREAD.get(name)
+    return others is None or any(settings[other] != value for other, value in others.items())
 
 
 def _place(part: str) -> tuple[int, str]:

@@ -206,13 +206,15 @@ def scales_of(config: SweepConfig) -> dict[str, Scale]:
     Raises:
         ConfigError: a scale is none, or is of no setting.
     """
-    every = {**space_of(config).scales, **scales(config.search.search)}
-    unknown = [name for name in config.search.searched if name not in every]
+    search = config.search
+    every = scales(search.search) or space_of(config).scales
+    names = tuple(every) if search.search else search.searched
+    unknown = [name for name in names if name not in every]
     if unknown:
         raise ConfigError(
             f"unknown searched setting {unknown[0]!r}: choose from {', '.join(every)}"
         )
-    return {name: every[name] for name in config.search.searched}
+    return {name: every[name] for name in names if name not in search.fix}
 
 
 def batch_sizes_of(config: SweepConfig) -> list[int]:

@@ -19,12 +19,13 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
 
-_SHARED = ("dataset", "bad_images", "epochs")
+_SHARED = ("dataset", "bad_images", "epochs", "pretrained")
 """Settings that trials of one search have in common, for their curves are compared."""
 
 
@@ -60,7 +61,7 @@ class Scale:
         return [self.low, self.high, *([None] if self.none else [])]
 
     def values(self) -> list[Any]:
-        """All of them; of a range, of whole numbers."""
+        """All of them but none; of a range, of whole numbers or by steps."""
         if not self.ordered:
             return list(self.choices)
         assert self.low is not None
@@ -68,12 +69,15 @@ class Scale:
         if self.spacing == "pow2":
             exponents = range(int(self.low).bit_length() - 1, int(self.high).bit_length())
             return [2**k for k in exponents]
-        return list(range(int(self.low), int(self.high) + 1, int(self.step or 1)))
+        # In decimals, as they are written: 0.1 + 0.2 is 0.3.
+        low, high, step = (Decimal(str(one)) for one in (self.low, self.high, self.step or 1))
+        return [type(self.low)(low + k * step) for k in range(int((high - low) / step) + 1)]
 
     def __str__(self) -> str:
         """In words."""
         if not self.ordered or self.spacing == "pow2":
-            return ", ".join(_word(value) for value in self.values())
+            none = [None] if self.none else []
+            return ", ".join(_word(value) for value in [*self.values(), *none])
         by = f" by {self.step:g}" if self.step else ""
         return f"{self.low:g} to {self.high:g}{by}" + (", or none" if self.none else "")
 
@@ -148,6 +152,8 @@ def _scale(name: str, text: str | None) -> Scale:
         choices = tuple(setting(name, item) for item in items)
         if len(set(choices)) < len(choices):
             raise ConfigError(f"{name}={text} has a value twice")
+        if all(type(choice) in (int, float) for choice in choices):
+            choices = tuple(sorted(choices))  # their order is a scale
         if len(choices) < 2:
             raise ConfigError(f"{name}={text} is one value, not a search: give it as a flag")
         return Scale(choices=choices)

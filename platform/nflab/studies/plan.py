@@ -17,9 +17,12 @@ from nflab.settings import locations
 from nflab.settings.config import Config
 from nflab.settings.leaves import replace
 from nflab.settings.outcomes import DONE
-from nflab.settings.recipes import batch_sizes_of, lookahead
+from nflab.settings.recipes import batch_sizes_of, lookahead, scales_of
 from nflab.settings.studies import SweepConfig
 from nflab.terminal.wording import console, describe, duration, money, money_range
+
+MANY = 8
+"""Batch sizes whose pace is told one by one; of more the smallest's and the largest's."""
 
 LEFT_OUT = "(training alone, without the start of processes)"
 
@@ -107,15 +110,24 @@ def show_sweep(config: SweepConfig, experiment: str) -> None:
     budget = Budget(config.search.max_cost)
     placement = connection.foresee(config.scale, priced=budget.limit is not None)
     sizes = batch_sizes_of(config)
+    if len(sizes) > MANY:
+        sizes = [sizes[0], sizes[-1]]
+    model = scales_of(config).get("model")
+    models = [config.model.model] if model is None else model.choices
     times = _Times(known, placement)
     base = locations.located(config.base())
-    lengths = {size: times.of(replace(base, batch_size=size)) for size in sizes}
+    lengths = {
+        (size, name): times.of(replace(base, batch_size=size, model=name))
+        for name in models
+        for size in sizes
+    }
     trials, epochs, rung = config.search.trials, config.schedule.epochs, first_rung(config)
     out = console()
     out.print(f"{trials} trials of {epochs} epochs would run, {placement}", markup=False)
-    for size, length in lengths.items():
+    for (size, name), length in lengths.items():
         told = "unknown" if length is None else duration(length)
-        out.print(f"  a trial of batch size {size}, if it is not cut: {told}", markup=False)
+        of = "" if model is None else f" and model {name}"
+        out.print(f"  a trial of batch size {size}{of}, if it is not cut: {told}", markup=False)
     found = [length for length in lengths.values() if length is not None]
     if len(found) < len(lengths):
         _show_finals(config.finals.trainings, list(lengths.values()), placement)

@@ -21,6 +21,7 @@ from nflab.settings import locations
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import C, flat, replace
+from nflab.settings.recipes import scales_of
 from nflab.settings.studies import GridOfConfigs, SweepConfig
 from nflab.storage.files import read_text, write_text
 from nflab.storage.ownership import FolderBoard, Ownership
@@ -96,7 +97,7 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
     folder = f"{storage}/{name}"
     check_writable(storage)
     tracker = Tracker(uri, storage, experiment)
-    searched = config.search.searched if isinstance(config, SweepConfig) else ()
+    searched = tuple(scales_of(config)) if isinstance(config, SweepConfig) else ()
     tracker.introduce(experiment_tags(experiment, tracker.experiment_id, searched))
     ownership = Ownership()
     try:

@@ -180,7 +180,7 @@ def _conclude(run: LiveRun[SweepConfig], stopped: bool) -> SweepResult:
                     parent,
                     config.data.dataset,
                     session.tags["dataset_fingerprint"],
-                    f"{config.model.model}, best trial of the sweep {session.name}: {best['name']}",
+                    f"{best.model}, best trial of the sweep {session.name}: {best['name']}",
                 )
     names = [path.name for path in drawn]
     total = totals(tracker.children(parent), config.schedule.epochs)
@@ -227,7 +227,7 @@ def _finals(grid: Grid, session: Session[SweepConfig], trials: pd.DataFrame) -> 
     Args:
         trials: the best first.
     """
-    finals, searched = session.config.finals, session.config.search.searched
+    finals, searched = session.config.finals, scales_of(session.config)
     finished = trials[trials.outcome == "finished"]
     best = finished.drop_duplicates(list(searched)).head(finals.finalists)
     settings = [{name: setting(name, row[name]) for name in searched} for _, row in best.iterrows()]

@@ -7,7 +7,7 @@ import gc
 import io
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TypeVar, cast
 
 import tyro
 
@@ -15,10 +15,9 @@ from nflab.data.dataset import DatasetError
 from nflab.learning.validation import known, validate
 from nflab.settings import locations
 from nflab.settings.config import Config
-from nflab.settings.errors import ConfigError
+from nflab.settings.errors import ConfigError, require
 from nflab.settings.leaves import C, flat, replace
 from nflab.settings.recipes import RECIPES, scales_of
-from nflab.settings.search_space import scales
 from nflab.settings.serialization import load
 from nflab.settings.studies import SweepConfig
 from nflab.terminal.interrupts import BudgetReached, Interrupted, raise_on_interrupt
@@ -134,7 +133,7 @@ def parse(
     except SystemExit:
         raise ConfigError(said.getvalue().strip().split("error: ")[-1]) from None
     given = {
-        word.split("=")[0].removeprefix("--").replace("-", "_")
+        word.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
         for word in argv
         if word.startswith("--")
     }
@@ -165,7 +164,7 @@ def parse(
         raise ConfigError(_sentence(said.getvalue())) from None
     config = locations.located(config)
     if isinstance(config, SweepConfig) and asked.resume is None:
-        config = replace(config, searched=_named(config, given))
+        config = cast(C, _narrowed(config, given, argv))
     if asked.resume is not None:
         _refuse_changes(locations.located(stored), config)
     elif isinstance(config, SweepConfig) and config.search.retry_failed:
@@ -213,22 +212,30 @@ def _refuse_changes(stored: Config, config: Config) -> None:
         )
 
 
-def _named(config: SweepConfig, given: set[str]) -> tuple[str, ...]:
-    """What a search varies: what `--search` names, else what the defaults do, less what is fixed.
+def _narrowed(config: SweepConfig, given: set[str], argv: Sequence[str]) -> SweepConfig:
+    """A sweep without what flags fix.
 
     Args:
         given: names of the flags.
     """
-    named = config.search.searched
+    if sum(word.split("=")[0] == "--search" for word in argv) > 1:
+        raise ConfigError("--search is given twice: name all that is searched behind one")
+    if "search" in given and "fix" not in given:
+        config = replace(config, fix=())  # a file's own is of its own search
+    every = scales_of(replace(config, fix=()))
     if "search" in given:
-        named = tuple(scales(config.search.search))
-        for name in named:
-            if name in given:
-                raise ConfigError(f"--search searches what --{name} fixes: leave one of them out")
-    for name in config.search.fix:
-        if name not in named and "fix" in given:
-            known("searched setting", name, list(named))
-    return tuple(name for name in named if name not in config.search.fix)
+        require(bool(config.search.search), "--search names nothing: give it a setting's values")
+        for name in every:
+            require(
+                name not in given, f"--search searches what --{name} fixes: leave one of them out"
+            )
+    if "fix" in given:
+        for name in config.search.fix:
+            known("searched setting", name, [*every, *given])
+    search = config.search.search
+    if "search" not in given:
+        search = tuple(text for text in search if text.partition("=")[0] not in given)
+    return replace(config, search=search)
 
 
 def _searched(config: Config) -> list[str]:
@@ -236,7 +243,8 @@ def _searched(config: Config) -> list[str]:
     if not isinstance(config, SweepConfig):
         return []
     ranges = [f"{name} ({scale})" for name, scale in scales_of(config).items()]
-    return [f"Searched, whatever default is shown below: {'; '.join(ranges) or 'nothing'}."]
+    told = "; ".join(ranges) or "nothing"
+    return [f"Searched unless --search names others, whatever default is shown below: {told}."]
 
 
 def _sentence(box: str) -> str:

@@ -154,10 +154,13 @@ def draw_map(
 def draw_parallel(
     trials: pd.DataFrame, scales: Mapping[str, Scale], path: Path, title: str
 ) -> None:
-    """A line a trial over all settings side by side, coloured by validation top-1."""
+    """A line a trial over all settings side by side, coloured by validation top-1.
+
+    Args:
+        trials: the best first.
+    """
     figure, axes = new_figure(2.2 + 1.5 * len(scales), 4.8)
-    told = trials[trials.val_top1.notna()].sort_values("val_top1")
-    told = pd.concat([told[told.outcome != "finished"], told[told.outcome == "finished"]])
+    told = trials[trials.val_top1.notna()][::-1]  # so that the best is drawn last
     norm = _norm(told)
     axis_of = [_Axis(name, scale) for name, scale in scales.items()]
     heights = np.array(
@@ -194,7 +197,7 @@ def draw_parallel(
     axes.set_xlim(-0.2, len(axis_of) - 0.6)
     axes.set_title(title)
     figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes, label="validation top-1 (%)")
-    if len(told):
+    if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
     save_figure(figure, path)
 
