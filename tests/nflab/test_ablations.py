@@ -174,6 +174,29 @@ def test_cells_that_compute_the_same_are_of_one_group() -> None:
     assert [len(group) for _, group in groups(rows, clipping.VARIED)] == [4, 1, 1, 1, 1]
 
 
+def test_a_cell_that_reads_no_setting_compares_with_each_of_its_values() -> None:
+    both = (("dm_nf_resnet_digits", 0.16), ("preact_resnet_digits", None))
+    rows = pd.DataFrame(
+        [
+            row(90, model=model, clipping=c, augmentation_level=level, augmentation_layers=layers)
+            for model, c in both
+            for level, layers in ((0, 3), (5, 3), (5, 1))
+        ]
+        + [row(80, dataset="digits:0-4", augmentation_layers=3)]  # of no such cell
+    )
+    found = groups(rows, augmentation.VARIED)
+    assert [
+        (
+            common["augmentation_layers"],
+            sorted(zip(group.model, group.augmentation_level, strict=True)),
+        )
+        for common, group in found
+    ] == [
+        (layers, sorted((model, level) for model, _ in both for level in ("0", "5")))
+        for layers in ("3", "1")
+    ] + [("4", [("dm_nf_resnet_digits", "0")])]
+
+
 def test_results_of_other_software_are_counted() -> None:
     rows = pd.DataFrame([row(90, seed=seed) for seed in range(4)])
     own = {"code_fingerprint": "a", "torch": "2.11.0"}

@@ -75,6 +75,7 @@ def groups(rows: pd.DataFrame, varied: Sequence[str]) -> list[tuple[dict[str, st
     common = [name for name in names if name in rows and name not in apart]
     keyed = rows.assign(family=rows.model.replace({"^preact_": "dm_nf_"}, regex=True))
     keys = ["family", *common]
+    keyed = _with_unread(keyed, keys)
     networks = keyed[~keyed.model.map(is_baseline)]
     # No clipping is all the clipping that a twin can have: it belongs to every group.
     twins = keyed[keyed.model.map(is_baseline)]
@@ -96,6 +97,36 @@ def groups(rows: pd.DataFrame, varied: Sequence[str]) -> list[tuple[dict[str, st
     )
 
 
+def _with_unread(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Rows that do not read a setting, once for each value that it has where it is read: a cell
+    without augmentation compares with those of any number of augmentation's layers.
+
+    Args:
+        rows: as `as_computed` returns them.
+        keys: columns in which rows that compare are alike.
+    """
+    # A twin has no clipping.
+    alike = [key for key in keys if key not in UNREAD and key != "clipping"]
+    for name in UNREAD:
+        unread = _unread(rows, name)
+        if name in keys and unread.any() and not unread.all():
+            values = rows.loc[~unread, [*alike, name]].drop_duplicates()
+            free = rows[unread].rename_axis("row").reset_index()
+            spread = free.drop(columns=name).merge(values, how="left", on=alike).set_index("row")
+            spread[name] = spread[name].fillna(as_text(flat(Config())[name]))
+            rows = pd.concat([rows[~unread], spread[rows.columns]])
+            rows = rows.rename_axis(None).sort_index(kind="stable")
+    return rows
+
+
+def _unread(rows: pd.DataFrame, name: str) -> pd.Series:
+    """Which rows do not read a setting."""
+    others = UNREAD[name]
+    if name not in rows or not set(others) <= set(rows):
+        return pd.Series(False, rows.index)
+    return pd.concat([rows[o] == as_text(v) for o, v in others.items()], axis=1).all(axis=1)
+
+
 def as_computed(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows whose settings read alike where they compute the same; one that an older row does not
     name had its default."""
@@ -107,10 +138,9 @@ def as_computed(rows: pd.DataFrame) -> pd.DataFrame:
         rows[name] = rows[name].fillna(default[name])
     for name in rows.columns.intersection(["unclipped", "frozen"]):
         rows[name] = [" ".join(sorted(set(text.split()))) for text in rows[name]]
-    for name, others in UNREAD.items():
-        if name in rows and set(others) <= set(rows):
-            unread = pd.concat([rows[o] == as_text(v) for o, v in others.items()], axis=1).all(1)
-            rows.loc[unread, name] = default[name]
+    for name in UNREAD:
+        if name in rows:
+            rows.loc[_unread(rows, name), name] = default[name]
     return rows
 
 
