@@ -2,7 +2,7 @@
 
 Each runs in a process of its own and prints its rows when it is through. Writes all rows to
 benchmarks/latest.json. With --check it compares them with benchmarks/kept.json, and fails where a
-ratio is more than 15 % worse; with --keep they are what is kept, and docs/benchmarks.png is drawn.
+ratio is more than 15 % worse; with --keep they are what is kept, in docs/benchmarks.md too.
 
 Example:
   python benchmarks/run.py --only optimizer_pass step
@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.compare import table  # noqa: E402
 
 LATEST, KEPT = ROOT / "benchmarks/latest.json", ROOT / "benchmarks/kept.json"
-FIGURE = ROOT / "docs/benchmarks.png"
+PAGE, FIGURE = ROOT / "docs/benchmarks.md", ROOT / "docs/figures/benchmarks.png"
 
 WORSE = 0.15
 """Part of a ratio by which it may be worse than the one that is kept."""
@@ -39,8 +39,8 @@ RUNS = {
     "micro_batches": ["micro_batches", "--rounds", "7"],
     "diagnostics": ["diagnostics"],
     "loading": ["loading", "--rounds", "5"],
-    "training": ["training", "--rounds", "3"],
-    "trials": ["trials", "--rounds", "3"],
+    "training": ["training", "--rounds", "2"],
+    "trials": ["trials", "--rounds", "1"],
 }
 
 
@@ -71,6 +71,14 @@ def worse(rows: list[dict[str, Any]], kept: list[dict[str, Any]]) -> list[str]:
         if change > 1 + WORSE:
             told.append(f"{row['name']} ({row['peer']}): {row['ratio']:.2f}, was {past:.2f}")
     return told
+
+
+def with_table(page: str, rows: list[dict[str, Any]]) -> str:
+    """A page whose table is of these rows."""
+    lines = page.splitlines()
+    of_table = [n for n, line in enumerate(lines) if line.startswith("|")]
+    first, last = of_table[0], of_table[-1]
+    return "\n".join([*lines[:first], table(rows), *lines[last + 1 :]]) + "\n"
 
 
 def draw(rows: list[dict[str, Any]], file: Path) -> None:
@@ -116,6 +124,7 @@ def main() -> int:
         kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else []
         rows = [row for row in kept if row["name"] not in names] + rows
         KEPT.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), rows), encoding="utf-8")
         draw(rows, FIGURE)
     failed = worse(rows, json.loads(KEPT.read_text())) if asked.check else []
     for told in failed:

@@ -50,8 +50,8 @@ def measure(
     )
     return [
         of_rounds(
-            f"step of {model}, batch {batch_size} at {image_size} px, {ours.split()[1]}",
-            peer,
+            f"step of {model}, batch {batch_size} at {image_size} px",
+            f"{peer}, {ours}",
             times[peer],
             times[ours],
             target,
