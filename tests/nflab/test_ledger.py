@@ -355,6 +355,44 @@ def test_what_nothing_reads_beside_another_setting_is_one_of_its_own_values(
     assert importances(rows, scales_of(config)).keys() == scales_of(config).keys()
 
 
+@pytest.mark.parametrize("sampler", ["gp", "random"])
+def test_other_samplers_repeat_too(stores: Stores, tmp_path: Path, sampler: Any) -> None:
+    config = replace(WIDE, trials=8, lookahead=1, sampler=sampler)
+    found = []
+    for number, scores in enumerate(((1.0, 9.0), (1.0, 9.0), (9.0, 1.0))):
+        (tmp_path / str(number)).mkdir()
+        ledger = Stores(tmp_path / str(number)).open(config)
+        found.append([finish(ledger, 50 + scores[n % 2] * n).settings for n in range(6)])
+    assert found[0] == found[1]
+    assert (found[0] == found[2]) == (sampler == "random")  # it minds no results
+
+
+def test_without_a_pruner_nothing_is_cut(stores: Stores) -> None:
+    ledger = stores.open(replace(WIDE, lookahead=1, pruner="none"))
+    finish(ledger, 90)
+    poor = begin(ledger)
+    assert not any(ledger.reported(poor.number, epoch(e, 10)) for e in range(1, 8))
+
+
+def test_what_is_to_be_tried_comes_first_and_the_rest_is_as_ever(
+    stores: Stores, tmp_path: Path
+) -> None:
+    search = ("clipping=0.01..0.64:log,none", "batch_size=16..128:pow2", "mixup")
+    config = replace(WIDE, search=search, trials=6, lookahead=1)
+    tries = ("clipping=none,batch_size=32,mixup=True", "clipping=0.16")
+    (tmp_path / "other").mkdir()
+    found = []
+    begins = replace(config, tries=tries)
+    for place, one in ((stores, config), (Stores(tmp_path / "other"), begins)):
+        ledger = place.open(one)
+        found.append([finish(ledger, 50 + number).settings for number in range(4)])
+    plain, begun = found
+    assert begun[0] == {"clipping": None, "batch_size": 32, "mixup": True, "seed": 3}
+    assert begun[1]["clipping"] == pytest.approx(0.16)
+    assert {**begun[1], "clipping": 0} == {**plain[1], "clipping": 0}
+    assert begun[2] == plain[2]  # too few results to model
+
+
 def test_no_trial_is_cut_before_the_longest_warm_up_is_over() -> None:
     given = ("--search", "warmup_epochs=0..30", "--epochs", "40")
     assert first_rung(parse(SweepConfig, given)[0]) == 31

@@ -138,3 +138,37 @@ def test_flags_say_what_is_searched(tmp_path: Path) -> None:
     in_a_script = replace(sweep(), search=("mixup",))
     assert tuple(scales_of(in_a_script)) == ("mixup",)
     assert from_json(SweepConfig, to_json(named)) == named
+
+
+@pytest.mark.parametrize(
+    ("tries", "said"),
+    [
+        (("clipping",), "--try clipping: write SETTING=VALUE,OTHER=VALUE"),
+        (("clipping=0.1,clipping=0.2",), "each once"),
+        (("mixup=True",), "--try mixup=True: mixup is not searched: give it as a flag"),
+        (("clipping=2",), "--try clipping=2: clipping is searched in 0.01 to 0.64, or none"),
+        (("batch_size=48",), "--try batch_size=48: batch_size is searched in 16, 32, 64, 128"),
+        (("batch_size=x",), "batch_size x must be a whole number"),
+        (("clipping=0.1",) * 3, "trials 2 are fewer than those that --try names"),
+    ],
+)
+def test_what_cannot_be_tried_is_refused(tries: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        validate(sweep("--trials", "2", "--try", *tries))
+    assert said in str(refused.value)
+
+
+def test_a_scale_holds_what_it_draws() -> None:
+    found = scales(
+        ("clipping=0.01..0.64:log,none", "batch_size=16..128:pow2", "drop_rate=0..0.5:0.1", "mixup")
+    )
+    assert None in found["clipping"] and 0.02 in found["clipping"] and 1.0 not in found["clipping"]
+    assert 64 in found["batch_size"] and 48 not in found["batch_size"]
+    assert 0.3 in found["drop_rate"] and 0.25 not in found["drop_rate"]
+    assert None not in found["drop_rate"] and True in found["mixup"]
+
+
+@pytest.mark.parametrize("flag", ["--sampler", "--pruner"])
+def test_samplers_and_pruners_that_are_none_are_refused(flag: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown {flag[2:]} 'cmaes'"):
+        validate(sweep(flag, "cmaes"))

@@ -47,8 +47,8 @@ def train(config: Config, worker: Worker) -> None:
     """Trains one configuration and reports after each epoch.
 
     Metrics of an epoch: `epoch` (1-based), `train_loss`, `val_loss`, `val_top1` and `val_top5`
-    (percent), `learning_rate` (of the last step), `images_per_second`, `seconds`, `samples_seen`,
-    `world_size`, `images_at_once` (of a worker),
+    (percent), `best_epoch` and `best_val_top1` (so far), `learning_rate` (of the last step),
+    `images_per_second`, `seconds`, `samples_seen`, `world_size`, `images_at_once` (of a worker),
     `data_wait_fraction` (of the epoch's time, in which this worker waited for images),
     `checkpoint_seconds` (for which training stood still since the epoch before), and, where
     the machines have a price, `cost_usd` (since the start, with what earlier processes took),
@@ -278,6 +278,8 @@ def _train(config: Config, worker: Worker, networks: list[Network]) -> None:
             return
         metrics["outcome"] = "running"
         history.append(metrics)
+        metrics["best_epoch"] = _best(history)
+        metrics["best_val_top1"] = max(past["val_top1"] for past in history)
         if saver is not None:
             saver.waited = 0.0
             saver.save(history, _best(history))

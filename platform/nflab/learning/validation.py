@@ -13,6 +13,7 @@ from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError, require
 from nflab.settings.leaves import as_text, flat, replace
 from nflab.settings.recipes import RECIPES, batch_sizes_of, scales_of
+from nflab.settings.search_space import tried
 from nflab.settings.studies import ClippingConfig, GridOfConfigs, SweepConfig
 
 
@@ -51,6 +52,8 @@ def validate(config: Config, trains: bool = True) -> None:
         batch_sizes = []  # its cells have their own
     if isinstance(config, SweepConfig):
         require(config.search.trials >= 1, f"trials {config.search.trials} must be at least 1")
+        known("sampler", config.search.sampler, ["tpe", "gp", "random"])
+        known("pruner", config.search.pruner, ["asha", "none"])
         ahead = config.search.lookahead
         require(ahead is None or ahead >= 1, f"lookahead {ahead} must be at least 1, or auto")
         of_baseline = batch_sizes if config.finals.finalists else []
@@ -149,6 +152,10 @@ def _check_values(c: dict[str, Any]) -> None:
 def _check_search(config: SweepConfig, trains: bool) -> None:
     """That each searched value may be used, and that each searched setting changes something."""
     scales = scales_of(config)
+    require(
+        len(tried(config.search.tries, scales)) <= config.search.trials,
+        f"trials {config.search.trials} are fewer than those that --try names",
+    )
     base = config.base()
     extremes = {
         name: [replace(base, **{name: end}) for end in s.ends] for name, s in scales.items()

@@ -9,6 +9,8 @@ METRICS = (
     "val_loss",
     "val_top1",
     "val_top5",
+    "best_epoch",
+    "best_val_top1",
     "test_loss",
     "test_top1",
     "test_top5",

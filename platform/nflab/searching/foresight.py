@@ -4,7 +4,7 @@ So what is proposed for a trial, and where it is cut, are functions of the confi
 depend neither on how many trials run at once, nor on which of them ends first.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -12,7 +12,15 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
 STARTUP_TRIALS = 4
-"""Random trials before TPE models the results, so that 12 trials are a search."""
+"""Random trials before a sampler models the results, so that 12 trials are a search."""
+
+SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS),
+    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS),
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+}
+"""What proposes settings, from a seed of each trial: those of Optuna's that need to know nothing of
+a study but its trials."""
 
 
 class Foresight:
@@ -22,13 +30,19 @@ class Foresight:
         past: the trials before its window, all of which have ended, in order.
         seed: of what is proposed for it.
         pruner: by which it is cut.
+        sampler: name of what proposes it.
     """
 
     def __init__(
-        self, past: Sequence[FrozenTrial], seed: int, pruner: optuna.pruners.BasePruner
+        self,
+        past: Sequence[FrozenTrial],
+        seed: int,
+        pruner: optuna.pruners.BasePruner,
+        sampler: str = "tpe",
     ) -> None:
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
-        study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
+        study = optuna.create_study(
+            direction="maximize", sampler=SAMPLERS[sampler](seed), pruner=pruner
+        )
         study.add_trials(past)
         self._study, self._trial = study, study.ask()
         self._cut: dict[int, bool] = {}

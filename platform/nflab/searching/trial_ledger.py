@@ -18,13 +18,14 @@ from nflab.recording.tables import has_ended, last_epoch
 from nflab.recording.tracker import Tracker
 from nflab.running.budget import Budget
 from nflab.running.ledger import METRIC, Proposal
-from nflab.searching.distributions import distributions, settings_of
+from nflab.searching.distributions import distributions, draw, settings_of
 from nflab.searching.foresight import Foresight, Given
 from nflab.searching.study import kept, let_failed_wait, open_study, tell
 from nflab.settings.canonical import is_read
 from nflab.settings.leaves import replace
 from nflab.settings.outcomes import Outcome
 from nflab.settings.recipes import lookahead, scales_of
+from nflab.settings.search_space import tried
 from nflab.settings.streams import Stream, keys
 from nflab.settings.studies import SweepConfig
 from nflab.storage.checkpoints import Checkpoints, Winner
@@ -84,12 +85,15 @@ class TrialLedger:
         self._tracker, self._outbox = tracker, outbox
         self._parent, self._tags = parent, tags
         self._scales = scales_of(config)
+        self._tried = tried(config.search.tries, self._scales)
         begun = len(outbox.read(lambda: tracker.trials(parent))) > 0
         # Rungs in samples seen, the same for every batch size.
-        pruner = optuna.pruners.SuccessiveHalvingPruner(
-            min_resource=first_rung(config) * samples_per_epoch, reduction_factor=REDUCTION_FACTOR
-        )
-        self._pruner = pruner
+        self._pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
+        if config.search.pruner == "asha":
+            self._pruner = optuna.pruners.SuccessiveHalvingPruner(
+                min_resource=first_rung(config) * samples_per_epoch,
+                reduction_factor=REDUCTION_FACTOR,
+            )
         opened = partial(open_study, study_file, identity, folder, begun)
         self._study = opened()
         if retry_failed:
@@ -121,9 +125,11 @@ class TrialLedger:
         # A sampler of its own for each trial: what is proposed does not depend on how often the
         # sweep was interrupted.
         key = keys(self._config.run.seed, Stream.SEARCH, place)
-        foresight = Foresight(past, int(key) % 2**32, self._pruner)
+        foresight = Foresight(past, int(key) % 2**32, self._pruner, self._config.search.sampler)
         searched = distributions(self._scales)
         drawn = foresight.propose(searched)
+        if place < len(self._tried):
+            drawn |= draw(self._scales, self._tried[place])
         self._study.sampler = Given(drawn)
         trial = self._kept(self._study.ask)
         for name, distribution in searched.items():  # one by one, for each is kept by itself

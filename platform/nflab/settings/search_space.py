@@ -73,6 +73,14 @@ class Scale:
         low, high, step = (Decimal(str(one)) for one in (self.low, self.high, self.step or 1))
         return [type(self.low)(low + k * step) for k in range(int((high - low) / step) + 1)]
 
+    def __contains__(self, value: Any) -> bool:
+        """Whether a search may draw a value."""
+        if value is None and self.none is not None:
+            return True
+        if self.low is None or self.high is None or self.spacing == "pow2" or self.step is not None:
+            return value in self.values()
+        return value is not None and self.low <= value <= self.high
+
     def __str__(self) -> str:
         """In words."""
         if not self.ordered or self.spacing == "pow2":
@@ -110,6 +118,31 @@ def scales(texts: Sequence[str]) -> dict[str, Scale]:
         if name in found:
             raise ConfigError(f"{name} is searched twice: write all of its values in one")
         found[name] = _scale(name, values if equals else None)
+    return found
+
+
+def tried(texts: Sequence[str], within: Mapping[str, Scale]) -> list[dict[str, Any]]:
+    """Settings to begin with, from their texts.
+
+    Args:
+        within: what is searched.
+
+    Raises:
+        ConfigError: a text is none, or names what is not searched.
+    """
+    found = []
+    for text in texts:
+        one: dict[str, Any] = {}
+        for part in text.split(","):
+            name, equals, value = part.partition("=")
+            if not equals or name in one:
+                raise ConfigError(f"--try {text}: write SETTING=VALUE,OTHER=VALUE, each once")
+            if name not in within:
+                raise ConfigError(f"--try {text}: {name} is not searched: give it as a flag")
+            one[name] = setting(name, value)
+            if one[name] not in within[name]:
+                raise ConfigError(f"--try {text}: {name} is searched in {within[name]}")
+        found.append(one)
     return found
 
 

@@ -24,6 +24,13 @@ class SearchConfig:
     model=ONE,OTHER mixup; default: the recipe's clipping, batch size and augmentation level."""
     fix: tuple[str, ...] = ()
     """Settings of the search to leave as they are."""
+    tries: Annotated[tuple[str, ...], tyro.conf.arg(name="try")] = ()
+    """Settings of the first trials, as clipping=0.16,batch_size=32; what one leaves out is proposed
+    as ever."""
+    sampler: str = "tpe"
+    """What proposes: Optuna's tpe, its gp (a Gaussian process: slower, for few trials), random."""
+    pruner: str = "asha"
+    """What cuts poor trials early: asha, or none."""
     dry_run: bool = False
     """Say what the search would take in time, and in money where machines have a price; run
     nothing."""

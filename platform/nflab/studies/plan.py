@@ -133,7 +133,8 @@ def show_sweep(config: SweepConfig, experiment: str) -> None:
         _show_finals(config.finals.trainings, list(lengths.values()), placement)
         out.print("How long all of it takes is unknown until some of it has run on such machines.")
         return
-    whole = min(lookahead(config), trials)  # these know of no other, so nothing cuts them
+    # The first know of no other, so nothing cuts them.
+    whole = trials if config.search.pruner == "none" else min(lookahead(config), trials)
     early = trials - whole
     low = (whole + early * rung / epochs) * min(found)
     high = trials * max(found)
