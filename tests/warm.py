@@ -180,9 +180,10 @@ def python_for(env: dict[str, str]) -> WarmPython:
 
 def import_all() -> None:
     """Imports what any of the scripts imports, at any time."""
-    for path in (ROOT / "experiments").glob("[!_]*.py"):
+    for path in (ROOT / "experiments").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module:
+            # Those that begin so stand beside the scripts, which import them themselves.
+            if isinstance(node, ast.ImportFrom) and node.module and node.module[0] != "_":
                 importlib.import_module(node.module)
     # PyTorch imports this for the first network, and MLflow lists all packages for the first model.
     importlib.import_module("torch._dynamo")

@@ -167,8 +167,8 @@ def _train(config: Config, worker: Worker, networks: list[Network]) -> None:
     def report(metrics: dict[str, Any]) -> None:
         nonlocal remark
         # Not in the history itself: told by the process that goes on, and by none after it.
-        once = {"remark": remark, "profile": profile.pop()}
-        worker.report({**metrics, **{k: v for k, v in once.items() if v is not None}})
+        once = profile.pop() if remark is None else {**profile.pop(), "remark": remark}
+        worker.report({**metrics, **once})
         remark = None
 
     for past in history:

@@ -25,7 +25,7 @@ class Profile:
         self._steps, self._seen, self._traced, self._told = steps, 0, 0, False
         self._on_gpu = device.type == "cuda"
         self._profile: profile | None = None
-        self._found: dict[str, Any] | None = None
+        self._found: dict[str, Any] = {}
 
     def before_step(self) -> None:
         """To be called before each step."""
@@ -39,10 +39,10 @@ class Profile:
         self._seen += 1
         self._traced += self._profile is not None
 
-    def pop(self) -> dict[str, Any] | None:
-        """Of steps that are through: `said`, the largest costs in words, and `trace`, as gzipped
-        JSON, which Perfetto and Chrome show; None if nothing is new."""
-        found, self._found = self._found, None
+    def pop(self) -> dict[str, Any]:
+        """Of steps that are through: `profile`, the largest costs in words, and `profile_trace`, as
+        gzipped JSON, which Perfetto and Chrome show; empty if nothing is new."""
+        found, self._found = self._found, {}
         return found
 
     def finish(self) -> None:
@@ -56,7 +56,8 @@ class Profile:
             file = Path(folder) / "trace.json"
             self._profile.export_chrome_trace(str(file))
             trace = gzip.compress(file.read_bytes())
-        self._found = {"said": self._said(self._profile), "trace": trace}
+        # Side by side, for Ray Tune flattens what is nested.
+        self._found = {"profile": self._said(self._profile), "profile_trace": trace}
         self._profile, self._told = None, True
 
     def _said(self, found: profile) -> str:

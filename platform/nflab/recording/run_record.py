@@ -68,9 +68,8 @@ class RunRecord:
         if "agc" in metrics:
             self._trace[epoch] = metrics["agc"]
         if "profile" in metrics:
-            trace: bytes = metrics["profile"]["trace"]
-            self._outbox.put_file(self._run, PROFILE, partial(_write, trace))
-            self._outbox.put("tag", self._run, key="profile", value=metrics["profile"]["said"])
+            self._outbox.put_file(self._run, PROFILE, partial(_write, metrics["profile_trace"]))
+            self._outbox.put("tag", self._run, key="profile", value=metrics["profile"])
         if "remark" in metrics:
             self._outbox.put("tag", self._run, key="continued_with", value=metrics["remark"])
         self._outbox.put(

@@ -25,7 +25,7 @@ WAITING_BYTES = 1 << 20
 """Of what a full disk did not take, so much at most is kept to be written later."""
 
 
-UNPRINTED = ("agc", "profile")
+UNPRINTED = ("agc", "profile_trace")
 """What a report holds that nobody reads in a log."""
 
 
