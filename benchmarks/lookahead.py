@@ -24,8 +24,7 @@ import optuna  # noqa: E402
 from optuna.trial import FrozenTrial, TrialState  # noqa: E402
 
 from nflab.searching.distributions import distributions, settings_of  # noqa: E402
-from nflab.searching.foresight import Foresight  # noqa: E402
-from nflab.searching.trial_ledger import REDUCTION_FACTOR  # noqa: E402
+from nflab.searching.foresight import REDUCTION_FACTOR, Foresight  # noqa: E402
 from nflab.settings.search_space import scales  # noqa: E402
 
 SCALES = scales(
@@ -74,7 +73,7 @@ def search(trials: int, window: int, seed: int) -> tuple[list[float], list[int]]
         values, cut = {}, False
         for epoch in range(1, EPOCHS + 1):
             values[epoch] = top1(settings_of(SCALES, drawn), epoch, noise)
-            cut = foresight.report(values[epoch], epoch) and epoch < EPOCHS
+            cut = foresight.report(values[epoch], epoch) is not None and epoch < EPOCHS
             if cut:
                 break
         known.append(

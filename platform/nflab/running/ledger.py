@@ -41,8 +41,8 @@ class Ledger(Protocol):
         """A trial begins, or begins again."""
         ...
 
-    def reported(self, number: int, metrics: dict[str, Any]) -> bool:
-        """Writes down an epoch's metrics, once; returns whether the trial is to be cut."""
+    def reported(self, number: int, metrics: dict[str, Any]) -> str | None:
+        """Writes down an epoch's metrics, once; returns why the trial is to be cut, if it is."""
         ...
 
     def ended(

@@ -162,7 +162,7 @@ class _Scheduler(_Unsaved, FIFOScheduler):
         number = trial.config["number"]
         cut = self._ledger.reported(number, result)
         remark = result.get("remark")
-        self._progress.reported(number, result["epoch"], result[METRIC], remark)
+        self._progress.reported(number, result["epoch"], result[METRIC], remark, cut)
         if self._ledger.budget.reached:
             self._stop_waiting(tune_controller)
             if result["outcome"] == "running" and not cut:

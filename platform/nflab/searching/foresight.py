@@ -11,6 +11,9 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
+REDUCTION_FACTOR = 3
+"""ASHA lets the best of this many trials pass each rung; rungs lie this factor apart."""
+
 STARTUP_TRIALS = 4
 """Random trials before a sampler models the results, so that 12 trials are a search."""
 
@@ -45,18 +48,29 @@ class Foresight:
         )
         study.add_trials(past)
         self._study, self._trial = study, study.ask()
-        self._cut: dict[int, bool] = {}
+        self._past = past
+        self._cut: dict[int, str | None] = {}
 
     def propose(self, searched: Mapping[str, BaseDistribution]) -> dict[str, Any]:
         """A draw of each searched setting."""
         return {name: self._trial._suggest(name, scale) for name, scale in searched.items()}
 
-    def report(self, value: float, step: int) -> bool:
-        """Takes a result, once; returns whether it cuts the trial."""
+    def report(self, value: float, step: int) -> str | None:
+        """Takes a result, once; returns why it cuts the trial, or None if it goes on."""
         if step not in self._cut:
             self._trial.report(value, step)
-            self._cut[step] = self._trial.should_prune()
+            self._cut[step] = self._why() if self._trial.should_prune() else None
         return self._cut[step]
+
+    def _why(self) -> str:
+        """What the trial had at its last rung, and what was needed there."""
+        own, prefix = self.rungs, "completed_rung_"
+        last = max(int(key.removeprefix(prefix)) for key in own if key.startswith(prefix))
+        key = f"{prefix}{last}"
+        known = [trial.system_attrs[key] for trial in self._past if key in trial.system_attrs]
+        reached = sorted([*known, own[key]], reverse=True)
+        needed = reached[max(0, len(reached) // REDUCTION_FACTOR - 1)]
+        return f"rung {last + 1}: {own[key]:.1f} % against {needed:.1f} %"
 
     @property
     def rungs(self) -> dict[str, Any]:

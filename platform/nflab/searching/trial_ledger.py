@@ -19,7 +19,7 @@ from nflab.recording.tracker import Tracker
 from nflab.running.budget import Budget
 from nflab.running.ledger import METRIC, Proposal
 from nflab.searching.distributions import distributions, draw, settings_of
-from nflab.searching.foresight import Foresight, Given
+from nflab.searching.foresight import REDUCTION_FACTOR, Foresight, Given
 from nflab.searching.study import kept, let_failed_wait, open_study, tell
 from nflab.settings.canonical import is_read
 from nflab.settings.leaves import replace
@@ -31,9 +31,6 @@ from nflab.settings.studies import SweepConfig
 from nflab.storage.checkpoints import Checkpoints, Winner
 from nflab.storage.run_folder import Identity
 from nflab.terminal.wording import describe
-
-REDUCTION_FACTOR = 3
-"""ASHA lets the best of this many trials pass each rung; rungs lie this factor apart."""
 
 
 def trial_folder(sweep_folder: str, number: int) -> str:
@@ -159,8 +156,9 @@ class TrialLedger:
         unread = [name for name in settings if not is_read(config, name)]
         return settings | {name: self._scales[name].ends[0] for name in unread}
 
-    def _judge(self, number: int, value: float, step: int) -> bool:
-        """Whether a result cuts a trial; what it did there is kept for those that come after."""
+    def _judge(self, number: int, value: float, step: int) -> str | None:
+        """Why a result cuts a trial, if it does; what it did there is kept for those that come
+        after."""
         foresight, trial = self._foresight[number], self._open[number]
         cut = foresight.report(value, step)
         noted = self._storage.get_trial(trial._trial_id).system_attrs
@@ -190,20 +188,21 @@ class TrialLedger:
             self._outbox.put("reopen", run)
         self._records[proposal.number] = RunRecord(self._outbox, run, config, epoch)
 
-    def reported(self, number: int, metrics: dict[str, Any]) -> bool:
-        """Writes down an epoch's metrics, once; returns whether the trial is to be cut."""
+    def reported(self, number: int, metrics: dict[str, Any]) -> str | None:
+        """Writes down an epoch's metrics, once; returns why the trial is to be cut, if it is."""
         trial = self._open[number]
         self.budget.add(self._records[number].report(metrics))
         if metrics["outcome"] != "running" and metrics["outcome"] != "finished":
-            return False
+            return None
         step = metrics["samples_seen"]
         known = self._storage.get_trial(trial._trial_id)
         if step not in known.intermediate_values:
             self._kept(lambda: trial.report(metrics[METRIC], step))
         elif step != known.last_step:
-            return False  # repeated by a trial that goes on, and judged before
+            return None  # repeated by a trial that goes on, and judged before
         # The last epoch is judged, too: whoever comes after may compare with it.
-        return self._judge(number, metrics[METRIC], step) and metrics["outcome"] != "finished"
+        cut = self._judge(number, metrics[METRIC], step)
+        return None if metrics["outcome"] == "finished" else cut
 
     def ended(
         self, number: int, outcome: Outcome, value: float | None, error: str | None = None

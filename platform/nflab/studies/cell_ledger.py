@@ -137,10 +137,9 @@ class CellLedger:
             run, epoch = self._outbox.start(cell_name(proposal.settings), tags, self._parent), None
         self._records[proposal.number] = RunRecord(self._outbox, run, cell.config, epoch)
 
-    def reported(self, number: int, metrics: dict[str, Any]) -> bool:
+    def reported(self, number: int, metrics: dict[str, Any]) -> None:
         """Writes down an epoch's metrics, once; no cell is ever cut."""
         self.budget.add(self._records[number].report(metrics))
-        return False
 
     def ended(
         self, number: int, outcome: Outcome, value: float | None, error: str | None = None

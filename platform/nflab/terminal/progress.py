@@ -26,6 +26,7 @@ class _Row:
     epoch: int = 0
     val_top1: float | None = None
     outcome: str = "running"
+    cut: str | None = None
 
 
 class TrainingProgress:
@@ -94,13 +95,21 @@ class SweepProgress:
         """A trial begins."""
         self._rows.setdefault(number, _Row(settings))
 
-    def reported(self, number: int, epoch: int, val_top1: float, remark: str | None = None) -> None:
-        """A trial has finished an epoch; its `remark` is printed once."""
+    def reported(
+        self,
+        number: int,
+        epoch: int,
+        val_top1: float,
+        remark: str | None = None,
+        cut: str | None = None,
+    ) -> None:
+        """A trial has finished an epoch; it may be `cut` for a reason, and have a `remark`, which
+        is printed once."""
         if remark is not None and (number, remark) not in self._remarks:
             self._remarks.add((number, remark))
             self.say(f"{self._word} {number} {remark}")
         row = self._rows[number]
-        row.epoch, row.val_top1 = epoch, val_top1
+        row.epoch, row.val_top1, row.cut = epoch, val_top1, cut
 
     def ended(self, number: int, outcome: str, error: str | None) -> None:
         """A trial is over."""
@@ -111,17 +120,26 @@ class SweepProgress:
         if self._live is None:
             top1 = "" if row.val_top1 is None else f", validation top-1 {row.val_top1:.1f} %"
             line = f"[{self._done()}/{self._num_trials}] {self._word} {number} {outcome} after "
-            line += f"{row.epoch} epochs{top1}  ({describe(row.settings)})  {self._state()}"
+            line += f"{row.epoch} epochs{top1}{self._why(row)}  ({describe(row.settings)})"
+            line += f"  {self._state()}"
             self._console.print(line, markup=False)
+
+    @staticmethod
+    def _why(row: _Row) -> str:
+        return f" ({row.cut})" if row.cut is not None and row.outcome == "pruned" else ""
 
     def _done(self) -> int:
         return self._before + sum(row.outcome != "running" for row in self._rows.values())
 
     def _state(self) -> str:
-        """How many are running and have failed, and the time left."""
+        """How many are running and have failed, the best so far, and the time left."""
         outcomes = [row.outcome for row in self._rows.values()]
         counts = [(outcomes.count(word), word) for word in ("running", "failed")]
-        return ", ".join([*(f"{count} {word}" for count, word in counts if count), self._left()])
+        finished = [row.val_top1 for row in self._rows.values() if row.outcome == "finished"]
+        best = max((top1 for top1 in finished if top1 is not None), default=None)
+        told = [f"{count} {word}" for count, word in counts if count]
+        told += [] if best is None else [f"best {best:.1f} %"]
+        return ", ".join([*told, self._left()])
 
     def _left(self) -> str:
         """Time left, from the time that trials have taken so far, finished or not."""
@@ -159,7 +177,7 @@ class SweepProgress:
                 *(short_setting(row.settings[name]) for name in columns),
                 f"{row.epoch}/{self._epochs}",
                 "" if row.val_top1 is None else f"{row.val_top1:.1f} %",
-                Text(row.outcome, style=STYLES.get(row.outcome, "")),
+                Text(row.outcome + self._why(row), style=STYLES.get(row.outcome, "")),
             )
         title = f"{self._done()} of {self._num_trials} {self._word}s done, {self._state()}"
         return Group(table, Text(title, style="dim"))
