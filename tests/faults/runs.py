@@ -130,7 +130,8 @@ def check_exact(stores: Stores, run: Recorded, rel: float = 0.0) -> None:
     reports: list[dict[str, float]] = []
     train(from_json(Config, Path(config).read_text()), Worker(report=reports.append))
     for metric in ("val_loss", "val_top1", "test_top1"):
-        assert reports[-1][metric] == pytest.approx(run.data.metrics[metric], rel=rel, abs=0.0)
+        found, expected = run.data.metrics[metric], reports[-1][metric]
+        assert expected == pytest.approx(found, rel=rel, abs=0.0), (metric, found, expected)
 
 
 def slow_copy(folder: Path) -> Path:
