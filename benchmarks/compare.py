@@ -16,6 +16,8 @@ import torch
 
 Work = Callable[[], object]
 
+Bound = Literal["least", "most"]
+
 
 @dataclass(frozen=True)
 class Row:
@@ -38,7 +40,7 @@ class Row:
     low: float
     high: float
     target: float | None
-    bound: Literal["least", "most"]
+    bound: Bound
     ours: float
     theirs: float
     unit: str
@@ -53,54 +55,45 @@ class Row:
         return bool(enough)
 
 
-def faster(
+def compare(
     name: str,
     ours: Work,
     peers: Mapping[str, Work],
     target: float | None,
+    bound: Bound,
     rounds: int = 9,
     warm_up: int = 2,
     device: str = "cpu",
 ) -> Row:
-    """How many times faster than the fastest peer, in rounds of one turn each."""
-    works = {"": ours, **peers}
-    times = in_turns(works, rounds, warm_up, device)
+    """Seconds beside those of the fastest peer, in rounds of one turn each."""
+    times = in_turns({"": ours, **peers}, rounds, warm_up, device)
     peer = min(peers, key=lambda one: statistics.median(times[one]))
-    return of_rounds(name, peer, times[peer], times[""], target, "least", times[""], times[peer])
-
-
-def longer(
-    name: str,
-    ours: Work,
-    peer: tuple[str, Work],
-    target: float | None,
-    rounds: int = 9,
-    warm_up: int = 2,
-    device: str = "cpu",
-) -> Row:
-    """How many times as long as the peer, in rounds of one turn each."""
-    times = in_turns({"": ours, "peer": peer[1]}, rounds, warm_up, device)
-    found = times[""], times["peer"]
-    return of_rounds(name, peer[0], *found, target, "most", *found)
+    return of_rounds(name, peer, times[""], times[peer], target, bound)
 
 
 def of_rounds(
     name: str,
     peer: str,
-    over: list[float],
-    under: list[float],
-    target: float | None,
-    bound: Literal["least", "most"],
     ours: list[float],
     theirs: list[float],
+    target: float | None,
+    bound: Bound,
     unit: str = "s",
 ) -> Row:
-    """A row from what each round measured: the median of `over / under`."""
-    ratios = sorted(a / b for a, b in zip(over, under, strict=True))
-    low, middle, high = (
-        statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-    )
+    """A row from what each round measured.
+
+    Args:
+        bound: "least" says how many times faster ours is, "most" how many times as much it takes.
+        unit: "s" for seconds; of anything else more is better.
+    """
+    pairs = list(zip(ours, theirs, strict=True))
+    faster = unit == "s" and bound == "least"
+    ratios = [b / a if faster else a / b for a, b in pairs]
+    low, high = min(ratios), max(ratios)
+    if len(ratios) > 1:
+        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
     found = statistics.median(ours), statistics.median(theirs)
+    middle = statistics.median(ratios)
     return Row(name, peer, middle, low, high, target, bound, *found, unit, machine())
 
 
@@ -144,11 +137,19 @@ def _processor() -> str:
         return platform.machine()
 
 
-def arguments(description: str | None) -> argparse.ArgumentParser:
-    """A parser with what every benchmark takes."""
+def arguments(
+    description: str | None, model: str | None = None, batch_size: int = 0, image_size: int = 0
+) -> argparse.ArgumentParser:
+    """A parser with what every benchmark takes, and of a model's step its defaults."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    if model is not None:
+        parser.add_argument("--model", default=model)
+    if batch_size:
+        parser.add_argument("--batch-size", type=int, default=batch_size)
+    if image_size:
+        parser.add_argument("--image-size", type=int, default=image_size)
     parser.add_argument("--rounds", type=int, default=9, help="turns of each way")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "platform")]
 
 import nfnet  # noqa: E402
-from benchmarks.compare import Row, arguments, longer, show  # noqa: E402
+from benchmarks.compare import Row, arguments, compare, show  # noqa: E402
 from benchmarks.peers import CLIPPING, WEIGHT_DECAY, a_batch, training_step  # noqa: E402
 from nflab.learning.diagnostics import Diagnostics  # noqa: E402
 
@@ -45,16 +45,12 @@ def measure(model: str, batch_size: int, image_size: int, device: str, rounds: i
         optimizer.ratios = None
 
     name = f"step of {model}, batch {batch_size} at {image_size} px, --diagnostics"
-    return [longer(name, with_them, ("without", without), 1.03, rounds, 1, device)]
+    return [compare(name, with_them, {"without": without}, 1.03, "most", rounds, 1, device)]
 
 
 def main() -> None:
     """Measures."""
-    parser = arguments(__doc__)
-    parser.add_argument("--model", default="dm_nf_resnet50")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--image-size", type=int, default=64)
-    asked = parser.parse_args()
+    asked = arguments(__doc__, "dm_nf_resnet50", batch_size=8, image_size=64).parse_args()
     shape = asked.batch_size, asked.image_size
     show(measure(asked.model, *shape, asked.device, asked.rounds), asked.json)
 

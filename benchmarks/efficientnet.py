@@ -16,7 +16,7 @@ import torch
 from torchvision.models import efficientnet_b7
 
 import nfnet
-from benchmarks.compare import Row, arguments, faster, show
+from benchmarks.compare import Row, arguments, compare, show
 from benchmarks.peers import a_batch, our_pass, training_step
 
 F1_SIZE, B7_SIZE = 224, 600
@@ -36,14 +36,12 @@ def measure(batch_size: int, device: str, rounds: int) -> list[Row]:
     theirs = training_step(b7, lambda: optimizer.step() and None, *batch, bfloat16=cuda)
     name = f"step of dm_nfnet_f1 at {F1_SIZE} px, batch {batch_size}"
     peer = {f"torchvision's EfficientNet-B7 at {B7_SIZE} px": theirs}
-    return [faster(name, ours, peer, None, rounds, 1, device)]
+    return [compare(name, ours, peer, None, "least", rounds, 1, device)]
 
 
 def main() -> None:
     """Measures."""
-    parser = arguments(__doc__)
-    parser.add_argument("--batch-size", type=int, default=2)
-    asked = parser.parse_args()
+    asked = arguments(__doc__, batch_size=2).parse_args()
     show(measure(asked.batch_size, asked.device, asked.rounds), asked.json)
 
 

@@ -183,7 +183,7 @@ def measure(root: Path, images: int, read: int, rounds: int) -> list[Row]:
             target = 1.5 if form == "folder" else None
             pair = rates[of], rates[peer]
             name = f"JPEGs to {SIZE} px from a {form}, {told}"
-            rows.append(of_rounds(name, peer, *pair, target, "least", *pair, unit="images/s"))
+            rows.append(of_rounds(name, peer, *pair, target, "least", "images/s"))
     return rows
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import nfnet
-from benchmarks.compare import Row, arguments, longer, show
+from benchmarks.compare import Row, arguments, compare, show
 from benchmarks.peers import a_batch, our_pass, training_step
 
 PIECES = 8
@@ -24,17 +24,13 @@ def measure(model: str, batch_size: int, image_size: int, device: str, rounds: i
     name = f"step of {model}, batch {batch_size} at {image_size} px, in {PIECES} pieces"
     in_pieces = training_step(network, update, *batch, PIECES, bfloat16=cuda)
     at_once = training_step(network, update, *batch, bfloat16=cuda)
-    peer = "at once", at_once
-    return [longer(name, in_pieces, peer, 1.05 if cuda else 1.10, rounds, device=device)]
+    target = 1.05 if cuda else 1.10
+    return [compare(name, in_pieces, {"at once": at_once}, target, "most", rounds, device=device)]
 
 
 def main() -> None:
     """Measures."""
-    parser = arguments(__doc__)
-    parser.add_argument("--model", default="dm_nfnet_f0")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--image-size", type=int, default=192)
-    asked = parser.parse_args()
+    asked = arguments(__doc__, "dm_nfnet_f0", batch_size=32, image_size=192).parse_args()
     shape = asked.batch_size, asked.image_size
     show(measure(asked.model, *shape, asked.device, asked.rounds), asked.json)
 

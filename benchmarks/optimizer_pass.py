@@ -42,12 +42,10 @@ def measure(model: str, device: str, rounds: int) -> list[Row]:
         of_rounds(
             f"optimizer's pass, {model}",
             f"timm, SGD {way}",
-            times[way],
             mine,
+            times[way],
             5.0 if gpu else 2.0,
             "least",
-            mine,
-            times[way],
         ),
         of_rounds(
             f"optimizer's pass, {model}",
@@ -56,17 +54,13 @@ def measure(model: str, device: str, rounds: int) -> list[Row]:
             floor,
             1.5 if gpu else None,
             "most",
-            mine,
-            floor,
         ),
     ]
 
 
 def main() -> None:
     """Measures."""
-    parser = arguments(__doc__)
-    parser.add_argument("--model", default="dm_nfnet_f0")
-    asked = parser.parse_args()
+    asked = arguments(__doc__, "dm_nfnet_f0").parse_args()
     show(measure(asked.model, asked.device, asked.rounds), asked.json)
 
 

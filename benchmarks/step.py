@@ -52,12 +52,10 @@ def measure(
         of_rounds(
             f"step of {model}, batch {batch_size} at {image_size} px",
             f"{peer}, {ours}",
-            times[peer],
             times[ours],
+            times[peer],
             target,
             "least",
-            times[ours],
-            times[peer],
         )
     ]
 
@@ -72,10 +70,7 @@ def _fastest(model: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -
 
 def main() -> None:
     """Measures."""
-    parser = arguments(__doc__)
-    parser.add_argument("--model", default="dm_nfnet_f0")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--image-size", type=int, default=96)
+    parser = arguments(__doc__, "dm_nfnet_f0", batch_size=8, image_size=96)
     parser.add_argument("--target", type=float, help="least ratio that is asked for")
     asked = parser.parse_args()
     shape = asked.batch_size, asked.image_size

@@ -84,7 +84,7 @@ def measure(images: int, rounds: int) -> list[Row]:
             mine, theirs = ([pair[n] for pair in pairs] for n in (0, 1))
             name = f"train.py, {workers} worker{'s' * (workers > 1)}"
             found = mine, theirs
-            rows.append(of_rounds(name, peer, *found, 0.97, "least", *found, unit="images/s"))
+            rows.append(of_rounds(name, peer, *found, 0.97, "least", "images/s"))
     return rows
 
 

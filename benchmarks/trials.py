@@ -115,10 +115,8 @@ def measure(rounds: int) -> list[Row]:
         their_first.append(rays_pattern(1, "first number"))
     peer, first = "Ray's pattern", (our_first, their_first)
     return [
-        of_rounds(
-            f"{MANY - FEW} trials, two at a time", peer, ours, theirs, 0.2, "most", ours, theirs
-        ),
-        of_rounds("from the command to the first number", peer, *first, None, "most", *first),
+        of_rounds(f"{MANY - FEW} trials, two at a time", peer, ours, theirs, 0.2, "most"),
+        of_rounds("from the command to the first number", peer, *first, None, "most"),
     ]
 
 

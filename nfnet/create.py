@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nfnet import pretrained as files
+from nfnet.agc import at_least_float32
 from nfnet.layers import SameConv2d, ScaledStdConv2d
 from nfnet.model import ResNet
 from nfnet.standardisation import norms
@@ -114,7 +115,7 @@ def _adapt(model: ResNet, trained: ResNet, source: str) -> None:
 
 
 def _norms(conv: ScaledStdConv2d) -> Tensor:
-    return norms(conv.weight, conv.eps)
+    return norms(at_least_float32(conv.weight), conv.eps)
 
 
 def _of_channels(kernel_OIHW: Tensor, channels: int) -> Tensor:

@@ -122,6 +122,8 @@ class SGD_AGC(Optimizer):
         grads = [_local(cast(Tensor, p.grad)) for p in params]
         momenta: list[Tensor | None] = [_local(self.state[p]["momentum_buffer"]) for p in params]
         fused = all(map(_lie_alike, updated, grads, momenta))
+        if not fused:
+            grads = [grad.clone() for grad in grads]  # which torch's other way writes to
         sgd(
             updated,
             grads,

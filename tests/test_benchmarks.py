@@ -13,12 +13,14 @@ KEPT = json.loads((ROOT / "benchmarks/kept.json").read_text())
 
 def test_a_row_is_the_median_of_the_rounds_ratios() -> None:
     ours, theirs = [1.0, 2.0, 4.0, 1.0, 1.0], [2.0, 6.0, 4.0, 5.0, 4.0]
-    found = of_rounds("x", "y", theirs, ours, 3.5, "least", ours, theirs)
+    found = of_rounds("x", "y", ours, theirs, 3.5, "least")  # seconds: how many times faster
     assert (found.low, found.ratio, found.high) == (2.0, 3.0, 4.0)  # of 1, 2, 3, 4, 5
     assert (found.ours, found.theirs, found.met) == (1.0, 4.0, False)
-    assert of_rounds("x", "y", theirs, ours, 3.5, "most", ours, theirs).met is True
-    assert of_rounds("x", "y", theirs, ours, None, "most", ours, theirs).met is None
-    assert of_rounds("x", "y", [3.0], [2.0], 1.5, "least", [3.0], [2.0]).met is True
+    assert of_rounds("x", "y", ours, theirs, None, "least").met is None
+    assert of_rounds("x", "y", [2.0], [3.0], 1.5, "least").met is True
+    longer = of_rounds("x", "y", [3.0], [2.0], 1.4, "most")
+    assert (longer.low, longer.ratio, longer.high, longer.met) == (1.5, 1.5, 1.5, False)
+    assert of_rounds("x", "y", [3.0], [2.0], 1.4, "least", "images/s").ratio == 1.5
 
 
 def test_ways_take_turns_and_the_first_of_each_are_left_out() -> None:

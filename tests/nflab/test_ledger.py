@@ -133,6 +133,7 @@ def test_a_trial_that_is_cut_is_pruned_with_its_values(stores: Stores) -> None:
     assert trial.intermediate_values == {SAMPLES: 10, 2 * SAMPLES: 11}
     stores.agree()
     assert ledger.missing == 4
+    assert ledger.best == stores.open().best == 90
 
 
 def test_no_trial_is_cut_before_the_warm_up_is_over(stores: Stores) -> None:

@@ -132,6 +132,7 @@ def test_flags_say_what_is_searched(tmp_path: Path) -> None:
     stored = ("--config", str(file))
     assert searched(*stored) == ("base_learning_rate", "clipping")
     assert searched(*stored, "--clipping", "0.1") == ("base_learning_rate",)
+    assert searched(*stored, "--clipping", "0.1", "--base-learning-rate", "1") == ()
     file.write_text(to_json(replace(named, name="x", fix=("clipping",))))
     assert searched(*stored) == ("base_learning_rate",)
     assert searched(*stored, "--search", "clipping=0.1..0.2", "mixup") == ("clipping", "mixup")

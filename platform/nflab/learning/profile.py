@@ -11,6 +11,9 @@ from torch.profiler import ProfilerActivity, profile
 _WARM_UP = 3
 """Steps that are left out: in the first of a process memory and algorithms are sought."""
 
+PROFILED = 100
+"""Steps at most: a trace is held in memory."""
+
 _TOLD = 3
 
 

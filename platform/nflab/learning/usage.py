@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -64,24 +65,18 @@ class Usage:
             for name, value in found.items()
         }
 
-    def _family(self) -> list[psutil.Process]:
-        return [self._process, *self._process.children(recursive=True)]
-
     def _cpu(self) -> float:
-        total = 0.0
-        for process in self._family():
-            try:
-                times = process.cpu_times()
-            except psutil.NoSuchProcess:  # it ended meanwhile
-                continue
-            total += times.user + times.system
-        return total
+        """Seconds."""
+        return self._sum(lambda process: sum(process.cpu_times()[:2]))
 
     def _memory(self) -> float:
+        """Bytes."""
+        return self._sum(lambda process: process.memory_full_info().uss)
+
+    def _sum(self, ask: Callable[[psutil.Process], float]) -> float:
+        """Over this process and those below it."""
         total = 0.0
-        for process in self._family():
-            try:
-                total += process.memory_full_info().uss
-            except psutil.NoSuchProcess:
-                continue
+        for process in [self._process, *self._process.children(recursive=True)]:
+            with suppress(psutil.Error):  # it ended meanwhile, or does not tell
+                total += ask(process)
         return total

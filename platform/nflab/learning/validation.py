@@ -7,6 +7,7 @@ from typing import Any
 import nfnet
 from nflab.data import DatasetError, load_dataset
 from nflab.learning.models import check_model
+from nflab.learning.profile import PROFILED
 from nflab.settings import locations
 from nflab.settings.canonical import UNREAD, is_read
 from nflab.settings.config import Config
@@ -140,7 +141,10 @@ def _check_values(c: dict[str, Any]) -> None:
             c[name] >= 0 and math.isfinite(c[name]),
             f"{name} {c[name]:g} must be a finite number of at least 0",
         )
-    require(c["profile"] >= 0, f"profile {c['profile']} must be at least 0, which is off")
+    require(
+        0 <= c["profile"] <= PROFILED,
+        f"profile {c['profile']} must be from 0, which is off, to {PROFILED} steps",
+    )
     require(c["epochs"] >= 1, f"epochs {c['epochs']} must be at least 1")
     require(
         c["warmup_epochs"] <= c["epochs"],

@@ -129,8 +129,9 @@ def sweep_note(
         figures: names of its figures among its artifacts.
     """
     searched = [f"{_words(key)} ({scale})" for key, scale in scales.items()]
+    of = _of(config, "several models" if "model" in scales else None)
     asked = (
-        f"{config.search.trials} trials {_of(config)}, which end early where others do better; "
+        f"{config.search.trials} trials {of}, which end early where others do better; "
         f"searched: {'; '.join(searched) or 'nothing but the seed'}."
     )
     best = trials.iloc[0]
@@ -198,10 +199,10 @@ def _note(
     return "\n\n".join(lines)
 
 
-def _of(config: Config) -> str:
+def _of(config: Config, model: str | None = None) -> str:
     size = load_dataset(config).sizes["train"]
     return (
-        f"of {config.model.model} on {config.data.dataset} ({size} training images), "
+        f"of {model or config.model.model} on {config.data.dataset} ({size} training images), "
         f"{config.schedule.epochs} epoch{'s' * (config.schedule.epochs != 1)}"
     )
 

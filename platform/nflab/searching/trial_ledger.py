@@ -110,6 +110,13 @@ class TrialLedger:
         ended = sum(t.state.is_finished() for t in self._study.get_trials(deepcopy=False))
         return max(0, self._config.search.trials - ended)
 
+    @property
+    def best(self) -> float | None:
+        """The best validation top-1 of trials that finished, in percent."""
+        complete = self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        finished = [trial for trial in complete if trial.user_attrs.get("outcome") == "finished"]
+        return max((trial.value for trial in finished if trial.value is not None), default=None)
+
     def propose(self) -> Proposal | None:
         """The next trial: one that was interrupted, else a new one; None if it waits for the trials
         before its window."""

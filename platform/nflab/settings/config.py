@@ -172,7 +172,7 @@ class RunConfig:
     diagnostics: bool = False
     """Record which layers AGC clips, step by step, with a heat map and a verdict."""
     profile: int = 0
-    """Steps, the first of the run's first process, of which PyTorch's profiler writes a trace."""
+    """Steps of each process, from its fourth on, of which PyTorch's profiler writes a trace."""
     name: str | None = None
     """Name in MLflow and of the folder in the storage; default: the command's name and the time."""
     tracking_uri: str | None = None

@@ -98,7 +98,8 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
             retry_failed,
         )
         missing = ledger.missing
-        done = f" ({planned - missing} done)" if missing < planned else ""
+        before = planned - missing
+        done = f" ({before} done)" if before else ""
         say(
             f"sweep {session.name}: {planned} trials{done} of {config.schedule.epochs} epochs, "
             f"{session.placement}"
@@ -109,7 +110,7 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
                 f"lookahead {ahead} lets {ahead} trials run at once, where there is room for "
                 f"{at_once}: a larger one would know less of the trials before it"
             )
-        progress = SweepProgress(planned, planned - missing, config.schedule.epochs)
+        progress = SweepProgress(planned, before, config.schedule.epochs, best=ledger.best)
         run.work(config.base(), ledger, progress)
         stopped = run.budget.reached and ledger.missing > 0
         return outbox.read(lambda: _conclude(run, stopped))
@@ -143,7 +144,8 @@ def _conclude(run: LiveRun[SweepConfig], stopped: bool) -> SweepResult:
         (row["name"], row.outcome, tracker.history(row.run_id, METRIC))
         for _, row in trials.iterrows()
     ]
-    size = f"{config.model.model} on {config.data.dataset}, {config.schedule.epochs} epochs"
+    model = "several models" if "model" in scales else config.model.model
+    size = f"{model} on {config.data.dataset}, {config.schedule.epochs} epochs"
     if scales.keys() <= space_of(config).scales.keys():
         figures.draw_top1(trials, folder / "top1.png", f"Validation top-1: {size}")
     else:

@@ -233,9 +233,11 @@ def _narrowed(config: SweepConfig, given: set[str], argv: Sequence[str]) -> Swee
         for name in config.search.fix:
             known("searched setting", name, [*every, *given])
     search = config.search.search
-    if "search" not in given:
-        search = tuple(text for text in search if text.partition("=")[0] not in given)
-    return replace(config, search=search)
+    if not search or "search" in given:
+        return config
+    search = tuple(text for text in search if text.partition("=")[0] not in given)
+    # Without any of its own it is not the recipe's that is searched.
+    return replace(config, search=search, searched=config.search.searched if search else ())
 
 
 def _searched(config: Config) -> list[str]:

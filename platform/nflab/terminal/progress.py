@@ -60,9 +60,17 @@ class TrainingProgress:
 class SweepProgress:
     """Progress of a sweep; used as a context while it runs."""
 
-    def __init__(self, num_trials: int, before: int, epochs: int, word: str = "trial") -> None:
-        """`before` of the `num_trials` were done before; `word` is what a person calls one."""
-        self._word = word
+    def __init__(
+        self,
+        num_trials: int,
+        before: int,
+        epochs: int,
+        word: str = "trial",
+        best: float | None = None,
+    ) -> None:
+        """`before` of the `num_trials` were done before, the best of them with `best` validation
+        top-1; `word` is what a person calls one."""
+        self._word, self._best = word, best
         self._num_trials, self._before, self._epochs = num_trials, before, epochs
         self._rows: dict[int, _Row] = {}
         self._remarks: set[tuple[int, str]] = set()
@@ -132,13 +140,13 @@ class SweepProgress:
         return self._before + sum(row.outcome != "running" for row in self._rows.values())
 
     def _state(self) -> str:
-        """How many are running and have failed, the best so far, and the time left."""
+        """How many are running and have failed, of a search the best so far, and the time left."""
         outcomes = [row.outcome for row in self._rows.values()]
         counts = [(outcomes.count(word), word) for word in ("running", "failed")]
         finished = [row.val_top1 for row in self._rows.values() if row.outcome == "finished"]
-        best = max((top1 for top1 in finished if top1 is not None), default=None)
+        found = [top1 for top1 in (self._best, *finished) if top1 is not None]
         told = [f"{count} {word}" for count, word in counts if count]
-        told += [] if best is None else [f"best {best:.1f} %"]
+        told += [f"best {max(found):.1f} %"] * bool(found and self._word == "trial")
         return ", ".join([*told, self._left()])
 
     def _left(self) -> str:

@@ -12,7 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
 from nflab.analysis.figures.style import new_figure, save_figure
-from nflab.analysis.figures.sweep import COLORS, MARKERS
+from nflab.analysis.figures.sweep import COLORS, MARKERS, scatter_outcomes
 from nflab.settings.search_space import Scale, setting
 
 _BEYOND = 0.12
@@ -38,6 +38,8 @@ class _Axis:
             self.low = self._none
         elif scale.none == "high":
             self.high = self._none
+        # The names of choices need room.
+        self.margin = 0.06 * (self.high - self.low) if scale.ordered else 0.4
 
     def _at(self, value: float) -> float:
         return math.log2(value) if self._logarithmic else float(value)
@@ -56,14 +58,14 @@ class _Axis:
         """Labels by place."""
         scale = self._scale
         if scale.low is None or scale.high is None or scale.spacing == "pow2":
-            return {self.place(value): _short(value) for value in scale.values()}
-        low, high = self._at(scale.low), self._at(scale.high)
-        found = {}
-        for place in np.linspace(low, high, _TICKS):
-            value = 2**place if self._logarithmic else place
-            if isinstance(scale.low, int):
-                value = round(value)
-            found[self._at(value)] = _short(value)
+            found = {self.place(value): _short(value) for value in scale.values()}
+        else:
+            found = {}
+            for place in np.linspace(self._at(scale.low), self._at(scale.high), _TICKS):
+                value = 2**place if self._logarithmic else place
+                if isinstance(scale.low, int):
+                    value = round(value)
+                found[self._at(value)] = _short(value)
         if scale.none:
             found[self._none] = "none"
         return found
@@ -124,21 +126,7 @@ def draw_map(
     told = trials[trials.val_top1.notna()].sort_values("val_top1")
     across, up = (_Axis(name, scales[name]) for name in names)
     norm = _norm(told)
-    for outcome, marker in MARKERS.items():
-        of_outcome = (told.outcome == outcome).to_numpy()
-        if of_outcome.any():
-            axes.scatter(
-                across.places(told)[of_outcome],
-                up.places(told)[of_outcome],
-                c=told.val_top1[of_outcome],
-                norm=norm,
-                cmap="viridis",
-                marker=marker,
-                s=60,
-                edgecolors="k",
-                linewidths=0.5,
-                label=f"{outcome} ({of_outcome.sum()})",
-            )
+    scatter_outcomes(axes, across.places(told), up.places(told), told, norm)
     _show(axes, across)
     ticks = up.ticks()
     axes.set_yticks(list(ticks), list(ticks.values()))
@@ -210,8 +198,7 @@ def _show(axes: Axes, axis: _Axis) -> None:
 
 
 def _limits(axis: _Axis) -> tuple[float, float]:
-    margin = 0.06 * ((axis.high - axis.low) or 1.0)
-    return axis.low - margin, axis.high + margin
+    return axis.low - axis.margin, axis.high + axis.margin
 
 
 def _norm(told: pd.DataFrame) -> Normalize:

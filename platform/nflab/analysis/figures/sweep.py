@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
@@ -23,6 +24,27 @@ COLORS = {
 MARKERS = {"finished": "o", "pruned": "v", "diverged": "X", "failed": "s", "interrupted": "P"}
 
 
+def scatter_outcomes(
+    axes: Axes, x: np.ndarray, y: np.ndarray, trials: pd.DataFrame, norm: Normalize
+) -> None:
+    """A mark for each trial by its outcome, coloured by validation top-1."""
+    for outcome, marker in MARKERS.items():
+        of_outcome = (trials.outcome == outcome).to_numpy()
+        if of_outcome.any():
+            axes.scatter(
+                x[of_outcome],
+                y[of_outcome],
+                c=trials.val_top1[of_outcome].fillna(0),
+                norm=norm,
+                cmap="viridis",
+                marker=marker,
+                s=70,
+                edgecolors="k",
+                linewidths=0.6,
+                label=f"{outcome} ({of_outcome.sum()})",
+            )
+
+
 def draw_top1(trials: pd.DataFrame, path: Path, title: str) -> None:
     """Validation top-1 over clipping x batch size; "none" stands right of the clippings."""
     figure, axes = new_figure(7.5, 4.6)
@@ -39,24 +61,9 @@ def draw_top1(trials: pd.DataFrame, path: Path, title: str) -> None:
         of_size = np.flatnonzero(y == at)[np.argsort(x[y == at], kind="stable")]
         y[of_size] += np.resize([0.0, 0.22, -0.22], len(of_size))
     top1 = trials.val_top1 if "val_top1" in trials else pd.Series(np.nan, trials.index)
-    ended = trials.outcome.to_numpy()
     best = np.nanmax(top1) if top1.notna().any() else 100.0
     scale = Normalize(min(50.0, best), 100)
-    for outcome, marker in MARKERS.items():
-        of_outcome = ended == outcome
-        if of_outcome.any():
-            axes.scatter(
-                x[of_outcome],
-                y[of_outcome],
-                c=top1[of_outcome].fillna(0),
-                norm=scale,
-                cmap="viridis",
-                marker=marker,
-                s=70,
-                edgecolors="k",
-                linewidths=0.6,
-                label=f"{outcome} ({of_outcome.sum()})",
-            )
+    scatter_outcomes(axes, x, y, trials.assign(val_top1=top1), scale)
     if len(trials) <= 40:
         for xi, yi, value in zip(x, y, top1, strict=True):
             if np.isfinite(value):
