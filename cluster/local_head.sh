@@ -12,13 +12,17 @@ export MLFLOW_TRACKING_URI="${MLFLOW_TRACKING_URI:-sqlite:///$root/mlflow.db}"
 export NFLAB_STORAGE="${NFLAB_STORAGE:-$root/runs}"
 # Whoever can submit a job can run any command: only who holds the token may.
 export RAY_AUTH_MODE=token
+# Ray looks up where a job belongs in its folder, and in the common one each Ray that was started later
+# stands for all: a job would run there.
+folder=/tmp/nflab-head-$UID-${RAY_PORT:-6379}
 log=$(mktemp)
 if ! ray get-auth-token --generate >"$log" 2>&1; then
     cat "$log" >&2
     exit 1
 fi
-if ! ray start --head --port "${RAY_PORT:-6379}" --dashboard-host 127.0.0.1 \
-    --dashboard-port "${dashboard#*:}" --dashboard-agent-listen-port 0 --disable-usage-stats >"$log" 2>&1; then
+if ! ray start --head --port "${RAY_PORT:-6379}" --temp-dir "$folder" \
+    --dashboard-host 127.0.0.1 --dashboard-port "${dashboard#*:}" \
+    --dashboard-agent-listen-port 0 --disable-usage-stats >"$log" 2>&1; then
     cat "$log" >&2
     exit 1
 fi

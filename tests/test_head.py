@@ -154,6 +154,15 @@ def swept(head: Head) -> Run:
     return head.submit("/")
 
 
+def test_a_job_belongs_to_its_head_whatever_other_ray_is_started(head: Head) -> None:
+    """Ray asks the file `ray_current_cluster` of the head's folder, which each `ray start` with
+    that folder writes: nobody else may have it."""
+    (session,) = head.session()
+    assert session.parent != Path("/tmp/ray")
+    address = (session.parent / "ray_current_cluster").read_text()
+    assert address.endswith(f":{head.env['RAY_PORT']}")
+
+
 def test_a_job_runs_from_any_folder(head: Head, swept: Run) -> None:
     assert swept.info.status == "FINISHED"
     assert len(children_of(head.client, swept)) == 2
