@@ -74,11 +74,11 @@ def worse(rows: list[dict[str, Any]], kept: list[dict[str, Any]]) -> list[str]:
 
 
 def with_table(page: str, rows: list[dict[str, Any]]) -> str:
-    """A page whose table is of these rows."""
+    """A page whose first table is of these rows."""
     lines = page.splitlines()
-    of_table = [n for n, line in enumerate(lines) if line.startswith("|")]
-    first, last = of_table[0], of_table[-1]
-    return "\n".join([*lines[:first], table(rows), *lines[last + 1 :]]) + "\n"
+    first = next(n for n, line in enumerate(lines) if line.startswith("|"))
+    after = next(n for n, line in enumerate(lines) if n > first and not line.startswith("|"))
+    return "\n".join([*lines[:first], table(rows), *lines[after:]]) + "\n"
 
 
 def draw(rows: list[dict[str, Any]], file: Path) -> None:

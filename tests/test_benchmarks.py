@@ -1,11 +1,13 @@
 """How ratios are taken, kept and compared; nothing is timed here."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from benchmarks import run
 from benchmarks.compare import in_turns, of_rounds, table
+from benchmarks.growth import RECORDED, Book, Counting
 from tests.conftest import ROOT
 
 KEPT = json.loads((ROOT / "benchmarks/kept.json").read_text())
@@ -54,3 +56,23 @@ def test_the_page_shows_what_is_kept() -> None:
 def test_every_benchmark_is_a_script_of_its_own() -> None:
     for script, *_ in run.RUNS.values():
         assert (ROOT / f"benchmarks/{script}.py").is_file()
+
+
+def test_recording_a_cell_takes_as_many_requests_whatever_is_recorded(tmp_path: Path) -> None:
+    book = Book(tmp_path, cells=31, epochs=3)
+    counting = Counting(book.tracker._client)
+    book.tracker._client = counting  # type: ignore[assignment]
+    ledger = book.ledger()
+    calls = []
+    for _ in range(RECORDED):
+        before = counting.calls
+        book.record(ledger)
+        calls.append(counting.calls - before)
+    book.copy(30)
+    ledger = book.ledger()
+    assert ledger.missing == 1
+    before = counting.calls
+    book.record(ledger)
+    book.outbox.close()
+    assert {*calls, counting.calls - before} == {calls[0]}
+    assert calls[0] <= 3 + 10
