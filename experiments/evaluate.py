@@ -9,15 +9,11 @@ Example:
 
 import _start  # noqa: F401
 
+from nflab.analysis.published import NFNETS
 from nflab.settings import locations
 from nflab.settings.config import Config
 from nflab.terminal import command_line
 from nflab.terminal.wording import console
-
-PUBLISHED = {
-    **{f"dm_nfnet_f{n}": top1 for n, top1 in enumerate((83.6, 84.7, 85.1, 85.7, 85.9, 86.0, 86.5))},
-}
-"""Top-1 in percent on ImageNet (arXiv 2102.06171, table 3)."""
 
 
 def main(config: Config, resume: bool) -> None:
@@ -31,7 +27,7 @@ def main(config: Config, resume: bool) -> None:
         raise SystemExit(f"error: the evaluation failed:\n{result.error}\nlogs: {result.logs}")
     if result.outcome == "diverged":
         raise SystemExit("error: the network does not answer every image with finite logits")
-    metrics, published = result.metrics, PUBLISHED.get(config.model.model)
+    metrics, published = result.metrics, NFNETS.get(config.model.model)
     out = console()
     out.print(f"test top-1 {metrics['test_top1']:.2f} %, top-5 {metrics['test_top5']:.2f} %")
     if published is not None:
