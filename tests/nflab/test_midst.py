@@ -187,16 +187,16 @@ def test_a_notice_makes_one_checkpoint_at_once(
 ) -> None:
     looks: list[int] = []
 
-    def is_preempted() -> bool:
+    def ends() -> str | None:
         looks.append(len(looks))
-        return len(looks) > 1  # after the fifth step, not after the first
+        return "it ends" if len(looks) > 1 else None  # after the fifth step, not after the first
 
     config = replace(SMALL, checkpoint_minutes=None)
     folders = tmp_path / "run", tmp_path / "copies"
-    whole = run_with_copies(config, *folders, monkeypatch, is_preempted=is_preempted)
+    whole = run_with_copies(config, *folders, monkeypatch, ends=ends)
     marks = sorted(read_mark(path.name) for path in folders[1].iterdir())
     assert marks == [(0, 5), (1, 0), (2, 0)]
-    assert capsys.readouterr().out.count("about to be taken away") == 1
+    assert capsys.readouterr().out.count("it ends: a checkpoint is made") == 1
     assert run(config, folders[1] / "epoch-000000-00000005").metrics == whole.metrics
 
 
@@ -207,13 +207,11 @@ def test_looks_are_as_far_apart_as_steps_are_long(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(due.time, "monotonic", lambda: clock)
     looks: list[float] = []
 
-    def is_preempted() -> bool:
+    def ends() -> str | None:
         looks.append(clock)
-        return False
+        return None
 
-    worker = Worker(
-        report=lambda _: None, checkpoints=Checkpoints("/nowhere"), is_preempted=is_preempted
-    )
+    worker = Worker(report=lambda _: None, checkpoints=Checkpoints("/nowhere"), ends=ends)
     asked = Due(replace(SMALL, checkpoint_minutes=None), worker, None)
     for seconds in [10.6] * 3 + [1.0] * 12 + [0.01] * 40:
         clock += seconds

@@ -28,8 +28,8 @@ _VENDOR = Path("/sys/devices/virtual/dmi/id/sys_vendor")
 
 
 @functools.cache
-def notice() -> Callable[[], bool]:
-    """Whether this process's machine is about to be taken away, as a function that answers at once.
+def notice() -> Callable[[], str | None]:
+    """What tells, at once, that this process's machine is about to be taken away; None: it is not.
 
     It is once Ray drains the machine, as a launcher or Kubernetes may ask of it. On AWS the notice
     of a spot machine makes Ray drain it, so that nothing else begins there.
@@ -60,7 +60,8 @@ def notice() -> Callable[[], bool]:
             given.wait(POLL_SECONDS)
 
     threading.Thread(target=watch, name="notice", daemon=True).start()
-    return given.is_set
+    told = "this machine is about to be taken away"
+    return lambda: told if given.is_set() else None
 
 
 def spot_end() -> float | None:

@@ -17,14 +17,14 @@ MOST_STEPS = 16
 
 
 class Due:
-    """Whether a checkpoint is due: by the first worker's clock, or because a worker's machine is
-    about to be taken away."""
+    """Whether a checkpoint is due: by the first worker's clock, or because a worker is about to be
+    ended."""
 
     def __init__(self, config: Config, worker: Worker, saver: Saver | None) -> None:
         """`saver`: the first worker's."""
         self._minutes = config.scale.checkpoint_minutes
         self._worker, self._saver = worker, saver
-        self._preempted = False
+        self._ends = False
         self._left = self._since = 0
         self._looked = time.monotonic()
 
@@ -37,9 +37,9 @@ class Due:
         own = False
         if self._saver is not None and self._minutes is not None:
             own = time.monotonic() - self._saver.last >= 60 * self._minutes
-        if not self._preempted and worker.is_preempted():
-            self._preempted = own = True
-            print("this machine is about to be taken away: a checkpoint is made", flush=True)
+        if not self._ends and (reason := worker.ends()):
+            self._ends = own = True
+            print(f"{reason}: a checkpoint is made", flush=True)
         seconds = (time.monotonic() - self._looked) / self._since
         told = torch.tensor([float(own), seconds], dtype=torch.float64, device=worker.device)
         if worker.world_size > 1:

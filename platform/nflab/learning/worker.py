@@ -28,8 +28,8 @@ class Worker:
     """What this process costs, where that is known."""
     checkpoints: Checkpoints | None = None
     """Where rank 0 saves after each epoch, and what all continue from; None saves nothing."""
-    is_preempted: Callable[[], bool] = lambda: False
-    """Whether this process's machine is about to be taken away."""
+    ends: Callable[[], str | None] = lambda: None
+    """Why this process is about to be ended, its machine taken away, say; None if it is not."""
     fingerprint: str | None = None
     """Of the driver's copy of the dataset; None if there is no other."""
 

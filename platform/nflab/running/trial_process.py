@@ -54,7 +54,7 @@ def trainable(base: Config, placement: Placement) -> Callable[[dict[str, Any]], 
                     cores=cores_here(placement),
                     usd_per_hour=price_here(placement),
                     checkpoints=Checkpoints.of_run(folder),
-                    is_preempted=notice(),
+                    ends=notice(),
                     fingerprint=proposal["fingerprint"],
                 )
                 _train(replace(base, **proposal["settings"]), worker)

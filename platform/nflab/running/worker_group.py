@@ -27,6 +27,7 @@ from nflab.learning.loop import train
 from nflab.learning.memory import OutOfMemory
 from nflab.learning.worker import Worker
 from nflab.running.losses import Losses
+from nflab.running.resizing import SavesFirst, is_resized
 from nflab.settings.config import Config
 from nflab.settings.leaves import replace
 from nflab.storage.checkpoints import Checkpoints, in_words
@@ -125,7 +126,7 @@ def _fit_once(job: _Job, callback: UserCallback) -> None:
                 # Ray Train would continue a run of a known name; the checkpoints do that here.
                 name=f"train-{time.time_ns()}",
                 storage_path=state,
-                callbacks=[callback],  # type: ignore[list-item]
+                callbacks=[callback, SavesFirst(job.folder)],  # type: ignore[list-item]
                 # It would try again whatever the error.
                 failure_config=FailureConfig(max_failures=0),
             ),
@@ -141,6 +142,10 @@ def _number(placement: Placement) -> int | tuple[int, int]:
 def _train_worker(parameters: dict[str, _Job]) -> None:
     job, context = parameters["job"], ray.train.get_context()
     rank = context.get_world_rank()
+    preempted = notice()
+
+    def resized() -> str | None:
+        return "the number of workers changes" if is_resized(job.folder) else None
 
     try:
         with kept_log(f"{job.folder}/logs", rank) as log:
@@ -157,7 +162,7 @@ def _train_worker(parameters: dict[str, _Job]) -> None:
                 device=get_device(),
                 usd_per_hour=price_here(job.placement),
                 checkpoints=Checkpoints.of_run(job.folder),
-                is_preempted=notice(),
+                ends=lambda: preempted() or resized(),
                 fingerprint=job.fingerprint,
             )
             job.task(job.config, worker)

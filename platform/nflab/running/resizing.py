@@ -1,0 +1,42 @@
+"""A checkpoint before Ray Train changes the number of workers: it ends all of them for that."""
+
+import time
+
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_exists, _internal_kv_put
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import ResizingState, TrainControllerState
+
+from nflab.storage.checkpoints import Checkpoints
+
+WAIT_SECONDS = 120.0
+"""For a checkpoint; workers are asked for it after a step, and at most every few seconds."""
+
+
+class SavesFirst(ControllerCallback):
+    """Lets the workers of a run make a checkpoint before their number changes."""
+
+    def __init__(self, folder: str) -> None:
+        """`folder`: path or address of the run's checkpoints."""
+        self._folder = folder
+
+    def after_controller_state_update(
+        self, previous_state: TrainControllerState, current_state: TrainControllerState
+    ) -> None:
+        """Asks for one, and waits for it, when workers that train are about to be replaced."""
+        if not isinstance(current_state, ResizingState):
+            return
+        checkpoints = Checkpoints.of_run(self._folder)
+        before, end = checkpoints.last_mark(), time.monotonic() + WAIT_SECONDS
+        _internal_kv_put(_key(self._folder), b"")
+        while time.monotonic() < end and checkpoints.last_mark() == before:
+            time.sleep(0.2)
+        _internal_kv_del(_key(self._folder))
+
+
+def is_resized(folder: str) -> bool:
+    """Whether the number of a run's workers is about to change."""
+    return bool(_internal_kv_exists(_key(folder)))
+
+
+def _key(folder: str) -> str:
+    return f"nflab-resizes:{folder}"
