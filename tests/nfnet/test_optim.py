@@ -131,6 +131,24 @@ def test_clipped_fraction_is_the_same_mapping_at_every_step() -> None:
         assert float(found[p]) == size
 
 
+@pytest.mark.slow
+def test_a_compiled_step_updates_and_tells_as_a_plain_one() -> None:
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        net = make_net()
+        optimizer = nfnet.SGD_AGC(net.parameters(), lr=0.1, clipping=0.5, weight_decay=0.01)
+        step = torch.compile(optimizer.step) if compiled else optimizer.step
+        for number in range(3):
+            backward(net, number)
+            step()
+        shares = [optimizer.clipped_fraction[p] for p in net.parameters()]
+        assert 0 < float(torch.stack(shares).mean()) < 1
+        found.append([*net.parameters(), *shares])
+    for plain, compiled_one in zip(*found, strict=True):
+        assert torch.allclose(plain, compiled_one, rtol=1e-6)
+
+
 def test_a_restored_optimizer_continues_where_the_first_one_stopped() -> None:
     net = make_net()
     first = nfnet.SGD_AGC(net.parameters(), lr=0.1, weight_decay=0.01)
