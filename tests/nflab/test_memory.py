@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from nflab.cluster.placement import Placement
 from nflab.data import load_dataset
+from nflab.data.feed import Feed, Part
+from nflab.learning.evaluation import evaluate
 from nflab.learning.memory import OutOfMemory
 from nflab.learning.models import build_model
 from nflab.learning.network import Network
@@ -115,6 +117,28 @@ def test_a_trial_whose_memory_is_full_later_goes_on_from_its_last_checkpoint(
         assert ours["epoch"] == theirs["epoch"]
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-5)
         assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-4)
+
+
+def test_an_evaluation_takes_as_many_images_as_memory_holds(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dataset, worker = load_dataset(SMALL), Worker(report=lambda _: None)
+    found, sizes = [], []
+    for holds in (96, 30):
+        _, model = holding(holds)
+        model.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
+        feed = Feed(dataset, SMALL, [Part("val")])
+        found.append(evaluate(SMALL, model, dataset, "val", worker, feed))
+    images = dataset.sizes["val"]
+    assert sizes[0] == 96
+    of_second = sizes[math.ceil(images / 96) :]
+    assert sum(of_second) == images
+    assert max(of_second) == 24
+    told = capsys.readouterr().out.splitlines()
+    assert told == [
+        f"memory ran out: from now on {size} images are evaluated at once" for size in (48, 24)
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 @pytest.mark.parametrize("where", ["nflab.learning.loop.evaluate", "nfnet.SGD_AGC.step"])

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import nfnet
 from nflab.data import Dataset, load_dataset
 from nflab.data.batches import regroup, standardise
 from nflab.data.dataset import Split
 from nflab.data.feed import Feed, Part
+from nflab.learning.memory import is_full
 from nflab.learning.models import build_model, check_model
 from nflab.learning.network import in_float32, memory_format
 from nflab.learning.worker import Worker
@@ -66,7 +67,7 @@ def evaluate(
     model.eval()
     sums = torch.zeros(5, dtype=torch.float64, device=worker.device)
     slice_size = max(1, config.optimizer.batch_size // worker.world_size)
-    slice_size = min(slice_size, config.scale.micro_batch_size or slice_size)
+    at_once = slice_size = min(slice_size, config.scale.micro_batch_size or slice_size)
     mean, std = dataset.mean.to(worker.device), dataset.std.to(worker.device)
     chunks = (
         tuple(tensor.to(worker.device, non_blocking=True) for tensor in chunk)
@@ -76,8 +77,8 @@ def evaluate(
         for images, labels in regroup(chunks, slice_size):
             if len(labels) == 0:
                 continue
-            pixels = standardise(images, mean, std)
-            logits_NK = model(pixels.to(memory_format=memory_format(config)))
+            pixels = standardise(images, mean, std).to(memory_format=memory_format(config))
+            logits_NK, at_once = _as_fits(model, pixels, at_once)
             sums[0] += F.cross_entropy(logits_NK, labels, reduction="sum")
             ranked_NK = logits_NK.topk(min(5, logits_NK.shape[1]), dim=1).indices
             hits_NK = ranked_NK == labels[:, None]
@@ -93,6 +94,19 @@ def evaluate(
     if unanswered or not math.isfinite(loss):
         return {f"{split}_loss": math.nan}
     return {f"{split}_loss": loss, f"{split}_top1": 100 * top1, f"{split}_top5": 100 * top5}
+
+
+def _as_fits(model: nn.Module, images_NCHW: Tensor, at_once: int) -> tuple[Tensor, int]:
+    """Logits of images, so many computed at once, or half of them, and so on, if memory is full;
+    and how many it holds."""
+    while True:
+        try:
+            return torch.cat([model(part) for part in images_NCHW.split(at_once)]), at_once
+        except RuntimeError as error:
+            if at_once == 1 or not is_full(error):
+                raise
+        at_once = math.ceil(at_once / 2)  # when what the error held is free
+        print(f"memory ran out: from now on {at_once} images are evaluated at once", flush=True)
 
 
 def answered(metrics: Mapping[str, float]) -> bool:
