@@ -73,25 +73,25 @@ class ImageFolder(EncodedImages):
         digest = hashlib.sha256()
         for split, (part, places_N) in self._places.items():
             for place in places_N.tolist():
-                path = self._files[part][place]
+                path = Path(self._files[part][place])
                 size = path.stat().st_size
                 digest.update(f"{split} {path.relative_to(self._root)} {size}\n".encode())
         return digest.hexdigest()[:16]
 
     def _file(self, part: str, place: int) -> Path:
-        return self._files[part][place]
+        return Path(self._files[part][place])
 
     def _name(self, part: str, place: int) -> str:
-        return str(self._files[part][place])
+        return self._files[part][place]
 
 
-def _damaged(paths: list[Path]) -> list[str]:
+def _damaged(paths: list[str]) -> list[str]:
     """What is wrong with files that are no images, as far as their ends tell: each would end a run
     hours later."""
     if not paths:
         return []
 
-    def wrong(path: Path) -> str | None:
+    def wrong(path: str) -> str | None:
         try:
             nfnet.check_image(path)
         except ValueError as error:

@@ -96,10 +96,10 @@ class _Folder(Source):
     def __init__(self, address: str, listed: Sequence[tuple[str, int]] | None = None) -> None:
         self._address = address
         if listed is None:
-            layout = scan(Path(address))
+            layout, above = scan(Path(address)), f"{Path(address)}/"
             self._files = {
                 part: [
-                    (str(path.relative_to(address)), path.stat().st_size, label)
+                    (path.removeprefix(above), Path(path).stat().st_size, label)
                     for path, label in files
                 ]
                 for part, files in layout.files.items()
