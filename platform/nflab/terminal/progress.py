@@ -146,7 +146,8 @@ class SweepProgress:
         finished = [row.val_top1 for row in self._rows.values() if row.outcome == "finished"]
         found = [top1 for top1 in (self._best, *finished) if top1 is not None]
         told = [f"{count} {word}" for count, word in counts if count]
-        told += [f"best {max(found):.1f} %"] * bool(found and self._word == "trial")
+        if found and self._word == "trial":
+            told.append(f"best {max(found):.1f} %")
         return ", ".join([*told, self._left()])
 
     def _left(self) -> str:
