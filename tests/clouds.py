@@ -11,6 +11,11 @@ from typing import Any
 
 import pytest
 from moto.server import ThreadedMotoServer
+from ray.autoscaler._private.fake_multi_node.node_provider import (
+    FAKE_HEAD_NODE_ID,
+    FAKE_HEAD_NODE_TYPE,
+)
+from ray.util import get_node_ip_address
 
 from tests.conftest import free_port, stop_marked
 
@@ -33,16 +38,22 @@ def head(folder: Path, node_types: dict[str, dict[str, Any]]) -> Iterator[dict[s
     Yields:
         the environment of drivers.
     """
-    head_type = next(iter(node_types))
+    port, mark = free_port(), f"head-of-test-{folder}"
+    head_type, (first, *others) = FAKE_HEAD_NODE_TYPE, node_types.items()
+    node_types = {head_type: first[1], **dict(others)}
     launcher = {
         "cluster_name": "fake",
         "max_workers": 8,
         "provider": {
-            "type": "fake_multinode",
+            "type": "external",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
             "region": "us-east-1",
             "use_node_id_as_ip": True,
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
+            "launch_multiple": True,
+            "head_node_id": FAKE_HEAD_NODE_ID,
+            "gcs_address": f"{get_node_ip_address()}:{port}",
         },
         "idle_timeout_minutes": 1,
         "upscaling_speed": 1.0,
@@ -56,14 +67,22 @@ def head(folder: Path, node_types: dict[str, dict[str, Any]]) -> Iterator[dict[s
     }
     file = folder / "cluster.json"
     file.write_text(json.dumps(launcher))
-    port, mark = free_port(), f"head-of-test-{folder}"
     driver = {
         "HOME": str(folder),
         "RAY_AUTH_MODE": "token",
         "RAY_ADDRESS": f"127.0.0.1:{port}",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    started = {"NFLAB_TEST": mark, "RAY_FAKE_CLUSTER": "1", "RAY_NODE_TYPE_NAME": head_type}
+    started = {
+        "NFLAB_TEST": mark,
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_NODE_TYPE_NAME": head_type,
+        # As `ray up` has it.
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    }
     env = {**os.environ, **driver, **started}
     cpus = node_types[head_type]["resources"]["CPU"]
     start = f"ray start --head --port {port} --num-cpus {cpus} --autoscaling-config {file}"

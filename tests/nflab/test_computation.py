@@ -52,6 +52,7 @@ NOT_COUNTED = {
     "checkpoint_minutes",
     "deterministic",
     "gpus_per_worker",
+    "placement",
 }
 """Settings on which no result depends."""
 
@@ -91,6 +92,7 @@ OTHERS: dict[str, Any] = {
     "loaders": 1,
     "checkpoint_minutes": 1.0,
     "gpus_per_worker": 1.0,
+    "placement": "spread",
     "recipe": "finetune",
     "seed": 1,
     "diagnostics": True,

@@ -388,7 +388,6 @@ def test_all_workers_of_a_training_are_paid(here: Here, store: dict[str, str]) -
     done = here("train.py", "--epochs", "1", "--num-workers", "2", "--batch-size", "128")
     assert done.returncode == 0, done.stdout + done.stderr
     run, _ = family(store["MLFLOW_TRACKING_URI"], "train")
-    # Each leaves a hundredth of its CPU to the process that waits for them.
-    price = 2 * 0.99 * 0.504 / 2 / 3600
+    price = 2 * 0.504 / 2 / 3600
     metrics = run.data.metrics
     assert metrics["cost_usd"] == pytest.approx(price * metrics["seconds"])

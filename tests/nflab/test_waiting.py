@@ -15,6 +15,7 @@ from ray.autoscaler.v2.schema import (
 )
 
 from nflab.cluster import waiting
+from nflab.cluster.placement import ON_HEAD
 from nflab.cluster.waiting import Arrivals, Refusal, note_refusal, reasons, refusals
 
 WORKER = {"CPU": 1.0, "GPU": 1.0, "bundle_group_0_ab12": 0.001, "node:10.0.0.1": 0.001}
@@ -34,6 +35,12 @@ def demand(count: int) -> ResourceDemandSummary:
 def test_nothing_is_said_where_nobody_waits() -> None:
     refused = [Refusal(0.0, "spot", "Short", None)]
     assert reasons(ClusterStatus(), refused, {"spot": 1}) == []
+
+
+def test_a_trial_on_its_way_to_the_head_waits_for_no_machine() -> None:
+    waits = PlacementGroupResourceDemand([ResourceRequestByCount(dict(ON_HEAD), 1)], "")
+    status = ClusterStatus(resource_demands=ResourceDemandSummary(placement_group_demand=[waits]))
+    assert reasons(status, [], {}) == []
 
 
 def test_who_waits_learns_what_is_asked_for_and_what_comes() -> None:

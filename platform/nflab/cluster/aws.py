@@ -15,6 +15,7 @@ from ray.autoscaler._private.util import hash_launch_conf
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.tags import TAG_RAY_LAUNCH_CONFIG, TAG_RAY_USER_NODE_TYPE
 
+from nflab.cluster.placement import TYPE_LABEL
 from nflab.cluster.waiting import Refusal, note_refusal
 
 VISIBLE_SECONDS = 5.0
@@ -27,13 +28,15 @@ class Provider(AWSNodeProvider):
     """Launches and ends the machines of a cluster."""
 
     def prepare_for_head_node(self, cluster_config: dict[str, Any]) -> dict[str, Any]:
-        """Tells the head, whose autoscaler launches workers, which type follows which, and leaves
-        it the zones in which each is sold: the reason why another has none is of no use."""
+        """Tells the head, whose autoscaler launches workers, which type follows which, by which
+        label runs ask for each, and leaves it the zones in which each is sold: the reason why
+        another has none is of no use."""
         config = copy.deepcopy(cluster_config)
         node_types = config["available_node_types"]
         for name, node_type in node_types.items():
             if name != config["head_node_type"]:
                 node_type["node_config"] = self._where_sold(node_type["node_config"])
+                node_type["labels"] = {TYPE_LABEL: name, **node_type.get("labels", {})}
         config["provider"][_NEXT] = {
             name: {
                 "name": following,

@@ -14,8 +14,8 @@ import torch
 import nflab
 import nfnet
 from nflab.cluster.autoscaler import launcher_file
-from nflab.cluster.placement import Placement, Resources, most_resources, place
-from nflab.cluster.prices import machines, share_of, worker_prices
+from nflab.cluster.placement import Fleet, Placement, launchable, place, slots
+from nflab.cluster.prices import machines, worker_prices
 from nflab.cluster.worker_setup import set_up_worker
 from nflab.settings import locations
 from nflab.settings.config import ScaleConfig
@@ -45,13 +45,16 @@ def connect(scale: ScaleConfig, priced: bool = False) -> Placement:
     if own:
         _place_here(scale, priced)
     _start(address)
-    present = ray.cluster_resources()
     launcher = None if own else ray.get(launcher_file.remote())
-    launchable = {} if launcher is None else most_resources(launcher)
-    cpus, gpus = (max(present.get(key, 0), launchable.get(key, 0)) for key in ("CPU", "GPU"))
-    placement = place(scale, Resources(cpus=cpus, gpus=gpus, own=own))
-    prices = {} if launcher is None else worker_prices(launcher, placement.per_worker)
-    kinds = "" if launcher is None else machines(launcher, placement.per_worker)
+    present = Fleet([node["Resources"] for node in ray.nodes() if node["Alive"]], own=own)
+    placement = place(scale, present, *([] if launcher is None else [launchable(launcher)]))
+    prices, kinds = {}, ""
+    if launcher is not None:
+        node_types = launcher["available_node_types"].items()
+        able = {name: node_type for name, node_type in node_types if placement.takes(node_type)}
+        launcher = {**launcher, "available_node_types": able}
+        prices = worker_prices(launcher, placement.per_worker)
+        kinds = machines(launcher, placement.per_worker)
     for name in _present_types(placement):
         prices.setdefault(name, None)
     placement = dataclasses.replace(placement, prices=prices, machines=kinds)
@@ -80,8 +83,8 @@ def foresee(scale: ScaleConfig, priced: bool = False) -> Placement:
 
 def _place_here(scale: ScaleConfig, priced: bool) -> Placement:
     """Where workers run on a Ray that this process starts."""
-    here = Resources(os.cpu_count() or 1, torch.cuda.device_count(), own=True)
-    placement = place(scale, here)
+    here = {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+    placement = place(scale, Fleet([here], own=True))
     if priced:
         _require_prices(placement)
     return placement
@@ -103,7 +106,7 @@ def cores_here(placement: Placement) -> int:
 def _present_types(placement: Placement) -> Iterable[str]:
     """The types of those machines of the cluster that hold a worker."""
     for node in ray.nodes():
-        if node["Alive"] and share_of(node["Resources"], placement.per_worker) <= 1:
+        if node["Alive"] and slots(node["Resources"], placement.per_worker):
             yield node["Labels"].get(_NODE_TYPE, "")
 
 

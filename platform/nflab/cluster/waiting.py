@@ -142,7 +142,8 @@ def reasons(
     wanted: Counter[str] = Counter()
     for demand in [*demands.placement_group_demand, *demands.ray_task_actor_demand]:
         for bundle in demand.bundles_by_count:
-            wanted[_resources(bundle.bundle)] += bundle.count
+            if told := _resources(bundle.bundle):  # else it waits for the head alone
+                wanted[told] += bundle.count
     if not wanted:
         return []
     coming = Counter(node.ray_node_type_name for node in status.pending_nodes)

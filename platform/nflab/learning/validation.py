@@ -10,7 +10,7 @@ from nflab.learning.models import check_model
 from nflab.learning.profile import PROFILED
 from nflab.settings import locations
 from nflab.settings.canonical import UNREAD, is_read
-from nflab.settings.config import Config
+from nflab.settings.config import Config, ScaleConfig
 from nflab.settings.errors import ConfigError, require
 from nflab.settings.leaves import as_text, flat, replace
 from nflab.settings.recipes import RECIPES, batch_sizes_of, scales_of
@@ -33,10 +33,7 @@ def validate(config: Config, trains: bool = True) -> None:
     if c["name"] is not None:
         locations.check_name(c["name"])
     _, most_workers = config.scale.worker_range
-    require(
-        c["gpus_per_worker"] is None or c["gpus_per_worker"] >= 0,
-        f"gpus_per_worker {c['gpus_per_worker']} must be at least 0, or auto",
-    )
+    _check_scale(config.scale)
     limit = c.get("max_cost")
     require(
         limit is None or (limit > 0 and math.isfinite(limit)),
@@ -89,6 +86,28 @@ def validate(config: Config, trains: bool = True) -> None:
             f"batch_size {batch_size} is below num_workers {c['num_workers']}: "
             "every worker needs at least one image of each batch",
         )
+
+
+def _check_scale(scale: ScaleConfig) -> None:
+    """How workers take GPUs and machines."""
+    known("placement", scale.placement, ["pack", "strict_pack", "spread"])
+    (least, most), gpus = scale.worker_range, scale.gpus_per_worker
+    require(
+        gpus is None or 0 <= gpus <= 1,
+        f"gpus_per_worker {gpus} must be at least 0 and at most 1, for a worker trains on one GPU: "
+        "use several by num_workers",
+    )
+    # NCCL refuses two ranks on one GPU.
+    require(
+        gpus in (None, 0, 1) or most == 1,
+        f"gpus_per_worker {gpus} cannot be had by num_workers {scale.num_workers}: workers of one "
+        "run cannot share a GPU; a part of one is for runs of one worker",
+    )
+    require(
+        scale.placement != "strict_pack" or least == most,
+        f"placement strict_pack needs a number of workers, and num_workers is {scale.num_workers}: "
+        "say how many, or use pack",
+    )
 
 
 def _check_values(c: dict[str, Any]) -> None:

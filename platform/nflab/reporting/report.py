@@ -32,12 +32,15 @@ CELLS = "cells.parquet"
 
 _PLACES = {"name", "tracking_uri", "storage"}
 
+_TOLD = ("placement", "machines", "driver")
+"""By tags: of `placement` not what was asked for, but what came of it."""
+
 KEPT = (
     *("experiment", "cell", "outcome", "val_top1", "test_top1", "val_top5", "test_top5"),
     *("train_loss", "epoch", "seconds"),
-    *(name for name in flat(Config()) if name not in _PLACES),
+    *(name for name in flat(Config()) if name not in {*_PLACES, *_TOLD}),
     *("dataset_fingerprint", "git_commit", "code_fingerprint", "torch"),
-    *("placement", "machines", "driver"),
+    *_TOLD,
 )
 """Columns of that table, none of which is a path: how a cell ended, its settings, and what it was
 computed with; `driver` is the machine that asked for it, and trained it where no cluster did."""

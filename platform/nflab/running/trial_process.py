@@ -15,7 +15,7 @@ from ray.train import TrainingFailedError
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from nflab.cluster.connection import cores_here, price_here
-from nflab.cluster.placement import LEFT_FOR_TRIAL, Placement
+from nflab.cluster.placement import ON_HEAD, Placement
 from nflab.cluster.preemption import notice
 from nflab.learning.loop import train
 from nflab.learning.memory import OutOfMemory
@@ -75,7 +75,7 @@ def trainable(base: Config, placement: Placement) -> Callable[[dict[str, Any]], 
     if placement.num_workers == 1:
         return ray.tune.with_resources(in_this_process, placement.per_worker)
     # This process only waits: what trains asks for itself.
-    return ray.tune.with_resources(with_own_workers, {"CPU": LEFT_FOR_TRIAL})
+    return ray.tune.with_resources(with_own_workers, ON_HEAD)
 
 
 def _train(config: Config, worker: Worker) -> None:

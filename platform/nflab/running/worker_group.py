@@ -117,11 +117,7 @@ def _fit_once(job: _Job, callback: UserCallback) -> None:
             _train_worker,
             train_loop_config={"job": job},
             torch_config=TorchConfig(backend="nccl" if placement.gpus_per_worker else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=_number(placement),  # type: ignore[arg-type]
-                use_gpu=placement.gpus_per_worker > 0,
-                resources_per_worker=placement.per_worker,
-            ),
+            scaling_config=scaling(placement),
             run_config=RunConfig(
                 # Ray Train would continue a run of a known name; the checkpoints do that here.
                 name=f"train-{time.time_ns()}",
@@ -133,10 +129,16 @@ def _fit_once(job: _Job, callback: UserCallback) -> None:
         ).fit()
 
 
-def _number(placement: Placement) -> int | tuple[int, int]:
-    """Of workers, as Ray Train takes it."""
+def scaling(placement: Placement) -> ScalingConfig:
+    """The workers that Ray Train is to start, and where."""
     least, most = placement.min_workers, placement.num_workers
-    return most if least is None else (least, most)
+    return ScalingConfig(  # type: ignore[call-arg]
+        num_workers=most if least is None else (least, most),  # type: ignore[arg-type]
+        use_gpu=placement.gpus_per_worker > 0,
+        resources_per_worker=placement.per_worker,
+        placement_strategy=placement.strategy,
+        label_selector=placement.label_selector,
+    )
 
 
 def _train_worker(parameters: dict[str, _Job]) -> None:

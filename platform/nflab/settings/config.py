@@ -138,8 +138,11 @@ class ScaleConfig:
     """Use only PyTorch's deterministic algorithms, so that a GPU repeats a result bit for bit, as a
     CPU does anyway; some are slower."""
     gpus_per_worker: Annotated[float | None, float_or("auto")] = None
-    """GPUs each worker takes; auto takes 1 where the cluster has or can launch GPU nodes, else
-    trains on CPUs."""
+    """GPU that each worker takes, 1 or a part of one; auto takes 1 where the cluster has or can
+    launch GPU nodes, else trains on CPUs."""
+    placement: str = "pack"
+    """Where a run's workers are: `pack`, on one machine where one holds them all, else on few;
+    `strict_pack`, on one machine or not at all; `spread`, on as many as there are."""
 
     @property
     def worker_range(self) -> tuple[int, int]:
