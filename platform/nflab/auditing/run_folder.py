@@ -10,7 +10,7 @@ from pyarrow import fs
 from nflab.recording.outbox import REJECTED
 from nflab.settings.errors import ConfigError
 from nflab.storage.checkpoints import COMPLETE, NAME, Mark, name_of, read_mark
-from nflab.storage.files import open_uri, read_text
+from nflab.storage.files import folders, open_uri, read_text
 from nflab.storage.run_folder import Identity, own_folder, read_identity
 
 _MARKS = {
@@ -129,9 +129,8 @@ def run_names(storage: str) -> list[str]:
     """
     files, root = open_uri(storage)
     found = []
-    for folder in files.get_file_info(fs.FileSelector(root, allow_not_found=True)):
-        if folder.type == fs.FileType.Directory:
-            inside = files.get_file_info(fs.FileSelector(folder.path))
-            if _MARKS & {entry.base_name for entry in inside}:
-                found.append(folder.base_name)
-    return sorted(found)
+    for folder in folders(files, root):
+        inside = files.get_file_info(fs.FileSelector(folder))
+        if _MARKS & {entry.base_name for entry in inside}:
+            found.append(folder.rpartition("/")[2])
+    return found

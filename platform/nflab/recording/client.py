@@ -1,6 +1,7 @@
 """The connection to an MLflow store or server, and what its errors mean."""
 
 import fcntl
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -60,6 +61,25 @@ def _alone(uri: str) -> Iterator[None]:
     with lock.open("a") as opened:
         fcntl.flock(opened, fcntl.LOCK_EX)
         yield
+
+
+def artifact_root(uri: str, storage: str, experiment: str) -> str | None:
+    """Where the artifacts of an experiment go; None if a server decides.
+
+    Raises:
+        ConfigError: they could not be written there.
+    """
+    if uri.startswith("http"):
+        return None
+    if storage.startswith("gs://"):
+        try:
+            importlib.import_module("google.cloud.storage")  # an extra, with which MLflow writes
+        except ImportError:
+            raise ConfigError(
+                f"artifacts cannot be kept in {storage} without Google's own client: pip install "
+                "google-cloud-storage, or give a tracking server, which keeps them itself"
+            ) from None
+    return f"{storage}/mlflow-artifacts/{experiment}"
 
 
 def unusable(uri: str, error: Exception) -> ConfigError:
@@ -128,6 +148,9 @@ def _bucket_is_away(error: BaseException) -> bool:
     # Of an upload boto3 raises an error of its own, whose context is the answer.
     if type(error).__module__ == "boto3.exceptions" and error.__context__ is not None:
         error = error.__context__
+    if type(error).__module__ == "google.api_core.exceptions":
+        code = getattr(error, "code", None)  # none if it gave up trying
+        return code is None or code == 429 or code >= 500
     if type(error).__module__ != "botocore.exceptions":
         return False
     from botocore.exceptions import ClientError, ConnectionError, HTTPClientError  # an extra

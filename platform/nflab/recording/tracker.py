@@ -24,7 +24,7 @@ from mlflow.exceptions import MlflowException
 from nflab.learning.classifier import DESCRIPTION
 from nflab.recording import registry
 from nflab.recording.board import RunBoard
-from nflab.recording.client import connect, history, search, unusable
+from nflab.recording.client import artifact_root, connect, history, search, unusable
 from nflab.recording.notes import VIEW_TAG
 from nflab.recording.serving import log_model
 from nflab.recording.tables import STATUS, rows
@@ -64,15 +64,16 @@ class Tracker:
             storage: where artifacts go if `uri` is a local store; a server decides for itself.
 
         Raises:
-            ConfigError: the store cannot be opened, or no server answers within 2 seconds.
+            ConfigError: the store cannot be opened, or no server answers within 2 seconds; or
+                artifacts cannot be written there.
         """
+        # A store that is a file would put artifacts beside the process's working folder.
+        root = artifact_root(uri, storage, experiment)
         self.uri = uri
         self.experiment = experiment
         self._client = connect(uri)
         try:
             found = self._client.get_experiment_by_name(experiment)
-            # A store that is a file would put artifacts beside the process's working folder.
-            root = None if uri.startswith("http") else f"{storage}/mlflow-artifacts/{experiment}"
             self.experiment_id = (
                 found.experiment_id
                 if found

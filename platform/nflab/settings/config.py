@@ -181,8 +181,8 @@ class RunConfig:
     tracking_uri: str | None = None
     """MLflow store or server; default: $MLFLOW_TRACKING_URI, else mlflow.db in the checkout."""
     storage: str | None = None
-    """Folder or s3:// URI for checkpoints and results; default: $NFLAB_STORAGE, else runs/ in the
-    checkout."""
+    """Folder, or s3:// or gs:// URI, for checkpoints and results; default: $NFLAB_STORAGE, else
+    runs/ in the checkout."""
 
 
 @dataclass(frozen=True)

@@ -65,10 +65,16 @@ def storage(run: RunConfig) -> str:
     """Folder or URI of checkpoints and results, likewise.
 
     Raises:
-        ConfigError: it holds a key.
+        ConfigError: it holds a key, or is in a store that keeps no file whole.
     """
     given = run.storage or os.environ.get("NFLAB_STORAGE") or str(checkout() / "runs")
     refuse_password(given, "the storage", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    # pyarrow empties a file of Azure before it writes it anew, and moves none there.
+    require(
+        re.match(r"(abfss?|wasbs?|az|azure)://", given) is None,
+        f"the storage {given} cannot be in Azure's object storage, where a run that is ended while "
+        "it writes a file would lose it: mount the container (blobfuse2) and give its path",
+    )
     return given if "://" in given else str(_absolute(given))
 
 

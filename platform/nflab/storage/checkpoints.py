@@ -22,7 +22,7 @@ from typing import Any
 from pyarrow import fs
 
 from nflab.settings.outcomes import Standing, standing
-from nflab.storage.files import PATIENCE_SECONDS, open_uri, patiently
+from nflab.storage.files import PATIENCE_SECONDS, folders, open_uri, patiently
 
 COMPLETE = "complete"
 """File that is written last into a checkpoint: size in bytes and SHA-256 of each of the others."""
@@ -215,8 +215,7 @@ def _delete_file(files: fs.FileSystem, path: str) -> None:
 
 def _folders(files: fs.FileSystem, root: str) -> list[str]:
     """The folders of all checkpoints, oldest first, complete or not."""
-    found = files.get_file_info(fs.FileSelector(root, allow_not_found=True))
-    return sorted(f.path for f in found if re.fullmatch(NAME, f.base_name))
+    return [path for path in folders(files, root) if re.fullmatch(NAME, path.rpartition("/")[2])]
 
 
 def name_of(mark: Mark) -> str:

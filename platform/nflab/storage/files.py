@@ -1,4 +1,4 @@
-"""Small files by address: a local path, or object storage such as s3://bucket/folder.
+"""Small files by address: a local path, or object storage, s3://bucket/folder or gs://bucket/folder.
 
 A store that is away (object storage that does not answer, a disk that is full or fails) is waited
 for here, and nowhere else: see `patiently`.
@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -24,6 +25,9 @@ T = TypeVar("T")
 PATIENCE_SECONDS = 600.0
 """How long a run waits for a store that is away."""
 
+GCS_SECONDS = 5
+"""How long Google's own client tries again, in which nothing can be interrupted."""
+
 RETRY_SECONDS = 1.0
 """Between two tries while it is."""
 
@@ -32,6 +36,7 @@ RETRY_SECONDS = 1.0
 _AWAY = re.compile(
     r"AWS Error (NETWORK_CONNECTION|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING"
     r"|REQUEST_TIMEOUT|NO_SUCH_UPLOAD|UNKNOWN \(HTTP status (408|429|5\d\d)\))"
+    r"|google::cloud::Status\((UNAVAILABLE|DEADLINE_EXCEEDED|INTERNAL)"
 )
 
 _FAILING = frozenset(
@@ -87,7 +92,7 @@ def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
     if is_local(uri):
         return fs.LocalFileSystem(), uri
     parts = urlsplit(uri)
-    if parts.scheme != "s3":
+    if parts.scheme not in ("s3", "gs"):
         files, path = fs.FileSystem.from_uri(uri)
         return files, path
     files, bucket = _open_bucket(urlunsplit(parts._replace(path="")))
@@ -98,6 +103,10 @@ def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
 def _open_bucket(uri: str) -> tuple[fs.FileSystem, str]:
     found, name = fs.FileSystem.from_uri(uri)
     _, (options,) = found.__reduce__()
+    if isinstance(found, fs.GcsFileSystem):
+        # Its own patience is a quarter of an hour.
+        options["retry_time_limit"] = timedelta(seconds=GCS_SECONDS)
+        return fs.GcsFileSystem(**options), name
     options["allow_delayed_open"] = True  # what is small is one request
     # Its own patience is minutes, in which nothing can be interrupted.
     retry = fs.AwsStandardS3RetryStrategy(max_attempts=3)
@@ -128,6 +137,16 @@ def list_files(uri: str, patience: float = PATIENCE_SECONDS) -> list[str]:
         return [f"{uri}/{f.base_name}" for f in found if f.type == fs.FileType.File]
 
     return patiently(uri, look, patience)
+
+
+def folders(files: fs.FileSystem, path: str) -> list[str]:
+    """Paths of the folders in a folder of an opened store; none if there is no such folder."""
+    # Google's store lists no folder for the files that are in it.
+    deep = isinstance(files, fs.GcsFileSystem)
+    found = files.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=deep))
+    below = ((f, f.path.removeprefix(f"{path}/").split("/")) for f in found)
+    inside = {f"{path}/{p[0]}" for f, p in below if f.type == fs.FileType.Directory or len(p) > 1}
+    return sorted(inside)
 
 
 def delete(uri: str, patience: float = PATIENCE_SECONDS) -> None:
@@ -201,7 +220,8 @@ def write_bytes(uri: str, content: bytes, patience: float = PATIENCE_SECONDS) ->
 
     def write() -> None:
         files, path = open_uri(uri)
-        if isinstance(files, fs.S3FileSystem):  # which has no folders, and no halves of files
+        # Which have no folders, and no halves of files.
+        if isinstance(files, fs.S3FileSystem | fs.GcsFileSystem):
             _put(files, path, content)
             return
         files.create_dir(path.rsplit("/", 1)[0], recursive=True)
