@@ -6,7 +6,9 @@ ARGS ?=
 CLUSTER ?= cluster/gpu.yaml
 # Parts of the tests that run side by side.
 JOBS ?= 2
-TOGETHER := $(MAKE) --no-print-directory --keep-going --output-sync=target --jobs
+# A Mac's make, of 2006, has no --output-sync.
+TOGETHER := $(MAKE) --no-print-directory --keep-going \
+	$(if $(filter output-sync,$(.FEATURES)),--output-sync=target) --jobs
 PYTEST := $(BIN)/pytest --ignore tests/faults --ignore tests/cluster
 
 .PHONY: install sweep ablation ablation-large report bench bench-check test test-quick checks units integration selected \

@@ -16,6 +16,12 @@ export RAY_AUTH_MODE=token
 # stands for all: a job would run there.
 folder=/tmp/nflab-head-$UID-${RAY_PORT:-6379}
 log=$(mktemp)
+# As `timeout` does, which a Mac has not.
+at_most() {
+    python -c 'import os, signal, sys
+signal.alarm(int(sys.argv[1]))
+os.execvp(sys.argv[2], sys.argv[2:])' "$@"
+}
 if ! ray get-auth-token --generate >"$log" 2>&1; then
     cat "$log" >&2
     exit 1
@@ -29,7 +35,7 @@ fi
 # A head accepts jobs some seconds after it has started: it is up when one has run.
 export RAY_API_SERVER_ADDRESS="http://$dashboard"
 for ((attempt = 0; ; attempt++)); do
-    if timeout 60 ray job submit -- true >"$log" 2>&1; then break; fi
+    if at_most 60 ray job submit -- true >"$log" 2>&1; then break; fi
     if ((attempt == 20)); then
         cat "$log" >&2
         exit 1

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -283,6 +284,8 @@ def _prefetch(dataset: Dataset, loaders: int, with_partners: bool) -> int:
     side = max(*dataset.image_shape[1:], dataset.preprocessing.test_size)
     chunk = CHUNK * channels * side * side * (2 if with_partners else 1)
     ahead = max(1, min(_EACH, IN_FLIGHT_BYTES // (chunk * loaders)))
+    if not Path(_SHARED).is_dir():  # a Mac has no such bound
+        return ahead
     free = shutil.disk_usage(_SHARED).free
     fits = free // (chunk * loaders)
     if fits < 1:
