@@ -121,7 +121,11 @@ def open_feed(config: Config, dataset: Dataset, worker: Worker, parts: Sequence[
     loaders = config.scale.loaders
     if loaders is None:
         # A Mac does not tell which of its cores a process may use.
-        here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        here = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
         loaders = 0 if dataset.in_memory else worker.cores or here
     on_gpu, where = worker.device.type == "cuda", config.scale.augment_on
     on_device = where == "device" or (where == "auto" and on_gpu)
