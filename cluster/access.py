@@ -86,9 +86,13 @@ def make_group(cluster: Launcher, allowed: str, vpc: str) -> None:
         )["GroupId"]
         found = compute.describe_security_groups(GroupIds=[group])["SecurityGroups"]
     group, rules = found[0]["GroupId"], found[0]["IpPermissions"]
+    among = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}
+    leaving = found[0]["IpPermissionsEgress"]
     if not any(pair["GroupId"] == group for r in rules for pair in r["UserIdGroupPairs"]):
-        among = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}
         compute.authorize_security_group_ingress(GroupId=group, IpPermissions=[among])
+    if not any(p["GroupId"] == group for r in leaving for p in r["UserIdGroupPairs"]):
+        # For EFA, to which the rule that lets all out to everywhere does not apply.
+        compute.authorize_security_group_egress(GroupId=group, IpPermissions=[among])
     outside = [r for r in rules if r.get("IpRanges") or r.get("Ipv6Ranges")]
     wanted = ssh_rule(allowed)
     if [_essence(rule) for rule in outside] == [_essence(wanted)]:

@@ -77,6 +77,7 @@ def check(cluster: Launcher) -> None:
             "NFLAB_IDLE_HOURS=8 to its first setup command"
         )
     check_names(cluster)
+    check_cards(cluster)
     check_credentials(cluster)
     check_types(cluster)
     check_bucket(cluster)
@@ -109,6 +110,17 @@ def check_names(cluster: Launcher) -> None:
             raise ConfigError(
                 f"the instance profile {name!r} in {cluster.path} would be another cluster's too: "
                 f"name it after this one, as {cluster.name}-head"
+            )
+
+
+def check_cards(cluster: Launcher) -> None:
+    """Network cards that are named, as EFA's must be, say where they are: Ray asks no less."""
+    for name, node_type in cluster.node_types.items():
+        cards = node_type["node_config"].get("NetworkInterfaces", [])
+        if not all(card.get("SubnetId") and card.get("Groups") for card in cards):
+            raise ConfigError(
+                f"the node type {name!r} in {cluster.path} has NetworkInterfaces without SubnetId "
+                "or Groups: state both of each, a subnet and the security group's id"
             )
 
 
@@ -227,7 +239,9 @@ def check_launch(cluster: Launcher) -> None:
     deadline = time.monotonic() + PROPAGATION_SECONDS
     subnet = access.own_subnet(cluster)["SubnetId"]
     for name, node_type in cluster.node_types.items():
-        machine = {**node_type["node_config"], "SubnetId": subnet}
+        machine = dict(node_type["node_config"])
+        if "NetworkInterfaces" not in machine:  # which say their own
+            machine["SubnetId"] = subnet
         while (refusal := _dry_run(cluster, machine)) is not None:
             if "IAM Instance Profile" not in refusal or time.monotonic() > deadline:
                 raise ConfigError(f"AWS would not launch the node type {name!r}: {refusal}")

@@ -13,3 +13,5 @@ export NFLAB_OF_DRIVERS="$HOME/nflab/runs"
 # Else DDP over gloo listens at what the host's own name stands for, often the loopback.
 GLOO_SOCKET_IFNAME=$(ip -o route show default | sed -n '1s/.* dev \([^ ]*\).*/\1/p')
 export GLOO_SOCKET_IFNAME
+# NCCL would take all cards that it finds, a container's bridge too.
+export NCCL_SOCKET_IFNAME=$GLOO_SOCKET_IFNAME

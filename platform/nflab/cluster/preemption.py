@@ -71,6 +71,16 @@ def spot_end() -> float | None:
     Raises:
         OSError: a machine of AWS does not tell.
     """
+    told = metadata("spot/instance-action")
+    return None if told is None else datetime.fromisoformat(json.loads(told)["time"]).timestamp()
+
+
+def metadata(name: str) -> str | None:
+    """What AWS tells this machine of itself; None elsewhere, or if there is nothing of this name.
+
+    Raises:
+        OSError: a machine of AWS does not tell.
+    """
     endpoint = os.environ.get(_ENDPOINT)
     if endpoint is None:
         if not _VENDOR.exists() or not _VENDOR.read_text().startswith("Amazon EC2"):
@@ -78,14 +88,13 @@ def spot_end() -> float | None:
         endpoint = "http://169.254.169.254"
     lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
     token = _ask(f"{endpoint}/latest/api/token", "PUT", lifetime)
-    address = f"{endpoint}/latest/meta-data/spot/instance-action"
+    address = f"{endpoint}/latest/meta-data/{name}"
     try:
-        told = json.loads(_ask(address, "GET", {"X-aws-ec2-metadata-token": token}))
+        return _ask(address, "GET", {"X-aws-ec2-metadata-token": token})
     except urllib.error.HTTPError as error:
-        if error.code == 404:  # nothing is planned
+        if error.code == 404:
             return None
         raise
-    return datetime.fromisoformat(told["time"]).timestamp()
 
 
 def _ask(address: str, method: str, headers: dict[str, str]) -> str:

@@ -162,14 +162,16 @@ def _train(config: Config, worker: Worker, networks: list[Network]) -> None:
     elif remark is not None:
         print(remark)
 
+    gpu = worker.gpu
     profile = Profile(config.run.profile if worker.rank == 0 else 0, worker.device)
 
     def report(metrics: dict[str, Any]) -> None:
-        nonlocal remark
+        nonlocal remark, gpu
         # Not in the history itself: told by the process that goes on, and by none after it.
-        once = profile.pop() if remark is None else {**profile.pop(), "remark": remark}
-        worker.report({**metrics, **once})
-        remark = None
+        once = {"remark": remark, "gpu": gpu}
+        told = {key: value for key, value in once.items() if value is not None}
+        worker.report({**metrics, **profile.pop(), **told})
+        remark = gpu = None
 
     for past in history:
         report(past)

@@ -24,6 +24,8 @@ class Worker:
     cores: int | None = None
     """CPU cores for this process and those that read its images; None: all that it may use."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    gpu: str | None = None
+    """What kind of GPU that is, in words; None if it is none, or is not known."""
     usd_per_hour: float | None = None
     """What this process costs, where that is known."""
     checkpoints: Checkpoints | None = None

@@ -31,6 +31,7 @@ TAGS = {
     "git_commit": "git_commit",
     "torch": "torch",
     "driver": "driver",
+    "gpu": "gpu",
     "placement": "placement",
     "machines": "machines",
     "mlflow.parentRunId": "parent",

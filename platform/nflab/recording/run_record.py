@@ -57,7 +57,7 @@ class RunRecord:
 
     def report(self, metrics: dict[str, Any]) -> float:
         """Writes down what a run reports of an epoch, unless it stands there already, and how far
-        the run has come; a report's `remark` as the tag `continued_with`.
+        the run has come; a report's `remark` as the tag `continued_with`, and its `gpu`.
 
         Returns:
             USD that the epoch cost, as far as it is known; 0 if it stood there already.
@@ -70,6 +70,8 @@ class RunRecord:
         if "profile" in metrics:
             self._outbox.put_file(self._run, PROFILE, partial(_write, metrics["profile_trace"]))
             self._outbox.put("tag", self._run, key="profile", value=metrics["profile"])
+        if "gpu" in metrics:
+            self._outbox.put("tag", self._run, key="gpu", value=metrics["gpu"])
         if "remark" in metrics:
             self._outbox.put("tag", self._run, key="continued_with", value=metrics["remark"])
         self._outbox.put(

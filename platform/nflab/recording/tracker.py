@@ -64,8 +64,7 @@ class Tracker:
             storage: where artifacts go if `uri` is a local store; a server decides for itself.
 
         Raises:
-            ConfigError: the store cannot be opened, or no server answers within 2 seconds; or
-                artifacts cannot be written there.
+            ConfigError: store or artifacts cannot be opened, or no server answers within 2 seconds.
         """
         # A store that is a file would put artifacts beside the process's working folder.
         root = artifact_root(uri, storage, experiment)
@@ -326,8 +325,9 @@ class Tracker:
         )
 
     def children(self, parent: str) -> pd.DataFrame:
-        """One row for each run below `parent`, likewise, those that were repeated too."""
-        return rows(self.search(f"tags.`{PARENT}` = '{parent}'"))
+        """One row for each run below `parent`, those that were repeated too, with its `gpu`."""
+        found = self.search(f"tags.`{PARENT}` = '{parent}'")
+        return rows(found).assign(gpu=[run.data.tags.get("gpu") for run in found])
 
     def attempts(self) -> Counter[str]:
         """How many runs of each cell there are, of any outcome."""

@@ -32,7 +32,7 @@ CELLS = "cells.parquet"
 
 _PLACES = {"name", "tracking_uri", "storage"}
 
-_TOLD = ("placement", "machines", "driver")
+_TOLD = ("placement", "machines", "driver", "gpu")
 """By tags: of `placement` not what was asked for, but what came of it."""
 
 KEPT = (

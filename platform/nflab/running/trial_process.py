@@ -15,6 +15,7 @@ from ray.train import TrainingFailedError
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from nflab.cluster.connection import cores_here, price_here
+from nflab.cluster.hardware import gpu_of
 from nflab.cluster.placement import ON_HEAD, Placement
 from nflab.cluster.preemption import notice
 from nflab.learning.loop import train
@@ -48,9 +49,11 @@ def trainable(base: Config, placement: Placement) -> Callable[[dict[str, Any]], 
                     log.report(metrics)
                     ray.tune.report(metrics)
 
+                device = _device(placement)
                 worker = Worker(
                     report=report,
-                    device=_device(placement),
+                    device=device,
+                    gpu=gpu_of(device),
                     cores=cores_here(placement),
                     usd_per_hour=price_here(placement),
                     checkpoints=Checkpoints.of_run(folder),

@@ -21,6 +21,7 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from nflab.cluster.connection import cores_here, price_here
+from nflab.cluster.hardware import gpu_of
 from nflab.cluster.placement import Placement
 from nflab.cluster.preemption import notice
 from nflab.learning.loop import train
@@ -162,6 +163,7 @@ def _train_worker(parameters: dict[str, _Job]) -> None:
                 world_size=context.get_world_size(),
                 cores=cores_here(job.placement),
                 device=get_device(),
+                gpu=gpu_of(get_device()),
                 usd_per_hour=price_here(job.placement),
                 checkpoints=Checkpoints.of_run(job.folder),
                 ends=lambda: preempted() or resized(),

@@ -1,4 +1,4 @@
-"""What the runs of a sweep or grid cost, and what pruning saved."""
+"""What the runs of a sweep or grid cost, what pruning saved, and on what they ran."""
 
 from collections.abc import Mapping
 
@@ -55,3 +55,16 @@ def cost_sentences(total: Mapping[str, float]) -> list[str]:
             told += f" and {money(total['pruning_saved_usd'])}"
         found.append(f"{told}: the epochs that pruned trials did not run, at their own pace.")
     return found
+
+
+def gpu_sentences(runs: pd.DataFrame) -> list[str]:
+    """That runs trained on several kinds of GPU; nothing if they did not.
+
+    Args:
+        runs: a row each (see `Tracker.children`).
+    """
+    counts = runs.gpu.dropna().value_counts()
+    if len(counts) < 2:
+        return []
+    told = "; ".join(f"{count} on {gpu}" for gpu, count in counts.items())
+    return [f"The runs trained on several kinds of GPU, whose rounding may differ: {told}."]

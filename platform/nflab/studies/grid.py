@@ -35,7 +35,7 @@ from nflab.storage.checkpoints import Checkpoints
 from nflab.storage.files import is_local
 from nflab.studies.cell_ledger import CellLedger
 from nflab.studies.cells import Cell, common_part, rows_of, with_settings
-from nflab.studies.costs import cost_sentences, totals
+from nflab.studies.costs import cost_sentences, gpu_sentences, totals
 from nflab.studies.life_cycle import LiveRun, live_run
 from nflab.studies.plan import how_long, show_plan
 from nflab.terminal.interrupts import BudgetReached
@@ -148,9 +148,11 @@ class Grid:
         for path in (*figures, folder / "cells.csv"):
             self._outbox.put_file(self.parent, path.name, functools.partial(shutil.copy, path))
         names = [path.name for path in figures]
-        total = totals(self._outbox.read(lambda: self.tracker.children(self.parent)))
+        runs = self._outbox.read(lambda: self.tracker.children(self.parent))
+        total = totals(runs)
         self._outbox.read(lambda: self.tracker.log_anew(self.parent, total))
-        costs = [*cost_sentences(total), *([f"Stopped: {self._budget}."] if self.stopped else [])]
+        costs = [*cost_sentences(total), *gpu_sentences(runs)]
+        costs += [f"Stopped: {self._budget}."] * self.stopped
         for sentence in costs:
             console().print(sentence, markup=False)
         config, experiment = session.config.base(), self.tracker.experiment

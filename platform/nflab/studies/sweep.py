@@ -26,7 +26,7 @@ from nflab.settings.serialization import to_json
 from nflab.settings.studies import SweepConfig
 from nflab.storage.checkpoints import Checkpoints
 from nflab.storage.files import is_local
-from nflab.studies.costs import cost_sentences, totals
+from nflab.studies.costs import cost_sentences, gpu_sentences, totals
 from nflab.studies.finals import run_finals
 from nflab.studies.grid import Grid
 from nflab.studies.life_cycle import LiveRun, live_run
@@ -185,9 +185,14 @@ def _conclude(run: LiveRun[SweepConfig], stopped: bool) -> SweepResult:
                     f"{best.model}, best trial of the sweep {session.name}: {best['name']}",
                 )
     names = [path.name for path in drawn]
-    total = totals(tracker.children(parent), config.schedule.epochs)
+    runs = tracker.children(parent)
+    total = totals(runs, config.schedule.epochs)
     tracker.log_anew(parent, total)
-    costs = [*cost_sentences(total), *([f"Stopped: {budget}."] if stopped else [])]
+    costs = [
+        *cost_sentences(total),
+        *gpu_sentences(runs),
+        *([f"Stopped: {budget}."] if stopped else []),
+    ]
     note = sweep_note(
         tracker.experiment,
         parent,
