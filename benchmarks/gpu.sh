@@ -19,4 +19,5 @@ run step --batch-size 128 --image-size 192 --target 1.3
 run step --model nf_resnet50 --batch-size 128 --image-size 224 --target 1.15
 run micro_batches --batch-size 256 --image-size 192
 run efficientnet --batch-size 16
+run nccl --batch-size 32 --image-size 192
 exit "$failed"
