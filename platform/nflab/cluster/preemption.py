@@ -56,7 +56,7 @@ def notice() -> Callable[[], str | None]:
                 if end is not None:
                     given.set()
                     with suppress(Exception):  # what matters is the checkpoint
-                        _drain(end)
+                        drain(ray.get_runtime_context().get_node_id(), end)
             given.wait(POLL_SECONDS)
 
     threading.Thread(target=watch, name="notice", daemon=True).start()
@@ -108,10 +108,9 @@ def _is_drained() -> bool:
     return ray.get_runtime_context().get_node_id() in ray._private.state.state.get_draining_nodes()
 
 
-def _drain(end: float) -> None:
-    """Lets nothing begin on this machine any more, which ends then."""
-    context = ray.get_runtime_context()
-    client = ray._raylet.GcsClient(address=context.gcs_address)  # type: ignore[attr-defined]
+def drain(node_id: str, end: float) -> None:
+    """Lets nothing begin on a machine any more, which ends then (in seconds since 1970)."""
+    address = ray.get_runtime_context().gcs_address
+    client = ray._raylet.GcsClient(address=address)  # type: ignore[attr-defined]
     reason = autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION  # type: ignore[attr-defined]
-    told = "the cloud takes this machine away"
-    client.drain_node(context.get_node_id(), reason, told, round(1000 * end))
+    client.drain_node(node_id, reason, "this machine is taken away", round(1000 * end))
