@@ -82,7 +82,7 @@ def told() -> list[tuple[str, list[str]]]:
     ]
     for page in PAGES:
         text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-        inline = re.findall(r"`((?:python experiments/|make |ray job submit )[^`]+)`", text)
+        inline = re.findall(r"`((?:python experiments/|make |ray job submit |sbatch )[^`]+)`", text)
         found += [(str(page.relative_to(ROOT)), c) for line in inline for c in commands(line)]
     return found
 
@@ -106,7 +106,8 @@ def started_by(command: list[str]) -> Iterator[list[str]]:
             if SCRIPT.search(line):
                 yield from (found for one in commands(line) for found in started_by(one))
     for place, word in enumerate(command):
-        if SCRIPT.fullmatch(word) and Path(command[place - 1]).name == "python":
+        before = Path(command[place - 1]).name
+        if SCRIPT.fullmatch(word) and before in ("python", "slurm.sbatch"):
             yield command[place:]
 
 

@@ -16,6 +16,7 @@ import nfnet
 from nflab.cluster.autoscaler import launcher_file
 from nflab.cluster.placement import Fleet, Placement, launchable, place, slots
 from nflab.cluster.prices import machines, worker_prices
+from nflab.cluster.slurm import ray_of_job
 from nflab.cluster.worker_setup import set_up_worker
 from nflab.settings import locations
 from nflab.settings.config import ScaleConfig
@@ -29,7 +30,8 @@ _NODE_TYPE = "ray.io/node-group"
 
 
 def connect(scale: ScaleConfig, priced: bool = False) -> Placement:
-    """Connects to the cluster named by $RAY_ADDRESS (a job's is set), else starts a local Ray.
+    """Connects to the cluster named by $RAY_ADDRESS (a job's is set), else to the Slurm job's, else
+    starts a local Ray.
 
     The code that runs here, of both packages, is what runs on every worker.
 
@@ -40,7 +42,7 @@ def connect(scale: ScaleConfig, priced: bool = False) -> Placement:
         ConfigError: the cluster cannot be reached, can never hold the workers of `scale`, or has
             no price; of a local Ray that is known before it starts.
     """
-    address = os.environ.get("RAY_ADDRESS") or "local"
+    address = _address()
     own = address == "local"
     if own:
         _place_here(scale, priced)
@@ -63,6 +65,23 @@ def connect(scale: ScaleConfig, priced: bool = False) -> Placement:
     return placement
 
 
+def _address() -> str:
+    """Of the cluster; "local" of one that this process is to start.
+
+    Raises:
+        ConfigError: it is the Slurm job's, and there is none.
+    """
+    given = os.environ.get("RAY_ADDRESS")
+    if given:
+        return given
+    found = ray_of_job()
+    if found is None:
+        return "local"
+    os.environ["RAY_ADDRESS"] = found
+    _default_to_token()
+    return found
+
+
 def disconnect() -> None:
     """Leaves the cluster; ends a local Ray."""
     ray.shutdown()
@@ -74,7 +93,7 @@ def foresee(scale: ScaleConfig, priced: bool = False) -> Placement:
     Raises:
         ConfigError: likewise.
     """
-    if os.environ.get("RAY_ADDRESS", "local") not in ("", "local"):
+    if _address() != "local":
         placement = connect(scale, priced)
         disconnect()
         return placement
@@ -141,12 +160,18 @@ def _require_reachable(address: str) -> None:
         raise ConfigError(f"cannot reach the Ray cluster at {address}: {reason}") from None
 
 
-def _start(address: str) -> None:
-    _require_reachable(address)
-    if address == "local" and "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"  # whatever Ray's default is
+def _default_to_token() -> None:
+    """Whatever Ray's default is, unless someone has said otherwise."""
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
         # It has read its variables as it was imported.
         ray._raylet.Config.initialize("")  # type: ignore[attr-defined]
+
+
+def _start(address: str) -> None:
+    _require_reachable(address)
+    if address == "local":
+        _default_to_token()
     # Ray reads these when it is first used: its polls and loggers are made for runs of hours.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
