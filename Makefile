@@ -53,6 +53,8 @@ checks: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck --exclude SC1090,SC2329 cluster/*.sh cluster/slurm.sbatch
+	$(BIN)/hadolint cluster/Dockerfile
 
 units: install
 	$(PYTEST) -m "not slow" $(ARGS)

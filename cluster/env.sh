@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What every process on a cluster's nodes has in its environment; sourced, never run.
 . ~/.nflab
 

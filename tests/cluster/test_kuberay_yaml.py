@@ -17,10 +17,12 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from ray._private import ray_constants
 from ray.autoscaler._private.kuberay.autoscaling_config import (
     _derive_autoscaling_config_from_ray_cr as read_by_ray,
 )
 
+from nflab.data.feed import IN_FLIGHT_BYTES
 from tests.cluster.kubernetes import ApiServer
 from tests.conftest import ROOT, free_port, stop_marked
 
@@ -65,6 +67,20 @@ def workers(written: Documents) -> dict[str, Any]:
     return group
 
 
+def submitter(written: Documents) -> dict[str, Any]:
+    """The template of the Pod that submits the job."""
+    return spec(written)["submitterPodTemplate"]
+
+
+def templates(written: Documents) -> list[dict[str, Any]]:
+    """Of all Pods; that of the head with the container that KubeRay adds to it."""
+    whole = json.loads(json.dumps(head(written)["template"]))
+    options = cluster(written)["autoscalerOptions"]
+    beside = {"name": "autoscaler", "image": "i", "securityContext": options["securityContext"]}
+    whole["spec"]["containers"].append(beside)
+    return [whole, workers(written)["template"], submitter(written)]
+
+
 def pods(written: Documents) -> list[dict[str, Any]]:
     return [group["template"]["spec"] for group in (head(written), workers(written))]
 
@@ -89,8 +105,8 @@ def env_of(container: dict[str, Any]) -> dict[str, str]:
 def validate(written: Documents, kubernetes: str = KUBERNETES[-1]) -> None:
     """Raises jsonschema's ValidationError unless an API server would take it all."""
     RAYJOB.validate(written[0])
-    for group in (head(written), workers(written)):
-        pod = {"apiVersion": "v1", "kind": "PodTemplate", "template": group["template"]}
+    for template in templates(written):
+        pod = {"apiVersion": "v1", "kind": "PodTemplate", "template": template}
         kubernetes_validate.validate(pod, kubernetes, strict=True)
     for resource in written[1:]:
         kubernetes_validate.validate(resource, kubernetes, strict=True)
@@ -109,6 +125,13 @@ def test_it_is_what_the_schemas_want(kubernetes: str) -> None:
         (spec, "entrypoint", "entryPoint"),
         (cluster, "enableInTreeAutoscaling", "enableInTreeAutoScaling"),
         (lambda d: cluster(d)["authOptions"], "secretName", "secret"),
+        (
+            lambda d: cluster(d)["autoscalerOptions"]["securityContext"],
+            "capabilities",
+            "capability",
+        ),
+        (lambda d: spec(d)["submitterConfig"], "backoffLimit", "backOffLimit"),
+        (submitter, "spec", "pod"),
         (workers, "maxReplicas", "maxWorkers"),
         (lambda d: pods(d)[1], "tolerations", "toleration"),
         (lambda d: containers(d)["mlflow"], "volumeMounts", "volumes"),
@@ -255,12 +278,15 @@ def test_the_image_installs_what_the_project_needs(tmp_path: Path) -> None:
 def test_one_image_runs_everything_in_the_folder_that_holds_it() -> None:
     written = documents()
     found = containers(written)
-    assert len({container["image"] for container in found.values()}) == 1
+    (submits,) = submitter(written)["spec"]["containers"]
+    assert len({container["image"] for container in (*found.values(), submits)}) == 1
+    assert "command" not in submits  # KubeRay's own
     assert f"WORKDIR {HOME}/nflab" in instructions()
     for words in (shlex.split(spec(written)["entrypoint"]), found["mlflow"]["command"]):
         assert words[0] == "python" and (ROOT / words[1]).is_file()
     assert (ROOT / found["ray-worker"]["args"][1]).is_file()
-    (user,) = {pod["securityContext"]["runAsUser"] for pod in pods(written)}
+    (user,) = {t["spec"]["securityContext"]["runAsUser"] for t in templates(written)}
+    assert f"USER {user}" in instructions()
     (made,) = (line for line in instructions() if line.startswith("RUN useradd"))
     assert f"--uid {user} ray" in made
 
@@ -295,9 +321,80 @@ def test_nothing_is_open_beyond_the_cluster() -> None:
         assert "ports" not in container
     (policy,) = (d["spec"] for d in written if d["kind"] == "NetworkPolicy")
     assert policy["policyTypes"] == ["Ingress"]
+    (operator,) = (
+        source for rule in policy["ingress"] if "ports" in rule for source in rule["from"]
+    )
+    # What KubeRay's Helm chart and its Kustomize files both put onto the operator's Pod.
+    labels = {"app.kubernetes.io/component": "kuberay-operator"}
+    assert operator["podSelector"]["matchLabels"] == labels
     for group in (head(written), workers(written)):
         labels = group["template"]["metadata"]["labels"]
         assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+
+
+def violations(pod: dict[str, Any]) -> list[str]:
+    """Of the Pod Security Standard called `restricted`, as Kubernetes' documentation has it.
+
+    Source: kubernetes.io/docs/concepts/security/pod-security-standards, with what it includes of
+    `baseline`.
+    """
+    found = [key for key in ("hostNetwork", "hostPID", "hostIPC") if pod.get(key)]
+    volumes = "configMap csi downwardAPI emptyDir ephemeral persistentVolumeClaim projected secret"
+    for volume in pod.get("volumes", []):
+        found += [f"volume {kind}" for kind in volume.keys() - {"name", *volumes.split()}]
+    whole = pod.get("securityContext", {})
+    found += ["sysctls"] if whole.get("sysctls") else []
+    for container in (*pod.get("initContainers", []), *pod["containers"]):
+        own = container.get("securityContext", {})
+        both = {**whole, **own}
+        powers = own.get("capabilities", {})
+        fine = {
+            "privileged": not own.get("privileged"),
+            "escalation": own.get("allowPrivilegeEscalation") is False,
+            "capabilities": "ALL" in powers.get("drop", [])
+            and set(powers.get("add", [])) <= {"NET_BIND_SERVICE"},
+            "root": both.get("runAsNonRoot") is True and both.get("runAsUser") != 0,
+            "seccomp": both.get("seccompProfile", {}).get("type")
+            in ("RuntimeDefault", "Localhost"),
+            "proc": own.get("procMount", "Default") == "Default",
+            "ports": not any("hostPort" in port for port in container.get("ports", [])),
+        }
+        found += [f"{container['name']}: {name}" for name, kept in fine.items() if not kept]
+    return found
+
+
+def test_its_pods_are_taken_by_a_restricted_namespace() -> None:
+    """Init containers that KubeRay adds have what the container of Ray has."""
+    for template in templates(documents()):
+        assert violations(template["spec"]) == []
+    loose = documents()
+    del containers(loose)["mlflow"]["securityContext"]["capabilities"]
+    del pods(loose)[0]["securityContext"]["seccompProfile"]
+    missing = [f"{name}: seccomp" for name in ("mlflow", "ray-head", "autoscaler")]
+    assert violations(templates(loose)[0]["spec"]) == ["mlflow: capabilities", *missing]
+
+
+def test_no_autoscaler_moves_what_runs() -> None:
+    asked = {
+        "karpenter.sh/do-not-disrupt": "true",
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+    }
+    for template in templates(documents()):
+        assert template["metadata"]["annotations"] == asked
+
+
+GIB = 1 << 30
+
+
+def test_shared_memory_holds_rays_objects_and_what_loaders_read_ahead() -> None:
+    written = documents()
+    limits = containers(written)["ray-worker"]["resources"]["limits"]
+    memory = int(limits["memory"].removesuffix("Gi")) * GIB
+    (volume,) = pods(written)[1]["volumes"]
+    shared = int(volume["emptyDir"]["sizeLimit"].removesuffix("Gi")) * GIB
+    objects = ray_constants.DEFAULT_OBJECT_STORE_MEMORY_PROPORTION * memory
+    # Each GPU has a worker that trains.
+    assert objects + limits["nvidia.com/gpu"] * IN_FLIGHT_BYTES <= shared < memory / 2
 
 
 def test_accounts_are_those_that_the_file_makes_and_workers_may_not_ask_kubernetes() -> None:
