@@ -12,7 +12,7 @@ TOGETHER := $(MAKE) --no-print-directory --keep-going \
 PYTEST := $(BIN)/pytest --ignore tests/faults --ignore tests/cluster
 
 .PHONY: install sweep ablation ablation-large report bench bench-check test test-quick checks units integration selected \
-	test-faults test-cluster head up status tunnel submit logs down \
+	test-faults test-cluster head up status tunnel submit logs image down \
 	ui clean
 
 install: .venv/installed
@@ -53,7 +53,7 @@ checks: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck --exclude SC1090,SC2329 cluster/*.sh cluster/slurm.sbatch
+	$(BIN)/shellcheck --exclude SC1090,SC1091,SC2329 cluster/*.sh cluster/slurm.sbatch
 	$(BIN)/hadolint cluster/Dockerfile
 
 units: install
@@ -96,6 +96,9 @@ submit: install  ## a job for the cluster, through the tunnel; ARGS="python expe
 
 logs: install  ## what the autoscaler says, as it goes on
 	@$(BIN)/ray exec $(CLUSTER) 'tail -n 100 -F /tmp/ray/session_latest/logs/monitor.log'
+
+image: install  ## keeps the head's environment in the bucket: new machines unpack it in seconds
+	@$(BIN)/ray exec $(CLUSTER) 'bash ~/nflab/cluster/install.sh keep'
 
 down: install  ## saves, checks, and ends the cluster with all that costs money
 	$(BIN)/python cluster/down.py $(CLUSTER)
