@@ -20,7 +20,10 @@ from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import as_text, flat, replace
 from nflab.settings.outcomes import Outcome
-from nflab.settings.studies import FinalsConfig, LearningRateConfig
+from nflab.settings.recipes import scales_of
+from nflab.settings.search_space import tried
+from nflab.settings.serialization import to_json
+from nflab.settings.studies import FinalsConfig, LearningRateConfig, SweepConfig
 from nflab.studies.cells import Cell
 from nflab.studies.earlier import best_clippings
 from nflab.studies.finals import run_finals
@@ -192,6 +195,28 @@ def test_a_sweep_of_300_trials_is_one_small_page(store: Store, tmp_path: Path) -
     assert told.folded == 1
     assert len(text) < 500_000
     assert "best on validation: clipping 0.508" in text
+
+
+def test_a_sweep_tells_what_it_searched_and_with_what_another_begins(
+    store: Store, tmp_path: Path
+) -> None:
+    config = replace(SweepConfig(), search=("base_learning_rate=0.05..1.6:log", "mixup"))
+    rate = 0.12345678901234567
+    trials: list[Result] = [
+        ({"base_learning_rate": rate, "mixup": True}, 93.0, "finished"),
+        ({"base_learning_rate": 1.5, "mixup": False}, 0.0, "diverged"),
+    ]
+    parent = store.fill("sweep", trials, kind="trial")
+    Tracker(store.uri, str(tmp_path), "sweep").add_text(parent, to_json(config), "config.json")
+    text = write_report(store.uri, tmp_path / "report")[0].read_text()
+    assert "searched: base learning rate 0.05 to 1.6; mixup False, True" in text
+    assert "best on validation: base learning rate 0.123, mixup True: 93.00 %" in text
+    (begin,) = re.findall(r"another sweep begins with it by `--try (.*?)`", text)
+    assert tried([begin], scales_of(config)) == [{"base_learning_rate": rate, "mixup": True}]
+    assert list(pd.read_parquet(tmp_path / "report/tables/sweep-g.parquet"))[:2] == [
+        "base_learning_rate",
+        "mixup",
+    ]
 
 
 def test_finals_are_read_from_mlflow(store: Store, tmp_path: Path) -> None:

@@ -116,3 +116,10 @@ def _html_table(table: pd.DataFrame) -> str:
         for row in table.itertuples(index=False)
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def save_table(table: pd.DataFrame, name: str, folder: Path) -> pd.DataFrame:
+    """The table, which is kept in a report's folder as a Parquet file too."""
+    (folder / "tables").mkdir(parents=True, exist_ok=True)
+    table.to_parquet(folder / "tables" / f"{name}.parquet")
+    return table

@@ -9,23 +9,18 @@ from typing import Any
 import pandas as pd
 
 from nflab.analysis import augmentation, clipping, layers, learning_rate
-from nflab.analysis.figures import draw_top1
 from nflab.analysis.finalists import RECORD, judge
 from nflab.analysis.findings import Findings, groups, software
-from nflab.analysis.ranking import ranked
 from nflab.recording.archive import Archive
 from nflab.recording.tables import one_each
-from nflab.reporting.document import Section, to_html, to_markdown
+from nflab.reporting.document import Section, save_table, to_html, to_markdown
+from nflab.reporting.sweeps import sweep_section
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import as_text, flat
 from nflab.settings.outcomes import DONE
 
 TITLE = "nflab: what the recorded runs say"
-
-SHOWN = ("clipping", "batch_size", "augmentation_level", "seed", "val_top1", "test_top1", "outcome")
-"""Columns of a sweep's trials."""
-
 
 CELLS = "cells.parquet"
 """Table of all cells of the ablations."""
@@ -102,7 +97,7 @@ def write_report(uri: str, folder: Path) -> list[Path]:
     overview[counts] = overview[counts].astype(int)
     sections = [
         Section(TITLE, level=1, text=[f"MLflow: {uri}"]),
-        Section("What was run", tables={"Runs by outcome": _saved(overview, "runs", folder)}),
+        Section("What was run", tables={"Runs by outcome": save_table(overview, "runs", folder)}),
     ]
     kept = []
     for experiment, rows in runs.items():
@@ -120,7 +115,8 @@ def write_report(uri: str, folder: Path) -> list[Path]:
         for parent in parents.itertuples():
             trials = rows[(rows.parent == parent.run_id) & rows.trial.notna()]
             if len(trials):
-                sections.append(_sweep(f"{experiment}-{parent.name}", parent.name, trials, folder))
+                file = f"{experiment}-{parent.name}"
+                sections.append(sweep_section(archive, file, parent, trials, folder))
             entrants = records[parent.run_id]
             if entrants and len(cells):
                 name = f"{experiment}-{parent.name}-finals"
@@ -241,7 +237,7 @@ def _section(
         figures.append(folder / "figures" / f"{name}-{drawn}.png")
         draw(figures[-1])
     caption = "Mean over seeds (95 % interval); a diverged run counts as 0 %"
-    tables = {caption: _saved(found.table, name, folder)} if len(found.table) else {}
+    tables = {caption: save_table(found.table, name, folder)} if len(found.table) else {}
     return Section(title, level, [*found.text, *text], figures=figures, tables=tables)
 
 
@@ -250,31 +246,3 @@ def _settings(common: dict[str, str]) -> str:
     defaults = {key: as_text(value) for key, value in flat(Config()).items()}
     said = [f"{key} {value}" for key, value in common.items() if value != defaults.get(key, value)]
     return ", ".join(said) or "none"
-
-
-def _sweep(file: str, name: str, trials: pd.DataFrame, folder: Path) -> Section:
-    for metric in ("val_top1", "test_top1"):
-        if metric not in trials:
-            trials = trials.assign(**{metric: float("nan")})
-    trials = ranked(trials.assign(number=trials.trial.astype(int)), "number")
-    figure = folder / "figures" / f"{file}.png"
-    draw_top1(trials, figure, f"Validation top-1: {name}")
-    best = trials.iloc[0]
-    text = []
-    if best.outcome == "finished":
-        c = best.clipping if best.clipping == "none" else f"{float(best.clipping):.3g}"
-        text.append(
-            f"best on validation: clipping {c}, batch {best.batch_size}, augmentation "
-            f"level {best.augmentation_level}: {best.val_top1:.2f} %, test {best.test_top1:.2f} % "
-            "(one seed; finals tell whether that was luck)"
-        )
-    text += software(trials)
-    shown = trials[[column for column in SHOWN if column in trials]].reset_index(drop=True)
-    tables = {f"{len(trials)} trials, the best first": _saved(shown, file, folder)}
-    return Section(f"Sweep {name}", text=text, figures=[figure], tables=tables)
-
-
-def _saved(table: pd.DataFrame, name: str, folder: Path) -> pd.DataFrame:
-    (folder / "tables").mkdir(parents=True, exist_ok=True)
-    table.to_parquet(folder / "tables" / f"{name}.parquet")
-    return table

@@ -1,0 +1,88 @@
+"""What one sweep says: what it searched, its best trial, and with what another would begin."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nflab.analysis.figures import draw_slices, draw_top1
+from nflab.analysis.findings import software
+from nflab.analysis.ranking import ranked
+from nflab.recording.archive import Archive
+from nflab.reporting.document import Section, save_table
+from nflab.settings.recipes import scales_of
+from nflab.settings.search_space import Scale
+from nflab.settings.serialization import from_json
+from nflab.settings.studies import SweepConfig
+
+USUAL = ("clipping", "batch_size", "augmentation_level")
+"""What recipes search, and what the first sweeps did, which do not say so."""
+
+RESULTS = ("seed", "val_top1", "test_top1", "outcome")
+"""Columns of a sweep's trials beside what was searched."""
+
+
+def sweep_section(
+    archive: Archive, file: str, parent: Any, rows: pd.DataFrame, folder: Path
+) -> Section:
+    """A section of the report.
+
+    Args:
+        file: how its figure and its table are called.
+        parent: the sweep's row (see `Archive.rows`).
+        rows: its trials', a row each, one at least.
+    """
+    for metric in ("val_top1", "test_top1"):
+        if metric not in rows:
+            rows = rows.assign(**{metric: float("nan")})
+    trials = ranked(rows.assign(number=rows.trial.astype(int)), "number")
+    scales = _scales(archive, parent.run_id)
+    searched = list(scales) or [name for name in USUAL if name in trials]
+    figure, title = folder / "figures" / f"{file}.png", f"Validation top-1: {parent.name}"
+    if scales.keys() <= set(USUAL):
+        draw_top1(trials, figure, title)
+    else:
+        draw_slices(trials, scales, figure, title)
+    text = [f"searched: {'; '.join(f'{_word(name)} {scale}' for name, scale in scales.items())}"]
+    text = [*text * bool(scales), *_best(trials.iloc[0], searched), *software(trials)]
+    shown = trials[[c for c in (*searched, *RESULTS) if c in trials]].reset_index(drop=True)
+    tables = {f"{len(trials)} trials, the best first": save_table(shown, file, folder)}
+    return Section(f"Sweep {parent.name}", text=text, figures=[figure], tables=tables)
+
+
+def _best(best: Any, searched: list[str]) -> list[str]:
+    """In words; nothing if no trial has a result."""
+    if best.outcome != "finished":
+        return []
+    settings = {name: str(best[name]) for name in searched}
+    told = ", ".join(f"{_word(name)} {_short(value)}" for name, value in settings.items())
+    begin = ",".join(f"{name}={value}" for name, value in settings.items())
+    return [
+        f"best on validation: {told}: {best.val_top1:.2f} %, test {best.test_top1:.2f} % (one "
+        "seed; finals tell whether that was luck)",
+        f"another sweep begins with it by `--try {begin}`",
+    ]
+
+
+def _scales(archive: Archive, run_id: str) -> Mapping[str, Scale]:
+    """What a sweep searched; nothing if it does not say so."""
+    with archive.artifact(run_id, "config.json") as file:
+        if file is None:
+            return {}
+        try:
+            return scales_of(from_json(SweepConfig, file.read_text(encoding="utf-8")))
+        except ValueError:  # of a version of nflab that knew other settings
+            return {}
+
+
+def _word(name: str) -> str:
+    return "batch" if name == "batch_size" else name.replace("_", " ")
+
+
+def _short(value: str) -> str:
+    """A setting's text in a few digits."""
+    try:
+        return f"{float(value):.3g}"
+    except ValueError:
+        return value
