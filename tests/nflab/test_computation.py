@@ -65,6 +65,7 @@ OTHERS: dict[str, Any] = {
     "dataset": "digits:0-4",
     "image_size": 24,
     "bad_images": "skip",
+    "subset": 0.5,
     "augmentation_level": 1,
     "augmentation_layers": 3,
     "mixup": True,

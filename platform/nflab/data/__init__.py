@@ -17,6 +17,7 @@ from nflab.data.dataset import Dataset, DatasetError, UnreadableImage
 from nflab.data.folder import ImageFolder
 from nflab.data.idx import FASHION_MNIST, fashion_mnist, is_idx, load_idx
 from nflab.data.store import is_store, open_store
+from nflab.data.subset import Subset
 from nflab.settings.config import Config
 
 __all__ = ["Dataset", "DatasetError", "example_image", "load_dataset"]
@@ -32,7 +33,10 @@ def load_dataset(config: Config) -> Dataset:
     pixels = config.data.image_size
     if pixels is not None:
         sizes = dataclasses.replace(sizes, train_size=pixels, test_size=pixels)
-    return _load(config.data.dataset, sizes, config.data.bad_images == "skip")
+    skips, share = config.data.bad_images == "skip", config.data.subset
+    if share == 1:
+        return _load(config.data.dataset, sizes, skips)
+    return _part(config.data.dataset, sizes, skips, share)
 
 
 def example_image(config: Config) -> bytes:
@@ -52,6 +56,11 @@ def example_image(config: Config) -> bytes:
         file, "PNG"
     )
     return file.getvalue()
+
+
+@functools.cache
+def _part(name: str, sizes: nfnet.Preprocessing, skips: bool, share: float) -> Dataset:
+    return Subset(_load(name, sizes, skips), share)
 
 
 @functools.cache

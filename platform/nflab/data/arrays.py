@@ -39,7 +39,7 @@ class ArrayDataset:
         self._splits, self.shift, self.flip = splits, shift, flip
         self.class_names = tuple(class_names)
         self.sizes: Mapping[Split, int] = {split: len(y) for split, (_, y) in splits.items()}
-        images = splits["train"][0]
+        images, self.train_labels = splits["train"]
         _, channels, height, width = images.shape
         self.image_shape = (channels, height, width)
         self.preprocessing = nfnet.Preprocessing(height, height, crop=1.0, squash=True)

@@ -58,6 +58,7 @@ class EncodedImages(ABC):
             split: labels.get(part, none)[places_N] for split, (part, places_N) in parts.items()
         }
         self.sizes: Mapping[Split, int] = {split: len(y) for split, y in self._labels.items()}
+        self.train_labels = self._labels["train"]
         self.image_shape = (3, sizes.train_size, sizes.train_size)
         self.mean = torch.tensor(nfnet.IMAGENET_MEAN)
         self.std = torch.tensor(nfnet.IMAGENET_STD)

@@ -95,9 +95,9 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     Args:
         a, b: as `computed` returns them, or read from JSON.
     """
-    found = []
+    found, default = [], flat(Config())
     for key in dict.fromkeys((*a, *b)):
-        before, after = a.get(key), b.get(key)
+        before, after = (of.get(key, default.get(key)) for of in (a, b))
         if before == after:
             continue
         if key in _CONTENTS and before is not None and after is not None:
@@ -144,7 +144,7 @@ def require_same(folder: Path, epoch: int, own: Mapping[str, Any], dataset: Data
     made = _made_by(folder)
     if made is None:  # of contents it says nothing
         before = _older(folder)
-        now = {key: own["computed"].get(key) for key in before}
+        now = {k: v for k, v in own["computed"].items() if before and k not in _CONTENTS}
     else:
         before, now = canonical({**_settings(Config()), **made["computed"]}), own["computed"]
         if is_called(dataset, before["dataset"]):
@@ -175,6 +175,8 @@ def _settings(config: Config) -> dict[str, Any]:
         del found["partners"]  # so that results from before there was this setting have their name
     if config.data.bad_images == "fail":
         del found["bad_images"]  # likewise
+    if config.data.subset == 1:
+        del found["subset"]  # likewise
     return {key: list(v) if isinstance(v, tuple) else v for key, v in found.items()}
 
 

@@ -75,11 +75,13 @@ def validate(config: Config, trains: bool = True) -> None:
         len(dataset.class_names) > 1,
         f"{c['dataset']} has one class, so there is nothing to learn: give it two or more",
     )
+    part = "" if c["subset"] == 1 else f"subset {c['subset']:g} of "
     for batch_size in batch_sizes:
         require(batch_size >= 1, f"batch_size {batch_size} must be at least 1")
         require(
             batch_size <= train_size,
-            f"batch_size {batch_size} exceeds the {train_size} training images of {c['dataset']}",
+            f"batch_size {batch_size} exceeds the {train_size} training images of "
+            f"{part}{c['dataset']}",
         )
         require(
             batch_size >= most_workers,
@@ -142,6 +144,10 @@ def _check_values(c: dict[str, Any]) -> None:
     )
     require(
         0 < c["sam_fraction"] <= 1, f"sam_fraction {c['sam_fraction']:g} must be above 0, at most 1"
+    )
+    require(
+        0 < c["subset"] <= 1,
+        f"subset {c['subset']:g} must be above 0, and at most 1, which is the whole training split",
     )
     for name in ("image_size", "micro_batch_size"):
         require(c[name] is None or c[name] >= 1, f"{name} {c[name]} must be at least 1")

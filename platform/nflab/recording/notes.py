@@ -200,9 +200,10 @@ def _note(
 
 
 def _of(config: Config, model: str | None = None) -> str:
-    size = load_dataset(config).sizes["train"]
+    size, part = load_dataset(config).sizes["train"], config.data.subset
+    of = "" if part == 1 else f", subset {part:g}"
     return (
-        f"of {model or config.model.model} on {config.data.dataset} ({size} training images), "
+        f"of {model or config.model.model} on {config.data.dataset} ({size} training images{of}), "
         f"{config.schedule.epochs} epoch{'s' * (config.schedule.epochs != 1)}"
     )
 

@@ -14,7 +14,7 @@ from nflab.learning.diagnostics import Trace, verdict
 from nflab.recording.metrics import to_record
 from nflab.recording.outbox import Outbox
 from nflab.settings.config import Config
-from nflab.settings.leaves import as_text, flat
+from nflab.settings.leaves import as_text, flat, replace
 from nflab.settings.outcomes import Outcome
 from nflab.settings.serialization import to_json
 
@@ -26,8 +26,9 @@ ERROR_LENGTH = 5000
 
 
 def dataset_entry(config: Config) -> dict[str, Any]:
-    """What `Tracker.log_dataset` is told of a configuration's dataset."""
-    dataset = load_dataset(config)
+    """What `Tracker.log_dataset` is told of a configuration's dataset, of all of it: MLflow keeps
+    one entry of a digest, whoever trains on a part."""
+    dataset = load_dataset(replace(config, subset=1.0))
     return {
         "name": config.data.dataset,
         "fingerprint": dataset.fingerprint,

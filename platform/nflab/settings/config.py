@@ -45,6 +45,9 @@ class DataConfig:
     bad_images: str = "fail"
     """What an image does that cannot be read: `fail` ends the run; with `skip` the next one of the
     epoch's order takes its place, and an evaluation leaves it out; the log names them."""
+    subset: float = 1.0
+    """Part of the training images that is trained on, in (0, 1], the same of each class; which they
+    are depends on the dataset alone, so all seeds share them, and 0.1 lies within 0.2."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from typing import Any, Literal
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
 
-_SHARED = ("dataset", "bad_images", "epochs", "pretrained")
+_SHARED = ("dataset", "bad_images", "subset", "epochs", "pretrained")
 """Settings that trials of one search have in common, for their curves are compared."""
 
 

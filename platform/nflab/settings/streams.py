@@ -20,6 +20,8 @@ class Stream(IntEnum):
     PARTNER_ORDER = 6
     """Fresh images that others are mixed with."""
     PARTNER_CROP = 7
+    SUBSET = 8
+    """Which training images a part of the split has."""
 
 
 def keys(seed: int, stream: Stream, *parts: int | Tensor) -> Tensor:

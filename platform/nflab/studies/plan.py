@@ -217,7 +217,7 @@ class _Times:
 
     def __init__(self, known: pd.DataFrame, placement: Placement) -> None:
         self._on_gpus = placement.gpus_per_worker > 0
-        self._per_epoch: dict[tuple[str, str, int], float | None] = {}
+        self._per_epoch: dict[tuple[str, str, float, int], float | None] = {}
         if {"seconds", "epoch", "placement", "machines"} <= set(known.columns):
             told = known[(known.epoch > 0) & (known.seconds > 0)]
             told = told[told.placement.str.contains("GPU each") == self._on_gpus]
@@ -226,13 +226,16 @@ class _Times:
             told = told[told.num_workers == asked]
             told = told[told.machines.fillna("") == placement.machines]
             told = told.assign(pace=told.seconds / told.epoch)
-            for key, group in told.groupby(["model", "dataset", "batch_size"]):
-                model, dataset, batch_size = key
-                self._per_epoch[model, dataset, int(batch_size)] = float(group.pace.median())
+            told["subset"] = told["subset"].fillna("1.0") if "subset" in told else "1.0"
+            for key, group in told.groupby(["model", "dataset", "subset", "batch_size"]):
+                model, dataset, subset, batch_size = key
+                pace = float(group.pace.median())
+                self._per_epoch[model, dataset, float(subset), int(batch_size)] = pace
 
     def of(self, config: Config) -> float | None:
         """Of the whole training; None if it cannot be told without reading files, or a GPU."""
-        key = (config.model.model, config.data.dataset, config.optimizer.batch_size)
+        data = config.data
+        key = (config.model.model, data.dataset, data.subset, config.optimizer.batch_size)
         if key not in self._per_epoch:
             here = load_dataset(config).in_memory and not self._on_gpus
             self._per_epoch[key] = seconds_per_epoch(config) if here else None
