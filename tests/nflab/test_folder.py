@@ -340,7 +340,7 @@ def test_a_file_that_is_cut_off_is_refused_before_anything_starts(own: Path, end
 def paths(dataset: Any, split: str) -> list[Path]:
     """Of the images of a split, in their order."""
     part, places = dataset._places[split]
-    return [dataset._files[part][place] for place in places.tolist()]
+    return [Path(dataset._files[part][place]) for place in places.tolist()]
 
 
 @pytest.mark.slow

@@ -106,6 +106,7 @@ def test_a_store_is_the_dataset_that_its_folder_is(photos: Path, tmp_path: Path)
     folder, store = load(photos), load(tmp_path / "store")
     assert isinstance(store, ImageStore)
     require_same(folder, store)
+    require_same(load(photos, subset=0.4), load(tmp_path / "store", subset=0.4))
     assert len(manifest.shards["train"]) > 2
     assert manifest.counts == {"train": (12, 12), "val": (3, 3)}
     config = replace(CONFIG, mixup=True, augmentation_level=3)
