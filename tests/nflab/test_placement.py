@@ -88,6 +88,16 @@ def test_what_can_never_run_is_refused(fleet: Fleet, scale: ScaleConfig, words: 
         place(scale, fleet)
 
 
+def test_no_more_runs_of_several_workers_begin_than_the_heads_memory_holds() -> None:
+    """The process that waits for each of them, and Ray Train's, are there."""
+    head = {"CPU": 0, "node:__internal_head__": 1.0, "memory": 4e9}
+    cluster = Fleet([head, *[{"CPU": 48, "GPU": 4, "memory": 1e11}] * 8])
+    assert place(ScaleConfig(num_workers=4), cluster).max_concurrent == 3
+    assert place(ScaleConfig(num_workers=1), cluster).max_concurrent == 32
+    small = Fleet([{**head, "memory": 1e9}, {"CPU": 48, "GPU": 4}])
+    assert place(ScaleConfig(num_workers=2), small).max_concurrent == 1
+
+
 def test_a_run_asks_for_machines_that_hold_all_of_it_where_there_are_smaller_ones() -> None:
     def labels(fleet: Fleet, workers: int | str, how: str = "pack") -> tuple[str, ...]:
         return place(ScaleConfig(num_workers=workers, placement=how), fleet).labels

@@ -1,6 +1,7 @@
 """What each worker of a run takes of a cluster, and how many runs fit at once."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,15 @@ from nflab.settings.errors import ConfigError
 WORKERS_PER_CORE = 8
 """CPU workers that may share a core of a Ray that the platform starts itself."""
 
-ON_HEAD = {"node:__internal_head__": 0.001}
+_HEAD = "node:__internal_head__"
+"""Ray's mark of the head among its resources."""
+
+ON_HEAD = {_HEAD: 0.001}
 """What a process asks for that only waits for workers: a place on the head, for which no machine is
 launched and which no cloud takes away."""
+
+WAITING_BYTES = 1.2e9
+"""Of the head's memory for each run of several workers: the process that waits, and Ray Train's."""
 
 TYPE_LABEL = "nflab-type"
 """Label of a type of machine in a launcher file, by which a run asks for types that hold it."""
@@ -192,6 +199,8 @@ def place(scale: ScaleConfig, *fleets: Fleet) -> Placement:
     def held(machine: Machine) -> int:
         return slots(machine, placement.per_worker)
 
+    heads = [machine for fleet in fleets for machine in fleet.present if "memory" in machine]
+    memory = min((machine["memory"] for machine in heads if _HEAD in machine), default=math.inf)
     whole = []
     if scale.placement != "spread" and not elastic:
         whole = list(filter(None, (f.of_kinds_that_hold(most, held) for f in fleets)))
@@ -212,9 +221,11 @@ def place(scale: ScaleConfig, *fleets: Fleet) -> Placement:
         at_once = max(fleet.room(lambda machine: held(machine) // most) for fleet in fleets)
     else:
         at_once = max(fleet.room(held) for fleet in fleets) // most
+    if most > 1:
+        at_once = int(min(at_once, memory // WAITING_BYTES))
     return dataclasses.replace(
         placement,
-        max_concurrent=max(1, at_once),  # with fewer workers there is always one
+        max_concurrent=max(1, at_once),  # with fewer workers, too
         strategy=scale.placement.upper(),
         labels=tuple(str(kind.label) for fleet in whole for kind in fleet.kinds),
     )
