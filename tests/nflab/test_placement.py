@@ -67,6 +67,7 @@ def test_runs_fit_the_cluster(
     ("fleet", "scale", "words"),
     [
         (LAPTOP, ScaleConfig(num_workers=17), "num_workers 17 .* hold 16$"),
+        (LAPTOP, ScaleConfig(num_workers=99_999), "num_workers 99999 .* hold 16$"),
         (CPU_CLUSTER, ScaleConfig(num_workers=11), "num_workers 11 .* hold 10$"),
         (GPU_CLUSTER, ScaleConfig(num_workers=9), "num_workers 9 .* hold 8$"),
         (APART, ScaleConfig(num_workers=4), "num_workers 4 .* a CPU and a GPU for each, hold 2$"),

@@ -192,7 +192,7 @@ def place(scale: ScaleConfig, *fleets: Fleet) -> Placement:
     cores = fleets[0].present[0]["CPU"] if shared else 0
     if shared:
         # Down to one of Ray's parts: three times a third of two cores, rounded up, is too much.
-        cpus = min(1.0, int(cores / most * _UNITS) / _UNITS)
+        cpus = min(1.0, max(1, int(cores / most * _UNITS)) / _UNITS)
     elastic = least < most
     placement = Placement(most, cpus, gpus, 1, min_workers=least if elastic else None)
 
