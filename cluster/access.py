@@ -21,6 +21,13 @@ from nflab.settings.errors import ConfigError
 OWN_ADDRESS = "https://checkip.amazonaws.com"
 """Answers with the address that a request came from."""
 
+SSM = "resolve:ssm:"
+"""How an image begins that a parameter names."""
+
+WRITING = ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]
+
+EVERY_MACHINE = "arn:aws:ec2:*:*:instance/*"
+
 SPOT_ROLE = "arn:aws:iam::*:role/aws-service-role/spot.amazonaws.com/*"
 
 TRUST = {
@@ -47,10 +54,8 @@ def make(cluster: Launcher, ssh_from: str | None) -> None:
     """
     make_group(cluster, network(ssh_from), own_subnet(cluster)["VpcId"])
     head, workers = profiles(cluster)
-    bucket = bucket_policy(cluster.bucket)
-    made = [make_profile(cluster, name, bucket) for name in workers]
-    roles = [role["Arn"] for role in made]
-    make_profile(cluster, head, [*bucket, *launch_policy(cluster.name, roles)])
+    made = [make_profile(cluster, name, worker_policy(cluster)) for name in workers]
+    make_profile(cluster, head, head_policy(cluster, [role["Arn"] for role in made]))
 
 
 def network(ssh_from: str | None) -> str:
@@ -151,38 +156,86 @@ def profiles(cluster: Launcher) -> tuple[str, list[str]]:
     return names.pop(head), sorted(set(names.values()))
 
 
-def bucket_policy(bucket: str) -> list[dict[str, Any]]:
-    """Reading and writing one bucket."""
-    arn = f"arn:aws:s3:::{bucket}"
-    objects = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]
+def worker_policy(cluster: Launcher) -> list[dict[str, Any]]:
+    """What workers may: read the bucket, and write below the cluster's own results, but for the
+    copies of what only the head has, and for the environment that new machines unpack and run."""
+    _, own = _results(cluster)
+    return [
+        *_bucket_policy(cluster),
+        {"Effect": "Deny", "Action": "s3:*", "Resource": f"{own}/backup/*"},
+        {"Effect": "Deny", "Action": WRITING, "Resource": f"{own}/environments/*"},
+    ]
+
+
+def head_policy(cluster: Launcher, roles: list[str]) -> list[dict[str, Any]]:
+    """What the head may: read the bucket, and write below the cluster's own results; launch the
+    launcher file's types in its region, with workers' `roles` and the cluster's tag; end machines
+    that bear it."""
+    region, name = cluster.region, cluster.name
+    here = {"StringEquals": {"aws:RequestedRegion": region}}
+    machines, tag = f"arn:aws:ec2:{region}:*:instance/*", "ec2:CreateTags"
+    # Who may tag any machine as the cluster's may end any machine.
+    own = {"StringEquals": {"aws:ResourceTag/ray-cluster-name": name}}
+    new = {"StringEquals": {"ec2:CreateAction": "RunInstances"}}
+    workers = [t for n, t in cluster.node_types.items() if n != cluster.content["head_node_type"]]
+    types = sorted({node_type["node_config"]["InstanceType"] for node_type in workers})
+    asked = {
+        "StringEquals": {"ec2:InstanceType": types, "aws:RequestTag/ray-cluster-name": name},
+    }
+    launching, ending = "ec2:RunInstances", ["ec2:TerminateInstances", tag]
+    ids = sorted({str(node_type["node_config"].get("ImageId")) for node_type in workers})
+    images = [_parameter(region, i.removeprefix(SSM)) for i in ids if i.startswith(SSM)]
+    passed = {"StringEquals": {"iam:PassedToService": "ec2.amazonaws.com"}}
+    return [
+        *_bucket_policy(cluster),
+        {"Effect": "Allow", "Action": "ec2:Describe*", "Resource": "*", "Condition": here},
+        {"Effect": "Allow", "Action": launching, "Resource": machines, "Condition": asked},
+        # What a machine is made of: its image, disk, network, group and key.
+        {"Effect": "Allow", "Action": launching, "NotResource": EVERY_MACHINE, "Condition": here},
+        {"Effect": "Allow", "Action": ending, "Resource": machines, "Condition": own},
+        *(
+            {"Effect": "Allow", "Action": tag, "Resource": resource, "Condition": new}
+            for resource in (machines, f"arn:aws:ec2:{region}:*:volume/*")
+        ),
+        {
+            "Effect": "Allow",
+            "Action": tag,
+            "Resource": f"arn:aws:ec2:{region}:*:spot-instances-request/*",
+        },
+        *(
+            [{"Effect": "Allow", "Action": "ssm:GetParameters", "Resource": images}]
+            if images
+            else []
+        ),
+        {"Effect": "Allow", "Action": "iam:PassRole", "Resource": roles, "Condition": passed},
+        # The first spot request of an account makes the role of spot requests.
+        {"Effect": "Allow", "Action": "iam:CreateServiceLinkedRole", "Resource": SPOT_ROLE},
+    ]
+
+
+def _results(cluster: Launcher) -> tuple[str, str]:
+    """ARNs of the bucket, and of what the cluster keeps in it."""
+    return f"arn:aws:s3:::{cluster.bucket}", f"arn:aws:s3:::{cluster.results.removeprefix('s3://')}"
+
+
+def _bucket_policy(cluster: Launcher) -> list[dict[str, Any]]:
+    bucket, own = _results(cluster)
+    # Listing is of the whole bucket: else S3 answers for what is not there that it is forbidden.
     return [
         {
             "Effect": "Allow",
             "Action": ["s3:ListBucket", "s3:GetBucketLocation"],
-            "Resource": arn,
+            "Resource": bucket,
         },
-        {"Effect": "Allow", "Action": objects, "Resource": f"{arn}/*"},
+        {"Effect": "Allow", "Action": "s3:GetObject", "Resource": f"{bucket}/*"},
+        {"Effect": "Allow", "Action": WRITING, "Resource": f"{own}/*"},
     ]
 
 
-def launch_policy(name: str, roles: list[str]) -> list[dict[str, Any]]:
-    """Launching workers that have these roles, and ending machines of the cluster `name`."""
-    machines, tag = "arn:aws:ec2:*:*:instance/*", "ec2:CreateTags"
-    # Who may tag any machine as the cluster's may end any machine.
-    own = {"StringEquals": {"aws:ResourceTag/ray-cluster-name": name}}
-    new = {"StringEquals": {"ec2:CreateAction": "RunInstances"}}
-    other = ["arn:aws:ec2:*:*:volume/*", "arn:aws:ec2:*:*:spot-instances-request/*"]
-    ending = ["ec2:TerminateInstances", tag]
-    return [
-        {"Effect": "Allow", "Action": ["ec2:Describe*", "ec2:RunInstances"], "Resource": "*"},
-        {"Effect": "Allow", "Action": ending, "Resource": machines, "Condition": own},
-        {"Effect": "Allow", "Action": tag, "Resource": machines, "Condition": new},
-        {"Effect": "Allow", "Action": tag, "Resource": other},
-        {"Effect": "Allow", "Action": ["ssm:GetParameter", "ssm:GetParameters"], "Resource": "*"},
-        {"Effect": "Allow", "Action": "iam:PassRole", "Resource": roles},
-        # The first spot request of an account makes the role of spot requests.
-        {"Effect": "Allow", "Action": "iam:CreateServiceLinkedRole", "Resource": SPOT_ROLE},
-    ]
+def _parameter(region: str, path: str) -> str:
+    """ARN of a parameter that names an image: of AWS's own, else of the account."""
+    account = "" if path.startswith("/aws/") else "*"
+    return f"arn:aws:ssm:{region}:{account}:parameter{path}"
 
 
 def make_profile(cluster: Launcher, name: str, statements: list[dict[str, Any]]) -> dict[str, Any]:

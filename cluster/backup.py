@@ -10,13 +10,25 @@ import os
 import sqlite3
 import sys
 import tempfile
+import time
 import uuid
 from contextlib import closing
 from pathlib import Path
 
 from pyarrow import fs
 
-from nflab.storage.files import open_uri, patiently, read_text, write_bytes, write_text
+from nflab.storage.files import (
+    delete,
+    list_files,
+    open_uri,
+    patiently,
+    read_text,
+    write_bytes,
+    write_text,
+)
+
+EARLIER, DAYS = "earlier", 7
+"""Folder of the copies of MLflow's database, one of each day that it changed, the last seven."""
 
 DATABASE = Path.home() / "mlflow" / "mlflow.db"
 """Of MLflow."""
@@ -68,7 +80,7 @@ class Backup:
 
         Raises:
             OSError: they cannot be written, or are another head's.
-            sqlite3.Error: a database cannot be read.
+            sqlite3.Error: a database cannot be read, or is damaged: its last sound copy stays.
         """
         owner = read_text(f"{self._uri}/{OWNER.name}", patience=0)
         if owner is not None and (not OWNER.exists() or owner != OWNER.read_text(encoding="utf-8")):
@@ -87,8 +99,19 @@ class Backup:
             except FileNotFoundError:  # deleted since it was listed
                 continue
             write_bytes(f"{self._uri}/{name}", content, patience=0)
+            if path == DATABASE:
+                self._keep(content)
             self._saved[path] = state
         return len([folder for folder in RUNS.glob("*") if folder.is_dir()])
+
+    def _keep(self, content: bytes) -> None:
+        """The first copy of a day stays for a week: what is sound may yet be not what one wants."""
+        folder, day = f"{self._uri}/{EARLIER}", time.strftime("%Y-%m-%d.db", time.gmtime())
+        days = sorted(list_files(folder, patience=0))
+        if f"{folder}/{day}" not in days:
+            write_bytes(f"{folder}/{day}", content, patience=0)
+            for old in days[: 1 - DAYS]:
+                delete(old, patience=0)
 
     def restore(self) -> None:
         """Brings back what is not on this disk; a bucket that is away is waited for.
@@ -106,7 +129,7 @@ class Backup:
             target = RUNS / name.removeprefix("runs/")
             if name == DATABASE.name:
                 target = DATABASE
-            passing = name == OWNER.name or name.endswith(".part")
+            passing = name == OWNER.name or name.endswith(".part") or name.startswith(EARLIER)
             if info.type == fs.FileType.File and not (target.exists() or passing):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 part = target.with_name(f"{target.name}.part")
@@ -133,12 +156,19 @@ def _state(path: Path) -> tuple[tuple[int, int], ...]:
 
 
 def _copy_database(path: Path, folder: Path) -> Path:
-    """A whole copy of a database that others may be writing to."""
+    """A whole copy of a database that others may be writing to.
+
+    Raises:
+        sqlite3.DatabaseError: it is damaged.
+    """
     copy = folder / path.name
     if not path.exists():  # else an empty one would be made
         raise FileNotFoundError(path)
     with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
         source.backup(target)
+        ((told, *_),) = target.execute("PRAGMA quick_check(1)")
+    if told != "ok":
+        raise sqlite3.DatabaseError(f"{path} is damaged ({told}): its last sound copy is kept")
     return copy
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import optuna
@@ -213,3 +214,72 @@ def test_of_two_heads_at_one_address_the_later_one_has_the_copies(tmp_path: Path
     assert refused.returncode == 1
     assert "is another head's" in refused.stderr
     assert save("b", "go on").returncode == 0
+
+
+def backed_up(home: Path, results: Path, code: str = "") -> "subprocess.CompletedProcess[str]":
+    """A copy of what a head's disk holds, after some code of the module's own names."""
+    script = f"import sys\nsys.path.insert(0, {str(SERVER.parent)!r})\nimport backup\n{code}\n"
+    return subprocess.run(
+        [sys.executable, "-c", f"{script}backup.main()"],
+        env={**os.environ, "HOME": str(home), "NFLAB_RESULTS": str(results)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def a_database(path: Path, rows: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("create table if not exists numbers (n integer, said text)")
+        values = [(n, "x" * 100) for n in range(rows)]
+        database.executemany("insert into numbers values (?, ?)", values)
+
+
+def test_a_damaged_database_never_takes_the_place_of_its_last_sound_copy(tmp_path: Path) -> None:
+    home, results = tmp_path / "head", tmp_path / "results"
+    database = home / "mlflow" / "mlflow.db"
+    a_database(database, 1000)
+    assert backed_up(home, results).returncode == 0
+    sound = (results / "backup" / "mlflow.db").read_bytes()
+    content = bytearray(database.read_bytes())
+    content[8192 : 8192 + 4096] = b"\0" * 4096  # as a disk may return it
+    database.write_bytes(content)
+    done = backed_up(home, results)
+    assert done.returncode == 2
+    assert "is damaged" in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert (results / "backup" / "mlflow.db").read_bytes() == sound
+
+
+DAYS = """
+import sqlite3
+from contextlib import closing
+results = os.environ["NFLAB_RESULTS"]
+for number in range(18):
+    with closing(sqlite3.connect(backup.DATABASE)) as database, database:
+        database.execute("insert into numbers values (0, 'x')")
+    today = backup.time.struct_time((2026, 5, 1 + number // 2, 0, 0, 0, 0, 0, 0))
+    backup.time.gmtime = lambda: today
+    backup.Backup(results).save()
+"""
+
+
+def test_the_first_copy_of_each_day_stays_for_a_week(tmp_path: Path) -> None:
+    home, results = tmp_path / "head", tmp_path / "results"
+    earlier = results / "backup" / "earlier"
+    a_database(home / "mlflow" / "mlflow.db", 0)
+    done = backed_up(home, results, f"import os\n{DAYS}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(path.name for path in earlier.iterdir()) == [
+        f"2026-05-0{day}.db" for day in range(3, 10)
+    ]
+    with closing(sqlite3.connect(earlier / "2026-05-04.db")) as kept:
+        assert kept.execute("select count(*) from numbers").fetchone() == (7,)  # its first
+    shutil.rmtree(home)
+    done = backed_up(home, results, f"backup.Backup({str(results)!r}).take_over()")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(str(p.relative_to(home)) for p in home.rglob("*") if p.is_file()) == [
+        "mlflow/mlflow.db",
+        "mlflow/owner",
+    ]

@@ -1,0 +1,188 @@
+"""What the head and the workers of a cluster on AWS may do, and what they may not."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cluster.iam import allows
+from tests.conftest import ROOT
+
+POLICIES = """
+import json, sys, access, launcher
+cluster = launcher.read(sys.argv[1])
+roles = ["arn:aws:iam::111122223333:role/nflab-gpu-worker"]
+print(json.dumps([access.head_policy(cluster, roles), access.worker_policy(cluster)]))
+"""
+
+
+def policies(file: Path) -> tuple[list[Any], list[Any]]:
+    """The head's and the workers' statements."""
+    done = subprocess.run(
+        [sys.executable, "-c", POLICIES, str(file)],
+        cwd=ROOT / "cluster",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    head, workers = json.loads(done.stdout)
+    return head, workers
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[Any]]:
+    """Of gpu.yaml, with results in a folder of a bucket."""
+    file = tmp_path_factory.mktemp("access") / "gpu.yaml"
+    text = (ROOT / "cluster/gpu.yaml").read_text()
+    file.write_text(text.replace("RESULTS=s3://nflab-results ", "RESULTS=s3://shared/mine "))
+    return policies(file)
+
+
+EC2 = "arn:aws:ec2:us-east-1:111122223333"
+
+NEW = {
+    "ec2__InstanceType": "g5.2xlarge",
+    "aws__RequestTag___ray-cluster-name": "nflab-gpu",
+    "aws__RequestedRegion": "us-east-1",
+}
+"""Of a request that launches a worker."""
+
+AMI = "parameter/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest"
+
+HERE = {"aws__RequestedRegion": "us-east-1"}
+
+TAGGED = {"aws__ResourceTag___ray-cluster-name": "nflab-gpu"}
+
+
+@pytest.mark.parametrize(
+    ("action", "resource", "context"),
+    [
+        ("ec2:RunInstances", f"{EC2}:instance/*", NEW),
+        *[
+            ("ec2:RunInstances", resource, NEW)
+            for resource in (
+                "arn:aws:ec2:us-east-1::image/ami-1",
+                "arn:aws:ec2:us-east-1::snapshot/snap-1",
+                *(f"{EC2}:{kind}/x" for kind in ("subnet", "security-group", "key-pair")),
+                *(f"{EC2}:{kind}/*" for kind in ("network-interface", "volume")),
+            )
+        ],
+        *[
+            ("ec2:CreateTags", f"{EC2}:{kind}/x", {"ec2__CreateAction": "RunInstances"})
+            for kind in ("instance", "volume", "spot-instances-request")
+        ],
+        ("ec2:CreateTags", f"{EC2}:instance/i-1", TAGGED),
+        ("ec2:TerminateInstances", f"{EC2}:instance/i-1", TAGGED),
+        ("ec2:DescribeInstances", "*", HERE),
+        ("ssm:GetParameters", f"arn:aws:ssm:us-east-1::{AMI}/ami-id", {}),
+        (
+            "iam:PassRole",
+            "arn:aws:iam::111122223333:role/nflab-gpu-worker",
+            {"iam__PassedToService": "ec2.amazonaws.com"},
+        ),
+        ("s3:GetObject", "arn:aws:s3:::shared/imagenet/train-0.arrow", {}),
+        ("s3:PutObject", "arn:aws:s3:::shared/mine/backup/mlflow.db", {}),
+        ("s3:PutObject", "arn:aws:s3:::shared/mine/environments/a.tar.zst", {}),
+        ("s3:DeleteObject", "arn:aws:s3:::shared/mine/runs/a/run.json", {}),
+        ("s3:ListBucket", "arn:aws:s3:::shared", {}),
+    ],
+)
+def test_the_head_may_do_what_it_must(
+    ours: tuple[list[Any], list[Any]], action: str, resource: str, context: dict[str, str]
+) -> None:
+    assert allows(ours[0], action, resource, **context)
+
+
+@pytest.mark.parametrize(
+    ("action", "resource", "context"),
+    [
+        # Another type, region or cluster's name, or none.
+        ("ec2:RunInstances", f"{EC2}:instance/*", {**NEW, "ec2__InstanceType": "p5.48xlarge"}),
+        ("ec2:RunInstances", "arn:aws:ec2:eu-west-1:111122223333:instance/*", NEW),
+        (
+            "ec2:RunInstances",
+            "arn:aws:ec2:eu-west-1::image/a",
+            {"aws__RequestedRegion": "eu-west-1"},
+        ),
+        (
+            "ec2:RunInstances",
+            f"{EC2}:instance/*",
+            {**NEW, "aws__RequestTag___ray-cluster-name": "other"},
+        ),
+        ("ec2:RunInstances", f"{EC2}:instance/*", HERE),
+        ("ec2:TerminateInstances", f"{EC2}:instance/i-1", {}),
+        ("ec2:CreateTags", f"{EC2}:instance/i-1", {}),
+        ("ec2:CreateTags", f"{EC2}:volume/vol-1", {}),
+        ("ec2:ModifyInstanceAttribute", f"{EC2}:instance/i-1", TAGGED),
+        # Parameters of the account, which may be secrets, and other ways to read them.
+        ("ssm:GetParameters", "arn:aws:ssm:us-east-1:111122223333:parameter/database/password", {}),
+        ("ssm:GetParameter", f"arn:aws:ssm:us-east-1::{AMI}/ami-id", {}),
+        ("ssm:GetParametersByPath", f"arn:aws:ssm:us-east-1::{AMI}", {}),
+        # Roles of others, or ours for another service.
+        (
+            "iam:PassRole",
+            "arn:aws:iam::111122223333:role/admin",
+            {"iam__PassedToService": "ec2.amazonaws.com"},
+        ),
+        (
+            "iam:PassRole",
+            "arn:aws:iam::111122223333:role/nflab-gpu-worker",
+            {"iam__PassedToService": "lambda.amazonaws.com"},
+        ),
+        ("s3:DeleteObject", "arn:aws:s3:::shared/imagenet/train-0.arrow", {}),
+        ("s3:PutObject", "arn:aws:s3:::shared/mine-too/a", {}),
+        ("s3:DeleteBucket", "arn:aws:s3:::shared", {}),
+        ("s3:GetObject", "arn:aws:s3:::other/a", {}),
+    ],
+)
+def test_the_head_may_do_nothing_else(
+    ours: tuple[list[Any], list[Any]], action: str, resource: str, context: dict[str, str]
+) -> None:
+    assert not allows(ours[0], action, resource, **context)
+
+
+def test_workers_use_the_bucket_but_for_what_heads_begin_with(
+    ours: tuple[list[Any], list[Any]],
+) -> None:
+    _, workers = ours
+    mine = "arn:aws:s3:::shared/mine"
+    reading, writing = "s3:GetObject", ("s3:PutObject", "s3:DeleteObject")
+    assert allows(workers, reading, "arn:aws:s3:::shared/imagenet/train-0.arrow")
+    assert allows(workers, reading, f"{mine}/environments/a.tar.zst")
+    assert all(allows(workers, verb, f"{mine}/runs/a/state.pt") for verb in writing)
+    for verb in (*writing, reading):
+        assert not allows(workers, verb, f"{mine}/backup/mlflow.db")
+    for verb in writing:
+        assert not allows(workers, verb, f"{mine}/environments/a.tar.zst")
+        assert not allows(workers, verb, "arn:aws:s3:::shared/other/a")
+    for action in (
+        "ec2:RunInstances",
+        "ec2:DescribeInstances",
+        "iam:PassRole",
+        "ssm:GetParameters",
+    ):
+        assert not allows(workers, action, "*", **NEW)
+
+
+def test_what_the_launcher_file_says_is_what_may_be_launched(tmp_path: Path) -> None:
+    content = yaml.safe_load((ROOT / "cluster/gpu.yaml").read_text())
+    spot = content["available_node_types"]["gpu-spot"]["node_config"]
+    spot |= {"InstanceType": "g6.xlarge", "ImageId": "resolve:ssm:/team/image"}
+    content["provider"]["region"] = "eu-central-1"
+    file = tmp_path / "gpu.yaml"
+    file.write_text(yaml.safe_dump(content))
+    head, _ = policies(file)
+    new = {**NEW, "aws__RequestedRegion": "eu-central-1"}
+    machines = "arn:aws:ec2:eu-central-1:111122223333:instance/*"
+    for kind, may in (("g6.xlarge", True), ("g5.2xlarge", True), ("m7i.large", False)):
+        assert (
+            allows(head, "ec2:RunInstances", machines, **{**new, "ec2__InstanceType": kind}) is may
+        )
+    own = "arn:aws:ssm:eu-central-1:111122223333:parameter/team/"
+    assert allows(head, "ssm:GetParameters", f"{own}image")
+    assert not allows(head, "ssm:GetParameters", f"{own}password")
+    assert not allows(head, "ec2:RunInstances", f"{EC2}:instance/*", **NEW)
