@@ -134,6 +134,13 @@ def test_finals_repeat_the_best_over_fresh_seeds(
     assert "seed noise of the baseline: test top-1" in printed["agc_sweep"]
     assert "seed noise of the baseline" in parent.data.tags["mlflow.note.content"]
     assert {"finals.json", "finalists.png"} <= artifacts(env, parent)
+    told = parent.data.metrics
+    of_each = {key: value for key, value in told.items() if key.startswith("test_top1_mean/")}
+    assert len(of_each) == 2
+    found = [run.data.metrics.get("test_top1", 0.0) for run in cells]
+    assert sum(of_each.values()) == pytest.approx(sum(found) / 2)
+    assert told["test_top1_mean"] in of_each.values()
+    assert told["test_top1_count"] == 2
 
 
 def test_diagnostics_are_on_the_runs(ran: tuple[dict[str, str], dict[str, str]]) -> None:

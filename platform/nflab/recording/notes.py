@@ -37,7 +37,13 @@ QUESTIONS = {
 
 COLUMNS = {
     "tags": {"outcome": 80},
-    "metrics": {"epoch": 60, "val_top1": 90, "test_top1": 90},
+    "metrics": {
+        "epoch": 60,
+        "val_top1": 90,
+        "test_top1": 90,
+        **{f"{split}_top1_{of}": 120 for split in ("val", "test") for of in ("mean", "sd")},
+        "test_top1_count": 120,
+    },
     "params": {
         "kind": 70,
         "parent": 110,

@@ -196,7 +196,7 @@ class Tracker:
         new = {
             key: value
             for key, value in metrics.items()
-            if known.get(key) != value and not (math.isnan(value) and key in known)
+            if known.get(key) != value and not (math.isnan(value) and math.isnan(known.get(key, 0)))
         }
         if new:
             self.log(run_id, new, 0)

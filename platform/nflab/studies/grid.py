@@ -38,6 +38,7 @@ from nflab.studies.cells import Cell, common_part, rows_of, with_settings
 from nflab.studies.costs import cost_sentences, gpu_sentences, totals
 from nflab.studies.life_cycle import LiveRun, live_run
 from nflab.studies.plan import how_long, show_plan
+from nflab.studies.seeds import over_seeds
 from nflab.terminal.interrupts import BudgetReached
 from nflab.terminal.progress import SweepProgress
 from nflab.terminal.wording import console
@@ -96,6 +97,8 @@ class Grid:
         self._run.work(base, ledger, progress)
         unfinished = ledger.rows.outcome.isin(["missing", "interrupted"]).any()
         found = ledger.results()
+        told = over_seeds(cells, found)
+        self._outbox.read(lambda: self.tracker.log_anew(self.parent, told))
         self.has_results |= bool(found.outcome.isin(DONE).any())
         if unfinished and self._budget.reached:
             self.stopped = True
