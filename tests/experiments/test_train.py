@@ -1,3 +1,4 @@
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -112,3 +113,25 @@ def test_a_tracking_server_that_does_not_answer_is_refused(script: Script) -> No
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "http://127.0.0.1:9" in done.stderr
+
+
+def test_a_recipe_of_ones_own_is_kept_with_its_sources(
+    script: Script, store: dict[str, str], tmp_path: Path
+) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        'settings:\n  batch_size: {value: 32, source: "to see"}\n'
+        "  epochs: {value: 1, source: it is short}\n  subset: {value: 0.1, source: it is small}\n"
+        "  warmup_epochs: {value: 0.5, source: it is short}\n"
+    )
+    done = script("train.py", "--recipe", str(own), "--name", "own")
+    assert done.returncode == 0, done.stdout + done.stderr
+    client, run = MlflowClient(store["MLFLOW_TRACKING_URI"]), only_run(store)
+    digest = hashlib.sha256(own.read_bytes()).hexdigest()[:16]
+    assert run.data.params["recipe"] == f"{own}#{digest}"
+    assert run.data.params["subset"] == "0.1"
+    kept = Path(client.download_artifacts(run.info.run_id, "recipe.yaml"))
+    assert kept.read_bytes() == own.read_bytes()
+    note = run.data.tags["mlflow.note.content"]
+    assert f"own.yaml ({digest})" in note
+    assert "- batch size 32: to see" in note

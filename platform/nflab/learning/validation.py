@@ -1,6 +1,5 @@
 """Refuses a configuration that cannot be run, before anything is started."""
 
-import difflib
 import math
 from typing import Any
 
@@ -11,9 +10,10 @@ from nflab.learning.profile import PROFILED
 from nflab.settings import locations
 from nflab.settings.canonical import UNREAD, is_read
 from nflab.settings.config import Config, ScaleConfig
-from nflab.settings.errors import ConfigError, require
+from nflab.settings.errors import ConfigError, known, require
 from nflab.settings.leaves import as_text, flat, replace
-from nflab.settings.recipes import RECIPES, batch_sizes_of, scales_of
+from nflab.settings.recipe_files import is_file
+from nflab.settings.recipes import batch_sizes_of, recipe_of, scales_of
 from nflab.settings.search_space import tried
 from nflab.settings.studies import ClippingConfig, GridOfConfigs, SweepConfig
 
@@ -29,6 +29,8 @@ def validate(config: Config, trains: bool = True) -> None:
     """
     locations.refuse_passwords(config)
     c = flat(config)
+    if type(config) is not Config or not is_file(c["recipe"]):
+        recipe_of(c["recipe"])  # of a single training all is in its configuration
     _check_values(c)
     if c["name"] is not None:
         locations.check_name(c["name"])
@@ -115,7 +117,6 @@ def _check_scale(scale: ScaleConfig) -> None:
 def _check_values(c: dict[str, Any]) -> None:
     """Each setting by itself."""
     known("model", c["model"], nfnet.list_models())
-    known("recipe", c["recipe"], list(RECIPES))
     known("precision", c["precision"], ["float32", "tf32", "bfloat16"])
     known("bad_images", c["bad_images"], ["fail", "skip"])
     known("partners", c["partners"], ["batch", "fresh"])
@@ -206,10 +207,3 @@ def _check_search(config: SweepConfig, trains: bool) -> None:
 
 def _searches(config: Config, name: str) -> bool:
     return isinstance(config, SweepConfig) and name in scales_of(config)
-
-
-def known(what: str, name: str, names: list[str]) -> None:
-    """Refuses a name that is not among `names`, and says which are near."""
-    near = difflib.get_close_matches(name, names, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(names)}"
-    require(name in names, f"unknown {what} {name!r}: {hint}")

@@ -5,6 +5,7 @@ import zlib
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -13,7 +14,9 @@ import pandas as pd
 from nflab.analysis.statistics import Importance
 from nflab.data import load_dataset
 from nflab.settings.config import Config, ScaleConfig
-from nflab.settings.leaves import flat
+from nflab.settings.errors import ConfigError
+from nflab.settings.leaves import as_text, flat
+from nflab.settings.recipes import recipe_of, sourced
 from nflab.settings.search_space import Scale
 from nflab.settings.studies import SweepConfig
 
@@ -160,7 +163,7 @@ def sweep_note(
         )
     else:
         found.append("Too few different results to say which setting mattered.")
-    return _note(experiment, asked, [*found, *more], run_id, figures)
+    return _note(config, experiment, asked, [*found, *more], run_id, figures)
 
 
 def grid_note(
@@ -189,14 +192,38 @@ def grid_note(
         f"{len(cells)} cells {_of(config)}, {seeds} seed{'s' * (seeds != 1)}; "
         f"compared: {'; '.join(compared) or 'nothing but seeds'}."
     )
-    return _note(experiment, asked, [*found, _counts("Cells", cells)], run_id, figures)
+    return _note(config, experiment, asked, [*found, _counts("Cells", cells)], run_id, figures)
+
+
+def recipe_note(config: Config) -> list[str]:
+    """Where the numbers of a recipe of one's own come from, in a paragraph; none of ours."""
+    path, _, digest = config.run.recipe.partition("#")
+    if not digest:
+        return []
+    try:
+        told = sourced(config)
+    except ConfigError:  # a training that goes on where the file is not
+        return [f"**Recipe:** {Path(path).name} ({digest}), kept among the artifacts."]
+    named = recipe_of(config.run.recipe).settings
+    numbers = [
+        f"- {_words(name)} {as_text(value)}: {source}"
+        for name, (value, source) in told.items()
+        if name in named and name != "recipe"
+    ]
+    return ["\n".join([f"**Recipe:** {Path(path).name} ({digest})", "", *numbers])]
 
 
 def _note(
-    experiment: str, asked: str, found: Iterable[str], run_id: str, figures: Iterable[str]
+    config: Config,
+    experiment: str,
+    asked: str,
+    found: Iterable[str],
+    run_id: str,
+    figures: Iterable[str],
 ) -> str:
     lines = [f"**Asked:** {QUESTIONS.get(experiment, '')} {asked}", "**Found:**"]
     lines.append("\n".join(f"- {sentence}" for sentence in found))
+    lines += recipe_note(config)
     lines += [
         # Of the server that shows the page.
         f"![{name}](get-artifact?path={quote(name)}&run_uuid={run_id})"

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import nfnet
+from nflab.settings import recipe_files
 from nflab.settings.config import Config
-from nflab.settings.errors import ConfigError
-from nflab.settings.leaves import replace
+from nflab.settings.errors import ConfigError, known
+from nflab.settings.leaves import flat, replace
 from nflab.settings.search_space import Scale, SearchSpace, scales
 from nflab.settings.studies import SweepConfig
 
@@ -195,9 +196,44 @@ RECIPES = {
 """Every number that an experiment starts from, by the recipe's name."""
 
 
+def recipe_of(name: str) -> Recipe:
+    """The recipe of a name, or of a file (see `recipe_files`).
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not recipe_files.is_file(name):
+        known("recipe", name, list(RECIPES))
+        return RECIPES[name]
+    found = recipe_files.read(name)
+    settings = {**found.settings, "recipe": (name, "a file of one's own")}
+    return Recipe(settings, dataclasses.replace(_PAPER_SPACE, **found.space))
+
+
 def space_of(config: Config) -> SearchSpace:
     """What a sweep around this configuration searches."""
-    return RECIPES[config.run.recipe].space
+    return recipe_of(config.run.recipe).space
+
+
+def sourced(config: Config) -> dict[str, tuple[Any, str]]:
+    """Every setting of a configuration with its value and where that comes from."""
+    recipe = recipe_of(config.run.recipe)
+    expected = flat(recipe.config)
+    return {
+        name: (value, recipe.source(name) if expected.get(name, value) == value else "given")
+        for name, value in flat(config).items()
+    }
+
+
+def as_yaml(config: Config) -> str:
+    """A configuration as a recipe's file."""
+    own, space = flat(Config()), space_of(config)
+    if isinstance(config, SweepConfig):
+        found = scales_of(config)
+        if "batch_size" in found:
+            space = dataclasses.replace(space, scales=found)
+    told = {name: one for name, one in sourced(config).items() if name in own}
+    return recipe_files.write(told, space)
 
 
 def scales_of(config: SweepConfig) -> dict[str, Scale]:

@@ -64,15 +64,20 @@ def _read(
 def _read_part(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise ConfigError(f"{where!r} must be a section of settings, not {value!r}")
-    return kind(**_read(kind, value, f"{where}.", _read_leaf))
+    return kind(**_read(kind, value, f"{where}.", read_leaf))
 
 
-def _read_leaf(hint: Any, value: Any, where: str) -> Any:
+def read_leaf(hint: Any, value: Any, where: str) -> Any:
+    """A value from JSON or YAML as a setting of type `hint`.
+
+    Raises:
+        ConfigError: it is of another type; the message names `where` it stands.
+    """
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if typing.get_origin(hint) is tuple:
         kind = typing.get_args(hint)[0]
         if isinstance(value, list):
-            return tuple(_read_leaf(kind, item, where) for item in value)
+            return tuple(read_leaf(kind, item, where) for item in value)
     elif float in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     elif type(value) in kinds:

@@ -97,8 +97,8 @@ class Grid:
         self._run.work(base, ledger, progress)
         unfinished = ledger.rows.outcome.isin(["missing", "interrupted"]).any()
         found = ledger.results()
-        told = over_seeds(cells, found)
-        self._outbox.read(lambda: self.tracker.log_anew(self.parent, told))
+        reached = over_seeds(cells, found)
+        self._outbox.read(lambda: self.tracker.log_anew(self.parent, reached))
         self.has_results |= bool(found.outcome.isin(DONE).any())
         if unfinished and self._budget.reached:
             self.stopped = True

@@ -16,6 +16,7 @@ from nflab.recording.run_record import ERROR_LENGTH
 from nflab.running.budget import Budget
 from nflab.running.ledger import Ledger
 from nflab.running.tuner import FAILURES_IN_A_ROW, run_trials
+from nflab.settings import recipe_files
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import C, flat
@@ -33,6 +34,9 @@ from nflab.terminal.interrupts import (
 )
 from nflab.terminal.progress import SweepProgress
 from nflab.terminal.wording import say
+
+RECIPE = "recipe.yaml"
+"""Artifact of a run with the file that its recipe is, if that is one of one's own."""
 
 
 class LiveRun(Generic[C]):
@@ -102,6 +106,10 @@ def live_run(config: C, experiment: str, kind: str, resume: bool) -> Iterator[Li
         outbox = _outbox(session)
         run = _begin(session, outbox, kind)
         run.outbox.put("reopen", run.run_id)
+        if recipe_files.is_file(session.config.run.recipe):
+            with suppress(ConfigError):  # gone since: it was recorded when the run began
+                kept = recipe_files.text(session.config.run.recipe)
+                run.outbox.put("add_text", run.run_id, text=kept, file=RECIPE)
         run.budget.add(run.outbox.read(lambda: spent(session.tracker.children(run.run_id))))
         yield run
         run.finish(run.outcome, run.error)

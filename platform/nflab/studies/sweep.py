@@ -20,10 +20,10 @@ from nflab.running.ledger import METRIC
 from nflab.searching.importances import importances, judged
 from nflab.searching.trial_ledger import TrialLedger, trial_folder
 from nflab.settings.leaves import as_text, flat, replace
-from nflab.settings.recipes import batch_sizes_of, lookahead, scales_of, space_of
+from nflab.settings.recipes import batch_sizes_of, lookahead, scales_of
 from nflab.settings.search_space import Scale, setting
 from nflab.settings.serialization import to_json
-from nflab.settings.studies import SweepConfig
+from nflab.settings.studies import SearchConfig, SweepConfig
 from nflab.storage.checkpoints import Checkpoints
 from nflab.storage.files import is_local
 from nflab.studies.costs import cost_sentences, gpu_sentences, totals
@@ -146,7 +146,7 @@ def _conclude(run: LiveRun[SweepConfig], stopped: bool) -> SweepResult:
     ]
     model = "several models" if "model" in scales else config.model.model
     size = f"{model} on {config.data.dataset}, {config.schedule.epochs} epochs"
-    if scales.keys() <= space_of(config).scales.keys():
+    if scales.keys() <= set(SearchConfig().searched):
         figures.draw_top1(trials, folder / "top1.png", f"Validation top-1: {size}")
     else:
         _draw_settings(trials, scales, list(shares), folder, size)

@@ -8,6 +8,7 @@ from nflab.cluster.waiting import told_of_waiting
 from nflab.data import example_image
 from nflab.learning.loop import train
 from nflab.learning.validation import validate
+from nflab.recording.notes import recipe_note
 from nflab.recording.run_record import RunRecord
 from nflab.running.mailbox import Listener, mailbox
 from nflab.running.worker_group import Task, TrainingFailedError, first_error, fit
@@ -63,6 +64,8 @@ def run_training(
         record = RunRecord(outbox, run_id, config, outbox.read(lambda: tracker.last_epoch(run_id)))
         run.outcome, run.finish = "failed", record.finish
         outbox.put("add_text", run_id, text=json.dumps(session.class_names), file="classes.json")
+        for note in recipe_note(config):
+            outbox.put("describe", run_id, text=note)
         try:
             run.outcome = _train(session, record, task)
         except TrainingFailedError as failure:

@@ -12,21 +12,22 @@ from typing import NoReturn, TypeVar, cast
 import tyro
 
 from nflab.data.dataset import DatasetError
-from nflab.learning.validation import known, validate
-from nflab.settings import locations
+from nflab.learning.validation import validate
+from nflab.settings import locations, recipe_files
 from nflab.settings.config import Config
-from nflab.settings.errors import ConfigError, require
+from nflab.settings.errors import ConfigError, known, require
 from nflab.settings.leaves import C, flat, replace
-from nflab.settings.recipes import RECIPES, scales_of
+from nflab.settings.recipes import as_yaml, recipe_of, scales_of, sourced, space_of
 from nflab.settings.serialization import load
 from nflab.settings.studies import SweepConfig
 from nflab.terminal.interrupts import BudgetReached, Interrupted, raise_on_interrupt
 
 T = TypeVar("T")
 
-_PRINT = "--print-config"
+_PRINT, _YAML = "--print-config", "--yaml"
 
 _CONFIG_HELP = """--recipe NAME starts from a recipe; --print-config shows all settings and sources.
+--recipe FILE.yaml starts from one of your own; --print-config --yaml writes one.
 --config FILE repeats a recorded configuration; flags given beside it win.
 --resume NAME continues a run that was interrupted, with the configuration it was started with;
 of a sweep or grid --max-cost may be another."""
@@ -54,9 +55,13 @@ def main(
     raise_on_interrupt()
     argv = sys.argv[1:]
     try:
-        config, resume = parse(kind, [word for word in argv if word != _PRINT], description, recipe)
+        asks = (_PRINT, _YAML) if _PRINT in argv else ()
+        require(bool(asks) or _YAML not in argv, "--yaml is for --print-config: give both")
+        config, resume = parse(
+            kind, [word for word in argv if word not in asks], description, recipe
+        )
         if _PRINT in argv:
-            print(sources(config))
+            print(as_yaml(config).rstrip() if _YAML in argv else sources(config))
             return
         validate(config, trains)
         run(config, resume)
@@ -137,6 +142,8 @@ def parse(
         for word in argv
         if word.startswith("--")
     }
+    if recipe_files.is_file(asked.recipe):
+        asked.recipe = recipe_files.located(asked.recipe)
     if asked.resume is not None and asked.config is not None:
         raise ConfigError("--resume goes on with its own configuration: leave --config out")
     if asked.config is not None and "recipe" in given:
@@ -180,23 +187,24 @@ def _defaults(kind: type[C], asked: argparse.Namespace) -> C:
         return stored_config(kind, asked.resume, asked.storage)
     if asked.config is not None:
         loaded = load(kind, asked.config)
-        known("recipe", loaded.run.recipe, list(RECIPES))
+        if not recipe_files.is_file(loaded.run.recipe):
+            recipe_of(loaded.run.recipe)
         return loaded
-    known("recipe", asked.recipe, list(RECIPES))
-    config = RECIPES[asked.recipe].config
-    return kind(**{name: getattr(config, name) for name in Config.__dataclass_fields__})
+    config = recipe_of(asked.recipe).config
+    found = kind(**{name: getattr(config, name) for name in Config.__dataclass_fields__})
+    if isinstance(found, SweepConfig):
+        return cast(C, replace(found, searched=tuple(space_of(config).scales)))
+    return found
 
 
 def sources(config: Config) -> str:
     """Every setting with its value and where that comes from, a line each."""
-    recipe = RECIPES[config.run.recipe]
-    expected = flat(recipe.config)
+    told = sourced(config)
     lines = []
     for part in dataclasses.fields(config):
         lines.append(f"[{part.name}]")
         for name, value in dataclasses.asdict(getattr(config, part.name)).items():
-            source = recipe.source(name) if expected.get(name, value) == value else "given"
-            lines.append(f"{f'{name} = {value!r}':<36} # {source}")
+            lines.append(f"{f'{name} = {value!r}':<36} # {told[name][1]}")
     return "\n".join(lines)
 
 
