@@ -1,7 +1,10 @@
 """What a parent of seeds tells of them, against a real MLflow store."""
 
+import base64
+import json
 import math
 import statistics
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from nflab.recording.notes import COLUMNS
+from nflab.recording.notes import VIEW_TAG, experiment_tags
 from nflab.recording.tracker import Tracker
 from nflab.studies.seeds import over_seeds
 
@@ -66,7 +69,11 @@ def test_mean_deviation_and_count_are_metrics_of_the_parent(tmp_path: Path) -> N
 
 def test_the_saved_view_has_them_as_columns() -> None:
     named = {name for name in over_seeds(SETTINGS, rows_of(SETTINGS)) if "/" not in name}
-    assert named - set(COLUMNS["metrics"]) == {"val_top1_count"}  # as many as of the test
+    tags = experiment_tags("agc_layers", "1")
+    packed = json.loads(tags[VIEW_TAG])["state"].removeprefix("deflate;")
+    shown = json.loads(zlib.decompress(base64.b64decode(packed)))["selectedColumns"]
+    # As many as of the test are of the validation.
+    assert named - {key.split("`")[1] for key in shown} == {"val_top1_count"}
 
 
 def test_seeds_without_a_result_are_not_counted() -> None:

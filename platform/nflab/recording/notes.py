@@ -40,13 +40,7 @@ QUESTIONS = {
 
 COLUMNS = {
     "tags": {"outcome": 80},
-    "metrics": {
-        "epoch": 60,
-        "val_top1": 90,
-        "test_top1": 90,
-        **{f"{split}_top1_{of}": 120 for split in ("val", "test") for of in ("mean", "sd")},
-        "test_top1_count": 120,
-    },
+    "metrics": {"epoch": 60, "val_top1": 90, "test_top1": 90},
     "params": {
         "kind": 70,
         "parent": 110,
@@ -62,6 +56,9 @@ COLUMNS = {
     "attributes": {"Dataset": 200, "Models": 100},
 }
 """Kind -> column -> its pixels, of the view in which MLflow lists the runs of an experiment."""
+
+OVER_SEEDS = ("val_top1_mean", "val_top1_sd", "test_top1_mean", "test_top1_sd", "test_top1_count")
+"""Metrics of parents of seeds, whose columns are the last."""
 
 _NAME = {"attributes.`Run Name`": 470}
 
@@ -93,6 +90,7 @@ def experiment_tags(
     said = QUESTIONS.get(experiment, "")
     note = f"{said} [All runs with their settings and results]({view}&viewStateShareKey={VIEW})"
     more = {f"params.`{name}`": _WIDTH for name in searched if name not in COLUMNS["params"]}
+    more |= {f"metrics.`{name}`": _WIDTH for name in OVER_SEEDS}
     columns = {
         f"{kind}.`{name}`": width
         for kind, names in COLUMNS.items()
