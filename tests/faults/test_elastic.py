@@ -32,7 +32,7 @@ def test_a_run_takes_machines_that_come_and_outlives_those_that_go(
     copy = edited_copy(
         tmp_path / "copy",
         {
-            group: ("                use_gpu", f"{' ' * 16}elastic_resize_monitor_interval_s=1,\n"),
+            group: ("        use_gpu", f"{' ' * 8}elastic_resize_monitor_interval_s=1,\n"),
             "platform/nflab/learning/loop.py": ("            profile.before_step()", slow),
         },
     )
