@@ -28,7 +28,7 @@ from tests.test_architecture import HOMES, ROOMS
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
-KINDS = {"sh", "sh run", "sh aws", "sh kubernetes", "python run", "mermaid", "text"}
+KINDS = {"sh", "sh run", "sh aws", "sh kubernetes", "python run", "mermaid", "text", "yaml"}
 """What may follow the backticks of a block."""
 
 SCRIPT = re.compile(r"(experiments|benchmarks|cluster)/\w+\.py")
@@ -154,6 +154,9 @@ def parse(arguments: list[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -
         recipe = named.get("recipe", "digits")
         config, _ = command_line.parse(kind, [], recipe=recipe)
         (folder / "config.json").write_text(to_json(config))
+        # The recipe that the page shows.
+        (block,) = (b for b in BLOCKS if b.kind == "yaml")
+        (folder / "own.yaml").write_text(block.text)
         if "--resume" in flags:
             name = flags[flags.index("--resume") + 1]
             (folder / name).mkdir(exist_ok=True)

@@ -108,7 +108,7 @@ def write(settings: Mapping[str, tuple[Any, str]], space: SearchSpace) -> str:
 
 def _parsed(content: bytes) -> RecipeFile:
     try:
-        tree = yaml.load(content, _Loader)
+        tree = _Loader(content).get_single_data()
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         told = " ".join(str(error).split())
         raise ConfigError(f"the recipe is neither YAML nor JSON: {told}") from None
