@@ -5,12 +5,13 @@ checkpoints, so a sweep that was killed at any moment goes on from them: a trial
 way waits in the study to be proposed again, with its settings and the results it has reported.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from nflab.recording.outbox import Outbox
 from nflab.recording.run_record import RunRecord
@@ -61,6 +62,7 @@ class TrialLedger:
         samples_per_epoch: int,
         budget: Budget | None = None,
         retry_failed: bool = False,
+        beforehand: Sequence[FrozenTrial] = (),
     ) -> None:
         """Opens the study of a sweep, or makes it; trials that were under way wait again.
 
@@ -73,6 +75,7 @@ class TrialLedger:
             samples_per_epoch: the fewest images that any batch size trains on in an epoch.
             budget: what the sweep may cost, with what it has cost before.
             retry_failed: let trials that failed be proposed again.
+            beforehand: what every trial's sampler knows beside the trials before its window.
 
         Raises:
             ConfigError: the study is gone, or is another sweep's (see `study.open_study`).
@@ -98,6 +101,7 @@ class TrialLedger:
             self._study = opened()  # it remembers trials that had ended
         self._kept = partial(kept, study_file)
         self._storage = self._study._storage
+        self._beforehand = beforehand
         self._open: dict[int, optuna.Trial] = {}
         self._foresight: dict[int, Foresight] = {}
         self._runs: dict[int, tuple[str, int | None]] = {}
@@ -129,7 +133,8 @@ class TrialLedger:
         # A sampler of its own for each trial: what is proposed does not depend on how often the
         # sweep was interrupted.
         key = keys(self._config.run.seed, Stream.SEARCH, place)
-        foresight = Foresight(past, int(key) % 2**32, self._pruner, self._config.search.sampler)
+        known = [*self._beforehand, *past]
+        foresight = Foresight(known, int(key) % 2**32, self._pruner, self._config.search.sampler)
         searched = distributions(self._scales)
         drawn = foresight.propose(searched)
         if place < len(self._tried):
@@ -150,8 +155,8 @@ class TrialLedger:
             self._kept(lambda: trial.set_user_attr("settings", settings))
         number = trial.number + 1
         self._open[number], self._foresight[number] = trial, foresight
-        known = self._storage.get_trial(trial._trial_id).intermediate_values
-        for step, value in sorted(known.items()):
+        reported = self._storage.get_trial(trial._trial_id).intermediate_values
+        for step, value in sorted(reported.items()):
             self._judge(number, value, step)
         return Proposal(number, settings, trial_folder(self._folder, number))
 

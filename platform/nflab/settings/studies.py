@@ -27,6 +27,9 @@ class SearchConfig:
     tries: Annotated[tuple[str, ...], tyro.conf.arg(name="try")] = ()
     """Settings of the first trials, as clipping=0.16,batch_size=32; what one leaves out is proposed
     as ever."""
+    earlier: Annotated[tuple[str, ...], tyro.conf.arg(name="from")] = ()
+    """Names of sweeps and grids, of the same network, dataset and epochs, whose results what
+    proposes knows from the beginning; they are no trials of this search."""
     sampler: str = "tpe"
     """What proposes: Optuna's tpe, its gp (a Gaussian process: slower, for few trials), random."""
     pruner: str = "asha"

@@ -17,6 +17,7 @@ from nflab.learning.validation import validate
 from nflab.recording.notes import sweep_note
 from nflab.recording.run_record import dataset_entry
 from nflab.running.ledger import METRIC
+from nflab.searching.beforehand import as_trials
 from nflab.searching.importances import importances, judged
 from nflab.searching.trial_ledger import TrialLedger, trial_folder
 from nflab.settings.leaves import as_text, flat, replace
@@ -26,6 +27,7 @@ from nflab.settings.serialization import to_json
 from nflab.settings.studies import SearchConfig, SweepConfig
 from nflab.storage.checkpoints import Checkpoints
 from nflab.storage.files import is_local
+from nflab.studies.beforehand import results_before
 from nflab.studies.costs import cost_sentences, gpu_sentences, totals
 from nflab.studies.finals import run_finals
 from nflab.studies.grid import Grid
@@ -84,6 +86,7 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
         outbox.put("add_text", parent, text=to_json(config), file="config.json")
         outbox.put("add_text", parent, text=json.dumps(session.class_names), file="classes.json")
         outbox.put("log_dataset", parent, **dataset_entry(config))
+        beforehand = results_before(run)
         ledger = TrialLedger(
             config,
             session.identity,
@@ -96,6 +99,7 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
             _samples_per_epoch(config),
             run.budget,
             retry_failed,
+            as_trials(scales_of(config), beforehand),
         )
         missing = ledger.missing
         before = planned - missing
