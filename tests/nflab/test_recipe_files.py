@@ -63,6 +63,38 @@ def test_a_file_is_a_recipe_and_flags_win(own: Path) -> None:
     assert recipe_note(replace(config, recipe="digits")) == []
 
 
+@pytest.mark.parametrize(
+    ("written", "setting", "value"),
+    [
+        ("1:4", "num_workers", "1:4"),
+        ("no", "dataset", "no"),
+        ("2026-12-01", "dataset", "2026-12-01"),
+        ("1_0", "dataset", "1_0"),
+        ("2e-5", "weight_decay", 2e-5),
+        ("1.", "weight_decay", 1.0),
+        (".5", "drop_rate", 0.5),
+        ("3", "momentum", 3.0),
+        ("-3", "augmentation_level", -3),
+        ("null", "clipping", None),
+        ("~", "clipping", None),
+        ("", "clipping", None),
+        ("true", "mixup", True),
+        ("'5'", "dataset", "5"),
+    ],
+)
+def test_words_are_those_of_yaml_1_2(
+    written: str, setting: str, value: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(f"settings:\n  {setting}:\n    value: {written}\n    source: x\n")
+    told = recipe_of(recipe_files.located(str(path)))
+    assert told.settings[setting] == (value, "x")
+    # What is written of it is read as the same.
+    path.write_text(recipe_files.write(told.settings, told.space))
+    again = recipe_of(recipe_files.located(str(path)))
+    assert again.settings[setting] == (value, "x")
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_what_is_written_is_read_again(name: str, tmp_path: Path) -> None:
     config = RECIPES[name].config
@@ -119,6 +151,9 @@ def test_a_changed_file_is_another_recipe(own: Path) -> None:
         ("settings: {name: {value: a, source: x}}", "unknown setting 'name'"),
         ("settings: {batch_size: {value: many, source: x}}", "'batch_size' must be int, not 'many"),
         ("settings: {mixup: {value: 1, source: x}}", "'mixup' must be bool, not 1"),
+        ("settings: {batch_size: {value: 010, source: x}}", "'batch_size' must be int, not 10.0"),
+        ("settings: {batch_size: {value: 1_0, source: x}}", "'batch_size' must be int, not '1_0'"),
+        ("settings: {mixup: {value: yes, source: x}}", "'mixup' must be bool, not 'yes'"),
         ("setings: {}", "unknown part of a recipe 'setings': did you mean settings?"),
         ("search: []", "a recipe needs settings"),
         ("[1]", "a recipe has the parts settings, search"),

@@ -178,8 +178,23 @@ def _bytes(path: Path) -> bytes:
         raise ConfigError(f"cannot read the recipe {str(path)!r}: {error.strerror}") from None
 
 
+# YAML 1.2's words, which are JSON's. By PyYAML's own, of 1.1, 1:4 is 64, 010 is 8, `no` is false.
+_WORDS: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+for _kind, _form, _first in (
+    ("bool", r"true|false", [*"tf"]),
+    ("null", r"null|~|", [*"n~", ""]),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", [*"-+0123456789"]),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", [*"-+.0123456789"]),
+):
+    for _character in _first:
+        _word = (f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_form})$"))
+        _WORDS.setdefault(_character, []).append(_word)
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML in which 2e-5 is a number, as in JSON, and no key is given twice."""
+    """YAML 1.2 in which no key is given twice."""
+
+    yaml_implicit_resolvers = _WORDS
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         keys = [str(key.value) for key, _ in node.value]
@@ -189,15 +204,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
 class _Dumper(yaml.SafeDumper):
     """Each setting in a line."""
+
+    yaml_implicit_resolvers = _WORDS  # quotes what the loader would not read as text
 
 
 def _line(dumper: yaml.SafeDumper, data: dict[str, Any]) -> yaml.Node:
