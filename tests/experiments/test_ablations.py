@@ -137,6 +137,7 @@ def test_finals_repeat_the_best_over_fresh_seeds(
     told = parent.data.metrics
     of_each = {key: value for key, value in told.items() if key.startswith("test_top1_mean/")}
     assert len(of_each) == 2
+    assert all(key.startswith("test_top1_mean/finals ") for key in of_each)
     found = [run.data.metrics.get("test_top1", 0.0) for run in cells]
     assert sum(of_each.values()) == pytest.approx(sum(found) / 2)
     assert told["test_top1_mean"] in of_each.values()

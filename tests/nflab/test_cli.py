@@ -269,6 +269,6 @@ def test_help_shows_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert caught.value.code == 0
     text = capsys.readouterr().out
     for name in ["config", "resume", *flat(SweepConfig())]:
-        flag = {"tries": "try"}.get(name, name.replace("_", "-"))
+        flag = {"tries": "try", "earlier": "from"}.get(name, name.replace("_", "-"))
         assert name == "searched" or f"--{flag}" in text, name
     assert "Example:\n  python x.py" in text

@@ -48,5 +48,6 @@ def run_finals(
     record = {**of_entrants, EARLIER: sorted(earlier)}
     grid.attach(RECORD, json.dumps(record, indent=2))
     asked = [{**one, "seed": seed} for one in entrants.values() for seed in seeds]
-    found = judge(record, grid.run(base, asked))
+    found = judge(record, grid.run(base, asked, prefix="finals "))
+    grid.record_seeds()
     return replace(found, text=[*said, *found.text])

@@ -53,11 +53,16 @@ class Grid:
         self._session, self._outbox, self._budget = run.session, run.outbox, run.budget
         self.parent, self.tracker = run.run_id, run.tracker
         self.has_results = False
+        self._over_seeds: dict[str, float] = {}
         self.stopped = False
         """Whether cells were not run, or not to their end, because the budget was reached."""
 
     def run(
-        self, base: Config, cells: Sequence[dict[str, Any]], keep_weights: bool = False
+        self,
+        base: Config,
+        cells: Sequence[dict[str, Any]],
+        keep_weights: bool = False,
+        prefix: str = "",
     ) -> pd.DataFrame:
         """Runs those cells that have no result yet, as many at once as the cluster holds.
 
@@ -65,6 +70,7 @@ class Grid:
             base: what all cells have in common.
             cells: for each, the settings in which it differs, in the order in which they are run.
             keep_weights: whether every cell's weights are needed, not the best one's alone.
+            prefix: tells what they reach over seeds from what other cells of the grid do.
 
         Returns:
             a row for each cell, in order (see `Tracker.cells`); one that failed, or was stopped or
@@ -97,8 +103,6 @@ class Grid:
         self._run.work(base, ledger, progress)
         unfinished = ledger.rows.outcome.isin(["missing", "interrupted"]).any()
         found = ledger.results()
-        reached = over_seeds(cells, found)
-        self._outbox.read(lambda: self.tracker.log_anew(self.parent, reached))
         self.has_results |= bool(found.outcome.isin(DONE).any())
         if unfinished and self._budget.reached:
             self.stopped = True
@@ -106,7 +110,13 @@ class Grid:
                 raise self.budget_reached()
         if not self.has_results:
             raise ConfigError("every cell failed: what follows `logs:` above says where to look")
+        self._over_seeds |= over_seeds(cells, found, prefix)
         return with_settings(found, ledger.cells)
+
+    def record_seeds(self) -> None:
+        """Stores what settings reach over their seeds (see `over_seeds`), of all that were run; the
+        best are those of what was run last."""
+        self._outbox.read(lambda: self.tracker.log_anew(self.parent, self._over_seeds))
 
     def budget_reached(self) -> BudgetReached:
         """What tells a person that the grid was stopped, and how to go on."""
@@ -153,6 +163,7 @@ class Grid:
         names = [path.name for path in figures]
         runs = self._outbox.read(lambda: self.tracker.children(self.parent))
         total = totals(runs)
+        self.record_seeds()
         self._outbox.read(lambda: self.tracker.log_anew(self.parent, total))
         costs = [*cost_sentences(total), *gpu_sentences(runs)]
         costs += [f"Stopped: {self._budget}."] * self.stopped
@@ -250,7 +261,11 @@ class _DryRun(Grid):
                 self._budget.add(sum(child.metrics.get("cost_usd", 0.0) for child in children))
 
     def run(
-        self, base: Config, cells: Sequence[dict[str, Any]], keep_weights: bool = False
+        self,
+        base: Config,
+        cells: Sequence[dict[str, Any]],
+        keep_weights: bool = False,
+        prefix: str = "",
     ) -> pd.DataFrame:
         configs = [replace(common_part(base), **settings) for settings in cells]
         found = rows_of([Cell(config) for config in configs], self._known)

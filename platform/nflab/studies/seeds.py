@@ -14,13 +14,16 @@ from nflab.terminal.wording import describe
 _SPLITS = ("val", "test")
 
 
-def over_seeds(settings: Sequence[dict[str, Any]], rows: pd.DataFrame) -> dict[str, float]:
+def over_seeds(
+    settings: Sequence[dict[str, Any]], rows: pd.DataFrame, prefix: str = ""
+) -> dict[str, float]:
     """Mean, sample standard deviation and count of top-1 in percent over the seeds of each setting
     that has a result; one that diverged counts as 0, one that failed not at all.
 
     Args:
         settings: of each cell that which distinguishes it, with its seed.
         rows: of the same cells, in this order.
+        prefix: begins the words of each setting.
 
     Returns:
         `val_top1_mean`, `val_top1_sd` (NaN for one seed), `val_top1_count`, and the same of `test`:
@@ -48,7 +51,7 @@ def over_seeds(settings: Sequence[dict[str, Any]], rows: pd.DataFrame) -> dict[s
     told = _metrics(found[best], "")
     if len(members) > 1:
         for key, label in zip(found, _labels([words[key] for key in found]), strict=True):
-            told |= _metrics(found[key], f"/{label}")
+            told |= _metrics(found[key], f"/{prefix}{label}")
     return told
 
 
