@@ -21,7 +21,7 @@ from nflab.settings.leaves import as_text, flat, replace
 from nflab.settings.recipes import scales_of
 from nflab.settings.streams import Stream, keys
 from nflab.settings.studies import SweepConfig
-from nflab.studies.beforehand import FILE, results_before
+from nflab.studies.beforehand import FILE, find_results, results_before
 from tests.nflab.test_ledger import CONFIG, Stores
 
 pytestmark = pytest.mark.slow
@@ -54,14 +54,15 @@ class Study:
         self.old.finish(run_id, outcome)  # type: ignore[arg-type]
 
     def begin(self, config: SweepConfig = SEARCH, *names: str) -> list[Result]:
+        config = replace(config, earlier=names or ("old",), tracking_uri=self.uri)
         run: Any = SimpleNamespace(
-            config=replace(config, earlier=names or ("old",)),
+            config=config,
             session=SimpleNamespace(folder=str(self.folder / "new")),
             outbox=SimpleNamespace(read=lambda ask: ask()),
             tracker=self.tracker,
             run_id=self.run_id,
         )
-        return results_before(run)
+        return results_before(run, find_results(config))
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 import fcntl
 import importlib
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +18,16 @@ from nflab.settings.errors import ConfigError
 
 _AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
 """What MLflow's client says of a server that cannot be reached, or cannot answer now."""
+
+# The client's own patience with a server that is away: half a minute, not four.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
+
+# Not for a person: bars of short downloads, where each run is, how a new store was laid out.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 _REJECTED = (
     "BAD_REQUEST",

@@ -4,9 +4,7 @@ One parent run a sweep, one child run a trial; a single training is a run of its
 """
 
 import json
-import logging
 import math
-import os
 import tempfile
 import time
 import uuid
@@ -32,16 +30,6 @@ from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import as_text
 from nflab.settings.locations import WEIGHTS
 from nflab.settings.outcomes import Outcome
-
-# The client's own patience with a server that is away: half a minute, not four.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
-
-# Not for a person: bars of short downloads, where each run is, how a new store was laid out.
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-
-logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 SORTED = ("kind", "parent", "trial", "cell")
 """Tags that are parameters too, for MLflow's table of runs sorts by those alone."""

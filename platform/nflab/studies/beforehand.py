@@ -12,6 +12,7 @@ from nflab.data import load_dataset
 from nflab.learning.computation import ELSEWHERE
 from nflab.recording.archive import Archive
 from nflab.searching.beforehand import Result
+from nflab.settings import locations
 from nflab.settings.config import Config, ScaleConfig
 from nflab.settings.errors import ConfigError, require
 from nflab.settings.leaves import as_text, flat, replace
@@ -30,12 +31,27 @@ _APART = {*ELSEWHERE, "seed", "dataset", *(field.name for field in fields(ScaleC
 """Settings in which results that are comparable may differ; a dataset is known by its contents."""
 
 
-def results_before(run: LiveRun[SweepConfig]) -> list[Result]:
-    """What a sweep begins with: what its configuration names, as it was when the sweep began.
+def find_results(config: SweepConfig) -> list[Result]:
+    """What MLflow holds now of the sweeps and grids that a new sweep is to begin with.
 
     Raises:
         ConfigError: a name is that of no sweep or grid, or nothing of it fits the search; or the
-            sweep has trials, and what it began with is gone.
+            store cannot be opened.
+    """
+    if not config.search.earlier:
+        return []
+    return _found(config, Archive(locations.tracking_uri(config.run)))
+
+
+def results_before(run: LiveRun[SweepConfig], found: list[Result] | None) -> list[Result]:
+    """What a sweep begins with, as it was when the sweep began.
+
+    Args:
+        found: what `find_results` said of a new sweep.
+
+    Raises:
+        ConfigError: as `find_results` does; or the sweep has trials, and what it began with is
+            gone.
     """
     config = run.config
     if not config.search.earlier:
@@ -48,7 +64,7 @@ def results_before(run: LiveRun[SweepConfig]) -> list[Result]:
             f"{file} is not there, which says what the search began with: put it back, or start "
             "anew under another --name",
         )
-        found = _found(config, Archive(run.tracker.uri))
+        found = find_results(config) if found is None else found
         write_text(file, json.dumps([asdict(result) for result in found], indent=0))
         return found
     return [Result(**one) for one in json.loads(known)]

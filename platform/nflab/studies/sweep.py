@@ -20,6 +20,7 @@ from nflab.running.ledger import METRIC
 from nflab.searching.beforehand import as_trials
 from nflab.searching.importances import importances, judged
 from nflab.searching.trial_ledger import TrialLedger, trial_folder
+from nflab.settings import locations
 from nflab.settings.leaves import as_text, flat, replace
 from nflab.settings.recipes import batch_sizes_of, lookahead, scales_of
 from nflab.settings.search_space import Scale, setting
@@ -27,7 +28,7 @@ from nflab.settings.serialization import to_json
 from nflab.settings.studies import SearchConfig, SweepConfig
 from nflab.storage.checkpoints import Checkpoints
 from nflab.storage.files import is_local
-from nflab.studies.beforehand import results_before
+from nflab.studies.beforehand import find_results, results_before
 from nflab.studies.costs import cost_sentences, gpu_sentences, totals
 from nflab.studies.finals import run_finals
 from nflab.studies.grid import Grid
@@ -76,6 +77,8 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
     validate(config)
     retry_failed = config.search.retry_failed
     config = replace(config, retry_failed=False)  # asked for this once
+    # Before there is a run: what does not fit leaves nothing behind.
+    found = None if resume else find_results(locations.located(config))
     with live_run(config, experiment, "sweep", resume) as run:
         session, outbox, parent = run.session, run.outbox, run.run_id
         config = run.config
@@ -86,7 +89,7 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
         outbox.put("add_text", parent, text=to_json(config), file="config.json")
         outbox.put("add_text", parent, text=json.dumps(session.class_names), file="classes.json")
         outbox.put("log_dataset", parent, **dataset_entry(config))
-        beforehand = results_before(run)
+        beforehand = results_before(run, found)
         ledger = TrialLedger(
             config,
             session.identity,
