@@ -16,3 +16,6 @@ GLOO_SOCKET_IFNAME=$(ip -o route show default | sed -n '1s/.* dev \([^ ]*\).*/\1
 export GLOO_SOCKET_IFNAME
 # NCCL would take all cards that it finds, a container's bridge too.
 export NCCL_SOCKET_IFNAME=$GLOO_SOCKET_IFNAME
+# Read by the head's autoscaler: how long a worker's setup may take, in seconds. After that it is ended
+# and another one launched, and Ray's half an hour is short where files are copied.
+export RAY_AUTOSCALER_RECONCILE_RAY_INSTALL_STATUS_TIMEOUT_S=3600
