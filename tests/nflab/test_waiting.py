@@ -1,9 +1,12 @@
 """What a person is told while runs wait for machines."""
 
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import ray
 from ray.autoscaler.v2.schema import (
     ClusterStatus,
     LaunchRequest,
@@ -16,7 +19,16 @@ from ray.autoscaler.v2.schema import (
 
 from nflab.cluster import waiting
 from nflab.cluster.placement import ON_HEAD
-from nflab.cluster.waiting import Arrivals, Refusal, note_refusal, reasons, refusals
+from nflab.cluster.waiting import (
+    Arrivals,
+    Refusal,
+    hopeless,
+    note_refusal,
+    reasons,
+    refusals,
+    told_of_waiting,
+)
+from nflab.settings.errors import ConfigError
 
 WORKER = {"CPU": 1.0, "GPU": 1.0, "bundle_group_0_ab12": 0.001, "node:10.0.0.1": 0.001}
 
@@ -91,3 +103,54 @@ def test_refusals_of_earlier_runs_and_repeated_ones_are_not_told(
         ("spot", 'a "reason"'),
         ("dear", 'a "reason"'),
     ]
+
+
+OUT = "NeverJoined: 3 machines in a row went away"
+
+HEAD = NodeInfo("m7i", "head", "i-0", "10.0.0.1")
+
+GPU = NodeInfo("g5", "spot", "i-1", "10.0.0.2")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "coming", "refused", "gives_up"),
+    [
+        ([HEAD], [], [("spot", OUT, "dear"), ("dear", OUT, None)], True),
+        ([HEAD], [], [("spot", OUT, None)], True),
+        ([HEAD], [], [], False),
+        ([HEAD], [], [("spot", OUT, "dear")], False),  # which is being asked for
+        ([HEAD], [], [("spot", "Short: none", "dear"), ("dear", OUT, None)], False),
+        ([HEAD], [], [("spot", OUT, "dear"), ("dear", "Short: none", None)], False),
+        ([HEAD], [GPU], [("spot", OUT, None)], False),
+        ([HEAD, GPU], [], [("spot", OUT, None)], False),  # others' runs end some time
+    ],
+)
+def test_a_run_gives_up_when_every_type_is_left_out(
+    nodes: list[NodeInfo],
+    coming: list[NodeInfo],
+    refused: list[tuple[str, str, str | None]],
+    gives_up: bool,
+) -> None:
+    status = ClusterStatus(active_nodes=nodes, pending_nodes=coming)
+    told = hopeless(status, [Refusal(0.0, *words) for words in refused])
+    assert (told is not None) is gives_up
+    if told is not None:
+        assert all(f"{kind} ({OUT})" in told for kind, _, _ in refused)
+
+
+def test_the_block_that_waits_in_vain_ends_with_the_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "REFUSALS", tmp_path / "refusals.jsonl")
+    monkeypatch.setattr(waiting, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(waiting, "GRACE_SECONDS", 0.0)
+    monkeypatch.setenv("RAY_ADDRESS", "none")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=""))
+    status = ClusterStatus(active_nodes=[HEAD], resource_demands=demand(1))
+    monkeypatch.setattr(waiting, "get_cluster_status", lambda address: status)
+    note_refusal(Refusal(time.time() + 60, "spot", OUT, None))
+    said: list[str] = []
+    sentence = "every type of them is left out: spot"
+    with pytest.raises(ConfigError, match=sentence), told_of_waiting(said.append):
+        threading.Event().wait(60)
+    assert any(OUT in told for told in said)

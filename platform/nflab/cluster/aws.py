@@ -2,8 +2,9 @@
 
 Ray's own provider asks for the worker type of the highest `priority` again and again, whatever AWS
 answers: its autoscaler puts a type back only if machines came and never joined. This one, refused,
-launches at once the type that follows, of those with the same resources, in the order of priority.
-A launcher file names it as `provider: {type: external, module: nflab.cluster.aws.Provider}`.
+launches at once the type that follows, of those with the same resources, in the order of priority;
+so it does with a type whose machines come and never join. A launcher file names it as
+`provider: {type: external, module: nflab.cluster.aws.Provider}`.
 """
 
 import copy
@@ -13,10 +14,15 @@ from typing import Any
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.util import hash_launch_conf
 from ray.autoscaler.node_launch_exception import NodeLaunchException
-from ray.autoscaler.tags import TAG_RAY_LAUNCH_CONFIG, TAG_RAY_USER_NODE_TYPE
+from ray.autoscaler.tags import (
+    TAG_RAY_LAUNCH_CONFIG,
+    TAG_RAY_NODE_STATUS,
+    TAG_RAY_USER_NODE_TYPE,
+)
 
+from nflab.cluster.joining import Joining
 from nflab.cluster.placement import TYPE_LABEL
-from nflab.cluster.waiting import Refusal, note_refusal
+from nflab.cluster.waiting import LEFT_OUT, Refusal, note_refusal
 
 VISIBLE_SECONDS = 5.0
 """Until a machine that was launched stands in AWS's lists."""
@@ -26,6 +32,17 @@ _NEXT = "next_node_types"
 
 class Provider(AWSNodeProvider):
     """Launches and ends the machines of a cluster."""
+
+    def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
+        super().__init__(provider_config, cluster_name)
+        self._joining = Joining()
+
+    def non_terminated_nodes(self, tag_filters: dict[str, str]) -> list[str]:
+        """Ids of the cluster's machines that are not gone and bear these tags."""
+        found = list(super().non_terminated_nodes(tag_filters))
+        if not tag_filters:  # as the autoscaler asks, every few seconds
+            self._joining.found({n: self.node_tags(n).get(TAG_RAY_NODE_STATUS) for n in found})
+        return found
 
     def prepare_for_head_node(self, cluster_config: dict[str, Any]) -> dict[str, Any]:
         """Tells the head, whose autoscaler launches workers, which type follows which, by which
@@ -67,16 +84,21 @@ class Provider(AWSNodeProvider):
         """Launches `count` machines, those that AWS has not as the type that follows.
 
         Raises:
-            NodeLaunchException: AWS refused the type, for some of them at least. What was launched
-                all the same, of this type or the following one, the autoscaler finds by itself.
+            NodeLaunchException: AWS refused the type, for some of them at least, or it is left out
+                for machines of it never joined. What was launched all the same, of this type or the
+                following one, the autoscaler finds by itself.
         """
         made: dict[str, Any] = {}
+        node_type = tags.get(TAG_RAY_USER_NODE_TYPE, "")
         try:
+            if (reason := self._joining.left_out(node_type)) is not None:
+                raise NodeLaunchException(LEFT_OUT, reason, None)
             while len(made) < count:  # asked for many, AWS launches as many as it has
-                made |= super().create_node(node_config, tags, count - len(made))
+                launched = super().create_node(node_config, tags, count - len(made))
+                self._joining.launched(launched, node_type)
+                made |= launched
             return made
         except NodeLaunchException as refused:
-            node_type = tags.get(TAG_RAY_USER_NODE_TYPE, "")
             following, room = self._following(node_type)
             # What AWS encodes after this is another each time.
             told = refused.description.split(" Encoded authorization failure")[0]

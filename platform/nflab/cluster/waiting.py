@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -14,8 +15,16 @@ import ray
 from ray.autoscaler.v2.schema import ClusterStatus
 from ray.autoscaler.v2.sdk import get_cluster_status
 
+from nflab.settings.errors import ConfigError
+
 REFUSALS = Path("/tmp/ray/session_latest/logs/refusals.jsonl")
 """On the head, where jobs' drivers run too: what a cloud answered that launched no machine."""
+
+LEFT_OUT = "NeverJoined"
+"""Begins the reason of a refusal that is not the cloud's: see joining.py."""
+
+RECENT_SECONDS = 60.0
+"""In which the autoscaler asks many times for what it lacks."""
 
 POLL_SECONDS = 5.0
 
@@ -58,22 +67,34 @@ def refusals(since: float) -> list[Refusal]:
 
 @contextmanager
 def told_of_waiting(say: Callable[[str], None]) -> Iterator[None]:
-    """While in use, says what is waited for on a cluster, and again whenever that changes."""
+    """While in use, says what is waited for on a cluster, and again whenever that changes.
+
+    Raises:
+        ConfigError: in place of the block, which waits for machines while every type of them is
+            left out.
+    """
     if "RAY_ADDRESS" not in os.environ:  # a Ray of our own holds what it was made for
         yield
         return
     ended = threading.Event()
     address = ray.get_runtime_context().gcs_address
-    thread = threading.Thread(target=_watch, args=(address, say, ended), daemon=True)
+    given_up: list[str] = []
+    thread = threading.Thread(target=_watch, args=(address, say, ended, given_up), daemon=True)
     thread.start()
     try:
         yield
+    except KeyboardInterrupt:
+        if given_up:
+            raise ConfigError(given_up[0]) from None
+        raise
     finally:
         ended.set()
         thread.join(POLL_SECONDS)
 
 
-def _watch(address: str, say: Callable[[str], None], ended: threading.Event) -> None:
+def _watch(
+    address: str, say: Callable[[str], None], ended: threading.Event, given_up: list[str]
+) -> None:
     begun = time.time()
     arrivals = Arrivals()
     waits_since: float | None = None
@@ -95,6 +116,11 @@ def _watch(address: str, say: Callable[[str], None], ended: threading.Event) -> 
             if sentence not in said:
                 say(sentence)
         said |= set(told)
+        why = hopeless(status, refusals(max(begun, time.time() - RECENT_SECONDS)))
+        if why is not None and not ended.is_set():
+            given_up.append(why)
+            os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C would: the run can be resumed
+            return
 
 
 class Arrivals:
@@ -160,6 +186,23 @@ def reasons(
         for kind, count in missed.items()
     ]
     return [*map(str, refused), *lost, f"the cluster waits for {asked}: {hope}"]
+
+
+def hopeless(status: ClusterStatus, refused: Iterable[Refusal]) -> str | None:
+    """Why no machine will come for those who wait; None if one may, or one is there.
+
+    Args:
+        status: as Ray's autoscaler tells.
+        refused: what was not launched of late.
+    """
+    others = [*status.active_nodes, *status.idle_nodes][1:]  # the head is always there
+    refused = list(refused)
+    left_out = all(refusal.reason.startswith(LEFT_OUT) for refusal in refused)
+    at_the_end = any(refusal.following is None for refusal in refused)
+    if others or status.pending_nodes or not (left_out and at_the_end):
+        return None
+    types = "; ".join(f"{refusal.node_type} ({refusal.reason})" for refusal in refused)
+    return f"the run waits for machines, and every type of them is left out: {types}"
 
 
 def _resources(bundle: dict[str, float]) -> str:
