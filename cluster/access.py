@@ -232,6 +232,23 @@ def _bucket_policy(cluster: Launcher) -> list[dict[str, Any]]:
     ]
 
 
+def document(statements: list[dict[str, Any]]) -> dict[str, Any]:
+    """A policy as AWS takes it."""
+    return {"Version": "2012-10-17", "Statement": statements}
+
+
+def policies(cluster: Launcher, account: str) -> dict[str, dict[str, Any]]:
+    """Name of each role, which its instance profile shares -> the policy that it needs, `nflab`.
+
+    Args:
+        account: id of the account, of which the roles are.
+    """
+    head, workers = profiles(cluster)
+    roles = [f"arn:aws:iam::{account}:role/{name}" for name in workers]
+    needed = {head: document(head_policy(cluster, roles))}
+    return needed | {name: document(worker_policy(cluster)) for name in workers}
+
+
 def _parameter(region: str, path: str) -> str:
     """ARN of a parameter that names an image: of AWS's own, else of the account."""
     account = "" if path.startswith("/aws/") else "*"
@@ -251,8 +268,15 @@ def make_profile(cluster: Launcher, name: str, statements: list[dict[str, Any]])
         if error.response["Error"]["Code"] != "NoSuchEntity":
             raise
         role = iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(TRUST))["Role"]
-    policy = {"Version": "2012-10-17", "Statement": statements}
-    iam.put_role_policy(RoleName=name, PolicyName="nflab", PolicyDocument=json.dumps(policy))
+    policy = document(statements)
+    try:
+        known = iam.get_role_policy(RoleName=name, PolicyName="nflab")["PolicyDocument"]
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "NoSuchEntity":
+            raise
+        known = None
+    if known != policy:  # most may read IAM, and few write it
+        iam.put_role_policy(RoleName=name, PolicyName="nflab", PolicyDocument=json.dumps(policy))
     try:
         profile = iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"]
     except ClientError as error:

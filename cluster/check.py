@@ -7,6 +7,7 @@ Example:
 """
 
 import argparse
+import json
 import re
 import sys
 import time
@@ -29,6 +30,7 @@ QUOTAS = {
     ("g", "on-demand"): "L-DB2E81BA",
     ("p", "spot"): "L-7212CCBC",
     ("p", "on-demand"): "L-417A185B",
+    ("p5", "spot"): "L-C4BD4855",  # its own; on demand it is one of P's
 }
 """AWS's codes of the quotas on vCPUs, by family of instances and market."""
 
@@ -44,11 +46,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file")
     parser.add_argument(
+        "--print-policy",
+        action="store_true",
+        help="print what the roles may do, for an administrator who makes them, and end",
+    )
+    parser.add_argument(
         "--ssh-from", help="network that may log in, as 203.0.113.0/24; default: this machine"
     )
     asked = parser.parse_args()
     try:
         cluster = launcher.read(asked.file)
+        if asked.print_policy:
+            account = cluster.client("sts").get_caller_identity()["Account"]
+            print(json.dumps(access.policies(cluster, account), indent=2))
+            return
         check(cluster)
         if cluster.on_aws:
             access.make(cluster, asked.ssh_from)
@@ -224,7 +235,8 @@ def vcpu_quota(cluster: Launcher, node_type: dict[str, Any]) -> float | None:
     """How many vCPUs of a node type's family may run at once; None where AWS does not tell."""
     config = node_type["node_config"]
     market = "spot" if "InstanceMarketOptions" in config else "on-demand"
-    code = QUOTAS.get((config["InstanceType"][0], market))
+    kind = str(config["InstanceType"])
+    code = QUOTAS.get((kind[:2], market)) or QUOTAS.get((kind[0], market))
     if code is None:
         return None
     try:

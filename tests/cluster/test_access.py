@@ -1,6 +1,7 @@
 """What the head and the workers of a cluster on AWS may do, and what they may not."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.clouds import emulated_aws
 from tests.cluster.iam import allows
 from tests.conftest import ROOT
 
@@ -186,3 +188,91 @@ def test_what_the_launcher_file_says_is_what_may_be_launched(tmp_path: Path) -> 
     assert allows(head, "ssm:GetParameters", f"{own}image")
     assert not allows(head, "ssm:GetParameters", f"{own}password")
     assert not allows(head, "ec2:RunInstances", f"{EC2}:instance/*", **NEW)
+
+
+TWICE = """
+import json, sys, access, launcher, botocore.client
+from moto import mock_aws
+cluster = launcher.read(sys.argv[1])
+send, calls = botocore.client.BaseClient._make_api_call, []
+def sent(self, name, told):
+    calls.append(name)
+    return send(self, name, told)
+botocore.client.BaseClient._make_api_call = sent
+with mock_aws():
+    wanted = access.worker_policy(cluster)
+    for statements in (wanted, wanted, wanted[:2]):
+        access.make_profile(cluster, "nflab-gpu-worker", statements)
+        print(json.dumps([name for name in calls if not name.startswith("Get")]))
+        calls.clear()
+"""
+
+
+def test_a_role_is_written_only_where_it_differs() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE, str(ROOT / "cluster/gpu.yaml")],
+        cwd=ROOT / "cluster",
+        env={**os.environ, "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    made, again, changed = map(json.loads, done.stdout.splitlines())
+    assert made == [
+        "CreateRole",
+        "PutRolePolicy",
+        "CreateInstanceProfile",
+        "AddRoleToInstanceProfile",
+    ]
+    assert again == []
+    assert changed == ["PutRolePolicy"]
+
+
+def test_an_administrator_is_shown_what_would_be_written(
+    ours: tuple[list[Any], list[Any]], tmp_path: Path
+) -> None:
+    file = tmp_path / "gpu.yaml"
+    text = (ROOT / "cluster/gpu.yaml").read_text()
+    file.write_text(text.replace("RESULTS=s3://nflab-results ", "RESULTS=s3://shared/mine "))
+    with emulated_aws():
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "cluster/check.py"), str(file), "--print-policy"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout.replace("123456789012", "111122223333"))
+    assert {name: policy["Statement"] for name, policy in shown.items()} == {
+        "nflab-gpu-head": ours[0],
+        "nflab-gpu-worker": ours[1],
+    }
+
+
+QUOTA = """
+import sys, check, launcher
+cluster = launcher.read(sys.argv[1])
+class Quotas:
+    def get_service_quota(self, ServiceCode, QuotaCode):
+        print(QuotaCode)
+        return {"Quota": {"Value": 0}}
+object.__setattr__(cluster, "client", lambda service: Quotas())
+for kind in ("g5.xlarge", "p4d.24xlarge", "p5.48xlarge"):
+    for market in ({"InstanceMarketOptions": {}}, {}):
+        check.vcpu_quota(cluster, {"node_config": {"InstanceType": kind, **market}})
+"""
+
+
+def test_each_family_is_asked_for_by_the_quota_that_bounds_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", QUOTA, str(ROOT / "cluster/gpu.yaml")],
+        cwd=ROOT / "cluster",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # Spot, on demand: G and VT; P4, P3 and P2; P5, by the names that AWS gives the codes.
+    spot, on_demand = done.stdout.split()[::2], done.stdout.split()[1::2]
+    assert spot == ["L-3819A6DF", "L-7212CCBC", "L-C4BD4855"]
+    assert on_demand == ["L-DB2E81BA", "L-417A185B", "L-417A185B"]
