@@ -21,6 +21,9 @@ from nflab.settings.errors import ConfigError
 OWN_ADDRESS = "https://checkip.amazonaws.com"
 """Answers with the address that a request came from."""
 
+OF_PERSON = "SSH of "
+"""Begins the description of a rule that lets a person log in; who it is follows."""
+
 SSM = "resolve:ssm:"
 """How an image begins that a parameter names."""
 
@@ -80,7 +83,8 @@ def network(ssh_from: str | None) -> str:
 
 
 def make_group(cluster: Launcher, allowed: str, vpc: str) -> None:
-    """The security group: all among the cluster's machines, and SSH from one network only."""
+    """The security group: all among the cluster's machines, and SSH from one network for each
+    person who has typed `make up`; whoever types it again has another."""
     compute = cluster.client("ec2")
     name = cluster.content["provider"]["security_group"]["GroupName"]
     filters = [{"Name": "vpc-id", "Values": [vpc]}, {"Name": "group-name", "Values": [name]}]
@@ -98,14 +102,17 @@ def make_group(cluster: Launcher, allowed: str, vpc: str) -> None:
     if not any(p["GroupId"] == group for r in leaving for p in r["UserIdGroupPairs"]):
         # For EFA, to which the rule that lets all out to everywhere does not apply.
         compute.authorize_security_group_egress(GroupId=group, IpPermissions=[among])
-    outside = [r for r in rules if r.get("IpRanges") or r.get("Ipv6Ranges")]
-    wanted = ssh_rule(allowed)
-    if [_essence(rule) for rule in outside] == [_essence(wanted)]:
-        return
-    if outside:
-        stale = [{k: v for k, v in rule.items() if k != "UserIdGroupPairs"} for rule in outside]
-        compute.revoke_security_group_ingress(GroupId=group, IpPermissions=stale)
-    compute.authorize_security_group_ingress(GroupId=group, IpPermissions=[wanted])
+    own = f"{OF_PERSON}{cluster.client('sts').get_caller_identity()['Arn']}"
+    wanted, there = ssh_rule(allowed, own), False
+    for rule in _single(rules):
+        told = _told(rule)
+        of_person = told.startswith(OF_PERSON) and _essence(rule)[:3] == _essence(wanted)[:3]
+        if _essence(rule) == _essence(wanted) and of_person:
+            there = True  # two people may share an address
+        elif told == own or not of_person:
+            compute.revoke_security_group_ingress(GroupId=group, IpPermissions=[rule])
+    if not there:
+        compute.authorize_security_group_ingress(GroupId=group, IpPermissions=[wanted])
 
 
 def own_subnet(cluster: Launcher) -> dict[str, Any]:
@@ -129,15 +136,32 @@ def own_subnet(cluster: Launcher) -> dict[str, Any]:
     return dict(found["Subnets"][0])
 
 
-def ssh_rule(allowed: str) -> dict[str, Any]:
-    """The rule that lets a network log in."""
+def ssh_rule(allowed: str, told: str) -> dict[str, Any]:
+    """The rule that lets a network log in, with its description."""
     version = ipaddress.ip_network(allowed).version
     ranges = (
-        {"IpRanges": [{"CidrIp": allowed}]}
+        {"IpRanges": [{"CidrIp": allowed, "Description": told}]}
         if version == 4
-        else {"Ipv6Ranges": [{"CidrIpv6": allowed}]}
+        else {"Ipv6Ranges": [{"CidrIpv6": allowed, "Description": told}]}
     )
     return {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, **ranges}
+
+
+def _single(rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rules for addresses outside, one for each address."""
+    return [
+        {key: rule[key] for key in ("IpProtocol", "FromPort", "ToPort") if key in rule}
+        | {kind: [one]}
+        for rule in rules
+        for kind in ("IpRanges", "Ipv6Ranges")
+        for one in rule.get(kind, [])
+    ]
+
+
+def _told(rule: dict[str, Any]) -> str:
+    """What a rule for one address says of itself."""
+    (one,) = [*rule.get("IpRanges", []), *rule.get("Ipv6Ranges", [])]
+    return str(one.get("Description", ""))
 
 
 def _essence(rule: dict[str, Any]) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import yaml
 
@@ -276,3 +277,43 @@ def test_each_family_is_asked_for_by_the_quota_that_bounds_it() -> None:
     spot, on_demand = done.stdout.split()[::2], done.stdout.split()[1::2]
     assert spot == ["L-3819A6DF", "L-7212CCBC", "L-C4BD4855"]
     assert on_demand == ["L-DB2E81BA", "L-417A185B", "L-417A185B"]
+
+
+MAKE_GROUP = """
+import sys, access, launcher
+access.make_group(launcher.read("gpu.yaml"), *sys.argv[1:])
+"""
+
+
+def test_each_person_has_one_address_and_takes_none_from_another() -> None:
+    """By who AWS says that they are; a rule of nobody goes."""
+    with emulated_aws():
+        compute, iam = boto3.client("ec2"), boto3.client("iam")
+        vpc = compute.describe_vpcs()["Vpcs"][0]["VpcId"]
+
+        def log_in_from(network: str, person: dict[str, str]) -> list[str]:
+            command = [sys.executable, "-c", MAKE_GROUP, network, vpc]
+            env = {**os.environ, **person}
+            subprocess.run(command, cwd=ROOT / "cluster", env=env, check=True)
+            (group,) = compute.describe_security_groups(GroupNames=["nflab-gpu"])["SecurityGroups"]
+            rules = group["IpPermissions"]
+            return sorted(r["CidrIp"] for rule in rules for r in rule["IpRanges"])
+
+        persons = []
+        for name in ("first", "second"):
+            iam.create_user(UserName=name)
+            key = iam.create_access_key(UserName=name)["AccessKey"]
+            secret = key["SecretAccessKey"]
+            persons.append(
+                {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": secret}
+            )
+        first, second = persons
+        assert log_in_from("198.51.100.7/32", first) == ["198.51.100.7/32"]
+        compute.authorize_security_group_ingress(
+            GroupName="nflab-gpu", IpProtocol="tcp", FromPort=22, ToPort=22, CidrIp="0.0.0.0/0"
+        )
+        both = ["198.51.100.7/32", "203.0.113.1/32"]
+        assert log_in_from("203.0.113.1/32", second) == both
+        assert log_in_from("203.0.113.1/32", second) == both
+        assert log_in_from("203.0.113.2/32", second) == ["198.51.100.7/32", "203.0.113.2/32"]
+        assert log_in_from("203.0.113.2/32", first) == ["203.0.113.2/32"]  # one that both have
