@@ -52,7 +52,7 @@ def validate(config: Config, trains: bool = True) -> None:
         batch_sizes = []  # its cells have their own
     if isinstance(config, SweepConfig):
         require(config.search.trials >= 1, f"trials {config.search.trials} must be at least 1")
-        known("sampler", config.search.sampler, ["tpe", "gp", "random"])
+        known("sampler", config.search.sampler, ["tpe", "gp", "random", "qmc"])
         known("pruner", config.search.pruner, ["asha", "none"])
         ahead = config.search.lookahead
         require(ahead is None or ahead >= 1, f"lookahead {ahead} must be at least 1, or auto")

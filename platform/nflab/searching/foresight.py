@@ -33,7 +33,7 @@ class Foresight:
         past: the trials before its window, all of which have ended, in order.
         seed: of what is proposed for it.
         pruner: by which it is cut.
-        sampler: name of what proposes it.
+        sampler: what proposes it, or its name.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class Foresight:
         past: Sequence[FrozenTrial],
         seed: int,
         pruner: optuna.pruners.BasePruner,
-        sampler: str = "tpe",
+        sampler: str | optuna.samplers.BaseSampler = "tpe",
     ) -> None:
-        study = optuna.create_study(
-            direction="maximize", sampler=SAMPLERS[sampler](seed), pruner=pruner
-        )
+        if isinstance(sampler, str):
+            sampler = SAMPLERS[sampler](seed)
+        study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
         study.add_trials(past)
         self._study, self._trial = study, study.ask()
         self._past = past
@@ -77,6 +77,33 @@ class Foresight:
         """What the pruner has noted of the trial, for those that will compare with it."""
         (own,) = self._study.get_trials(deepcopy=False)[-1:]
         return dict(own.system_attrs)
+
+
+class Sobol(optuna.samplers.QMCSampler):
+    """Draws one point of a scrambled Sobol sequence, which fills the space evenly.
+
+    Optuna's own counts its points in the study and draws the first by chance; here the place of
+    the trial is the place of the point.
+
+    Args:
+        seed: of the scrambling, the same for all trials.
+        place: from 0.
+        searched: what is drawn.
+    """
+
+    def __init__(self, seed: int, place: int, searched: Mapping[str, BaseDistribution]) -> None:
+        super().__init__(scramble=True, seed=seed, warn_asynchronous_seeding=False)
+        self._place, self._searched = place, dict(searched)
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return self._searched
+
+    def _find_sample_id(
+        self, study: optuna.Study, search_space: dict[str, BaseDistribution]
+    ) -> int:
+        return self._place
 
 
 class Given(optuna.samplers.BaseSampler):

@@ -20,7 +20,7 @@ from nflab.recording.tracker import Tracker
 from nflab.running.budget import Budget
 from nflab.running.ledger import METRIC, Proposal
 from nflab.searching.distributions import distributions, draw, settings_of
-from nflab.searching.foresight import REDUCTION_FACTOR, Foresight, Given
+from nflab.searching.foresight import REDUCTION_FACTOR, Foresight, Given, Sobol
 from nflab.searching.study import kept, let_failed_wait, open_study, tell
 from nflab.settings.canonical import is_read
 from nflab.settings.leaves import replace
@@ -134,8 +134,12 @@ class TrialLedger:
         # sweep was interrupted.
         key = keys(self._config.run.seed, Stream.SEARCH, place)
         known = [*self._beforehand, *past]
-        foresight = Foresight(known, int(key) % 2**32, self._pruner, self._config.search.sampler)
         searched = distributions(self._scales)
+        sampler: str | Sobol = self._config.search.sampler
+        if sampler == "qmc":
+            first = keys(self._config.run.seed, Stream.SEARCH, 0)
+            sampler = Sobol(int(first) % 2**32, place, searched)
+        foresight = Foresight(known, int(key) % 2**32, self._pruner, sampler)
         drawn = foresight.propose(searched)
         if place < len(self._tried):
             drawn |= draw(self._scales, self._tried[place])

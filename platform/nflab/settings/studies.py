@@ -31,7 +31,8 @@ class SearchConfig:
     """Names of sweeps and grids, of the same network, dataset and epochs, whose results what
     proposes knows from the beginning; they are no trials of this search."""
     sampler: str = "tpe"
-    """What proposes: Optuna's tpe, its gp (a Gaussian process: slower, for few trials), random."""
+    """What proposes: Optuna's tpe, its gp (a Gaussian process: slower, for few trials), random, or
+    qmc (a Sobol sequence: spread evenly, whatever was found)."""
     pruner: str = "asha"
     """What cuts poor trials early: asha, or none."""
     dry_run: bool = False
