@@ -4,11 +4,13 @@ So what is proposed for a trial, and where it is cut, are functions of the confi
 depend neither on how many trials run at once, nor on which of them ends first.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial
 
 REDUCTION_FACTOR = 3
@@ -92,7 +94,9 @@ class Sobol(optuna.samplers.QMCSampler):
     """
 
     def __init__(self, seed: int, place: int, searched: Mapping[str, BaseDistribution]) -> None:
-        super().__init__(scramble=True, seed=seed, warn_asynchronous_seeding=False)
+        with warnings.catch_warnings():  # it may change in Optuna, which a test would tell
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            super().__init__(scramble=True, seed=seed, warn_asynchronous_seeding=False)
         self._place, self._searched = place, dict(searched)
 
     def infer_relative_search_space(
