@@ -8,6 +8,7 @@ import copy
 import io
 import ipaddress
 import json
+import re
 from typing import Any
 from urllib.request import urlopen
 
@@ -102,7 +103,7 @@ def make_group(cluster: Launcher, allowed: str, vpc: str) -> None:
     if not any(p["GroupId"] == group for r in leaving for p in r["UserIdGroupPairs"]):
         # For EFA, to which the rule that lets all out to everywhere does not apply.
         compute.authorize_security_group_egress(GroupId=group, IpPermissions=[among])
-    own = f"{OF_PERSON}{cluster.client('sts').get_caller_identity()['Arn']}"
+    own = f"{OF_PERSON}{person(cluster.client('sts').get_caller_identity()['Arn'])}"
     wanted, there = ssh_rule(allowed, own), False
     for rule in _single(rules):
         told = _told(rule)
@@ -113,6 +114,13 @@ def make_group(cluster: Launcher, allowed: str, vpc: str) -> None:
             compute.revoke_security_group_ingress(GroupId=group, IpPermissions=[rule])
     if not there:
         compute.authorize_security_group_ingress(GroupId=group, IpPermissions=[wanted])
+
+
+def person(arn: str) -> str:
+    """Who an ARN of STS is of: a role's sessions are one, but those of single sign-on, which are
+    called after a person."""
+    role = re.fullmatch(r"(.*:assumed-role/(?!AWSReservedSSO_)[^/]+)/.*", arn)
+    return role[1] if role else arn
 
 
 def own_subnet(cluster: Launcher) -> dict[str, Any]:

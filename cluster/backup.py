@@ -88,6 +88,7 @@ class Backup:
                 f"{self._uri} is another head's: give each cluster an address of its own as "
                 "NFLAB_RESULTS"
             )
+        damaged: sqlite3.Error | None = None
         for path, name in self._all():
             try:
                 state = _state(path)
@@ -98,10 +99,15 @@ class Backup:
                     content = copy.read_bytes()
             except FileNotFoundError:  # deleted since it was listed
                 continue
+            except sqlite3.Error as error:  # told when all that is sound is kept
+                damaged = damaged or error
+                continue
             write_bytes(f"{self._uri}/{name}", content, patience=0)
             if path == DATABASE:
                 self._keep(content)
             self._saved[path] = state
+        if damaged is not None:
+            raise damaged
         return len([folder for folder in RUNS.glob("*") if folder.is_dir()])
 
     def _keep(self, content: bytes) -> None:

@@ -250,6 +250,10 @@ def test_a_damaged_database_never_takes_the_place_of_its_last_sound_copy(tmp_pat
     assert "is damaged" in done.stdout
     assert done.stdout.count("\n") == 1
     assert (results / "backup" / "mlflow.db").read_bytes() == sound
+    # Nor does it keep what is sound from being copied.
+    a_database(home / "nflab" / "runs" / "s" / "study.db", 1)
+    assert backed_up(home, results).returncode == 2
+    assert (results / "backup" / "runs" / "s" / "study.db").is_file()
 
 
 DAYS = """

@@ -46,6 +46,8 @@ class Study:
             "x", {"trial": "001", "dataset_fingerprint": fingerprint}, self.parent
         )
         params = {**flat(Config()), "num_workers": 2, **settings}
+        if params["partners"] is None:
+            del params["partners"]
         MlflowClient(self.uri).log_batch(
             run_id,
             metrics=[Metric("val_top1", top1, 0, 1)],
@@ -107,6 +109,31 @@ def test_a_setting_that_nothing_reads_makes_no_difference(study: Study) -> None:
     (found,) = study.begin()
     assert found.val_top1 == 90.0
     assert len(Study(study.folder).begin(replace(SEARCH, augmentation_layers=2))) == 1  # as kept
+
+
+def test_what_nothing_reads_is_written_as_this_search_would(study: Study) -> None:
+    config = replace(SEARCH, search=("augmentation_level=0..10", "augmentation_layers=1..3"))
+    study.record(90.0, augmentation_level=0, augmentation_layers=1)
+    study.record(80.0, augmentation_level=5, augmentation_layers=2)
+    assert [r.settings for r in study.begin(config)] == [
+        {"augmentation_level": 0, "augmentation_layers": 1},
+        {"augmentation_level": 5, "augmentation_layers": 2},
+    ]
+
+
+def test_images_that_were_mixed_otherwise_before_are_another_training(study: Study) -> None:
+    config = replace(SEARCH, mixup=True)
+    study.record(80.0, mixup=True, partners=None)  # None: it was recorded without
+    with pytest.raises(ConfigError, match="partners earlier -> batch"):
+        study.begin(config)
+    study.record(90.0, mixup=True)
+    assert [r.val_top1 for r in study.begin(config)] == [90.0]
+
+
+def test_weights_are_known_by_a_path_alone(study: Study) -> None:
+    study.record(90.0)
+    with pytest.raises(ConfigError, match="--from takes no results of pre-trained weights"):
+        study.begin(replace(SEARCH, pretrained="hub"))
 
 
 @pytest.mark.parametrize(

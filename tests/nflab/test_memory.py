@@ -135,9 +135,7 @@ def test_an_evaluation_takes_as_many_images_as_memory_holds(
     assert sum(of_second) == images
     assert max(of_second) == 24
     told = capsys.readouterr().out.splitlines()
-    assert told == [
-        f"memory ran out: from now on {size} images are evaluated at once" for size in (48, 24)
-    ]
+    assert told == [f"memory ran out: {size} images are evaluated at once" for size in (48, 24)]
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 

@@ -219,6 +219,18 @@ def test_a_sweep_tells_what_it_searched_and_with_what_another_begins(
     ]
 
 
+def test_a_sweep_whose_ranges_are_gone_still_tells_what_it_searched(
+    store: Store, tmp_path: Path
+) -> None:
+    """As where a recipe of one's own has changed since."""
+    parent = store.fill("sweep", [({"base_learning_rate": 0.5}, 93.0, "finished")], kind="trial")
+    searched = Param("base_learning_rate", "searched: 0.05 to 1.6")
+    MlflowClient(store.uri).log_batch(parent, params=[searched])
+    text = write_report(store.uri, tmp_path / "report")[0].read_text()
+    assert "best on validation: base learning rate 0.5: 93.00 %" in text
+    assert "`--try base_learning_rate=0.5`" in text
+
+
 def test_finals_are_read_from_mlflow(store: Store, tmp_path: Path) -> None:
     results: list[Result] = [
         ({"clipping": c, "seed": 1000 + s}, top1 + s, "finished")
@@ -378,7 +390,11 @@ class Finals:
     def attached(self, name: str) -> str | None:
         return self.files.get(name)
 
-    def run(self, base: Config, cells: list[dict[str, Any]]) -> pd.DataFrame:
+    def record_seeds(self) -> None:
+        pass
+
+    def run(self, base: Config, cells: list[dict[str, Any]], prefix: str) -> pd.DataFrame:
+        assert prefix == "finals "
         # What finals are is known before they are run.
         told = json.loads(self.files[RECORD]).values()
         assert set(self.ids(base, cells)) <= {cell for entrant in told for cell in entrant}

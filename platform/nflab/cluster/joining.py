@@ -47,6 +47,7 @@ class Joining:
             for machine, (node_type, since) in list(self._coming.items()):
                 if there.get(machine) == STATUS_UP_TO_DATE:
                     self._failed[node_type] = 0
+                    self._until.pop(node_type, None)
                 elif machine in there:
                     self._seen.add(machine)
                     continue

@@ -199,7 +199,8 @@ def hopeless(status: ClusterStatus, refused: Iterable[Refusal]) -> str | None:
     refused = list(refused)
     left_out = all(refusal.reason.startswith(LEFT_OUT) for refusal in refused)
     at_the_end = any(refusal.following is None for refusal in refused)
-    if others or status.pending_nodes or not (left_out and at_the_end):
+    coming = [*status.pending_nodes, *status.pending_launches]
+    if others or coming or not (left_out and at_the_end):
         return None
     types = "; ".join(f"{refusal.node_type} ({refusal.reason})" for refusal in refused)
     return f"the run waits for machines, and every type of them is left out: {types}"

@@ -106,7 +106,7 @@ def _as_fits(model: nn.Module, images_NCHW: Tensor, at_once: int) -> tuple[Tenso
             if at_once == 1 or not is_full(error):
                 raise
         at_once = math.ceil(at_once / 2)  # when what the error held is free
-        print(f"memory ran out: from now on {at_once} images are evaluated at once", flush=True)
+        print(f"memory ran out: {at_once} images are evaluated at once", flush=True)
 
 
 def answered(metrics: Mapping[str, float]) -> bool:

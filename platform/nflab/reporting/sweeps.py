@@ -11,6 +11,8 @@ from nflab.analysis.findings import software
 from nflab.analysis.ranking import ranked
 from nflab.recording.archive import Archive
 from nflab.reporting.document import Section, save_table
+from nflab.settings.config import Config
+from nflab.settings.leaves import flat
 from nflab.settings.recipes import scales_of
 from nflab.settings.search_space import Scale
 from nflab.settings.serialization import from_json
@@ -38,17 +40,24 @@ def sweep_section(
             rows = rows.assign(**{metric: float("nan")})
     trials = ranked(rows.assign(number=rows.trial.astype(int)), "number")
     scales = _scales(archive, parent.run_id)
-    searched = list(scales) or [name for name in USUAL if name in trials]
+    searched = list(scales) or _named(parent) or [name for name in USUAL if name in trials]
     figure, title = folder / "figures" / f"{file}.png", f"Validation top-1: {parent.name}"
-    if scales.keys() <= set(USUAL):
+    if set(searched) <= set(USUAL):
         draw_top1(trials, figure, title)
-    else:
+    elif scales:
         draw_slices(trials, scales, figure, title)
     text = [f"searched: {'; '.join(f'{_word(name)} {scale}' for name, scale in scales.items())}"]
     text = [*text * bool(scales), *_best(trials.iloc[0], searched), *software(trials)]
     shown = trials[[c for c in (*searched, *RESULTS) if c in trials]].reset_index(drop=True)
     tables = {f"{len(trials)} trials, the best first": save_table(shown, file, folder)}
-    return Section(f"Sweep {parent.name}", text=text, figures=[figure], tables=tables)
+    drawn = [figure] if figure.exists() else []
+    return Section(f"Sweep {parent.name}", text=text, figures=drawn, tables=tables)
+
+
+def _named(parent: Any) -> list[str]:
+    """What a sweep says that it searched, where its ranges cannot be read any more."""
+    told = {name: getattr(parent, name, None) for name in flat(Config())}
+    return [name for name, text in told.items() if str(text).startswith("searched: ")]
 
 
 def _best(best: Any, searched: list[str]) -> list[str]:
@@ -72,7 +81,7 @@ def _scales(archive: Archive, run_id: str) -> Mapping[str, Scale]:
             return {}
         try:
             return scales_of(from_json(SweepConfig, file.read_text(encoding="utf-8")))
-        except ValueError:  # of a version of nflab that knew other settings
+        except ValueError:  # of an nflab that knew other settings, or a recipe that has changed
             return {}
 
 

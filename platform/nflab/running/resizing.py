@@ -1,6 +1,7 @@
 """A checkpoint before Ray Train changes the number of workers: it ends all of them for that."""
 
 import time
+from contextlib import suppress
 
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_exists, _internal_kv_put
 from ray.train.v2._internal.execution.callback import ControllerCallback
@@ -26,16 +27,25 @@ class SavesFirst(ControllerCallback):
         if not isinstance(current_state, ResizingState):
             return
         checkpoints = Checkpoints.of_run(self._folder)
-        before, end = checkpoints.last_mark(), time.monotonic() + WAIT_SECONDS
-        _internal_kv_put(_key(self._folder), b"")
-        while time.monotonic() < end and checkpoints.last_mark() == before:
-            time.sleep(0.2)
-        _internal_kv_del(_key(self._folder))
+        end = time.monotonic() + WAIT_SECONDS
+        # A store that is away keeps nobody from going on, with less.
+        with suppress(OSError):
+            before = checkpoints.last_mark(patience=0)
+            try:
+                _internal_kv_put(_key(self._folder), b"")
+                while time.monotonic() < end and checkpoints.last_mark(patience=0) == before:
+                    time.sleep(0.2)
+            finally:
+                _internal_kv_del(_key(self._folder))
 
 
-def is_resized(folder: str) -> bool:
-    """Whether the number of a run's workers is about to change."""
-    return bool(_internal_kv_exists(_key(folder)))
+def resized(folder: str) -> str | None:
+    """Why the processes of a run are about to be ended, if its number of workers changes."""
+    try:
+        asked = _internal_kv_exists(_key(folder))
+    except Exception:  # Ray's own kinds: who does not answer asks for nothing
+        return None
+    return "the number of workers changes" if asked else None
 
 
 def _key(folder: str) -> str:

@@ -28,7 +28,7 @@ from nflab.learning.loop import train
 from nflab.learning.memory import OutOfMemory
 from nflab.learning.worker import Worker
 from nflab.running.losses import Losses
-from nflab.running.resizing import SavesFirst, is_resized
+from nflab.running.resizing import SavesFirst, resized
 from nflab.settings.config import Config
 from nflab.settings.leaves import replace
 from nflab.storage.checkpoints import Checkpoints, in_words
@@ -145,10 +145,7 @@ def scaling(placement: Placement) -> ScalingConfig:
 def _train_worker(parameters: dict[str, _Job]) -> None:
     job, context = parameters["job"], ray.train.get_context()
     rank = context.get_world_rank()
-    preempted = notice()
-
-    def resized() -> str | None:
-        return "the number of workers changes" if is_resized(job.folder) else None
+    preempted, elastic = notice(), job.placement.min_workers is not None
 
     try:
         with kept_log(f"{job.folder}/logs", rank) as log:
@@ -166,7 +163,7 @@ def _train_worker(parameters: dict[str, _Job]) -> None:
                 gpu=gpu_of(get_device()),
                 usd_per_hour=price_here(job.placement),
                 checkpoints=Checkpoints.of_run(job.folder),
-                ends=lambda: preempted() or resized(),
+                ends=lambda: preempted() or (resized(job.folder) if elastic else None),
                 fingerprint=job.fingerprint,
             )
             job.task(job.config, worker)

@@ -108,8 +108,11 @@ def write(settings: Mapping[str, tuple[Any, str]], space: SearchSpace) -> str:
 
 def _parsed(content: bytes) -> RecipeFile:
     try:
-        tree = _Loader(content).get_single_data()
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = _Loader(content.decode("utf-8-sig")).get_single_data()
+    except ConfigError:
+        raise
+    # What tags such as !!int construct of a text raises errors of any kind.
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
         told = " ".join(str(error).split())
         raise ConfigError(f"the recipe is neither YAML nor JSON: {told}") from None
     require(isinstance(tree, dict), "a recipe has the parts " + ", ".join(_PARTS))

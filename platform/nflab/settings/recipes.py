@@ -8,7 +8,7 @@ from typing import Any
 import nfnet
 from nflab.settings import recipe_files
 from nflab.settings.config import Config
-from nflab.settings.errors import ConfigError, known
+from nflab.settings.errors import ConfigError, known, require
 from nflab.settings.leaves import flat, replace
 from nflab.settings.search_space import Scale, SearchSpace, scales
 from nflab.settings.studies import SweepConfig
@@ -267,12 +267,20 @@ def sourced(config: Config) -> dict[str, tuple[Any, str]]:
 
 
 def as_yaml(config: Config) -> str:
-    """A configuration as a recipe's file."""
+    """A configuration as a recipe's file.
+
+    Raises:
+        ConfigError: it is a sweep that does not search the batch size, which ablations vary.
+    """
     own, space = flat(Config()), space_of(config)
     if isinstance(config, SweepConfig):
         found = scales_of(config)
-        if "batch_size" in found:
-            space = dataclasses.replace(space, scales=found)
+        require(
+            "batch_size" in found,
+            "a recipe's search has batch_size in it, for ablations vary that: search it too, or "
+            "write the recipe of a training (train.py --print-config --yaml)",
+        )
+        space = dataclasses.replace(space, scales=found, lookahead=lookahead(config))
     told = {name: one for name, one in sourced(config).items() if name in own}
     return recipe_files.write(told, space)
 

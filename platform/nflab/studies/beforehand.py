@@ -13,6 +13,7 @@ from nflab.learning.computation import ELSEWHERE
 from nflab.recording.archive import Archive
 from nflab.searching.beforehand import Result
 from nflab.settings import locations
+from nflab.settings.canonical import is_read
 from nflab.settings.config import Config, ScaleConfig
 from nflab.settings.errors import ConfigError, require
 from nflab.settings.leaves import as_text, flat, replace
@@ -40,6 +41,11 @@ def find_results(config: SweepConfig) -> list[Result]:
     """
     if not config.search.earlier:
         return []
+    require(
+        config.model.pretrained is None,
+        "--from takes no results of pre-trained weights: MLflow knows these by a path, and what "
+        "stands there may have changed",
+    )
     return _found(config, Archive(locations.tracking_uri(config.run)))
 
 
@@ -79,7 +85,11 @@ def _found(config: SweepConfig, archive: Archive) -> list[Result]:
             for of in map(_with_names, rows.values())
         ]
         runs = pd.concat(below, ignore_index=True) if below else pd.DataFrame()
-        require(len(runs) > 0, f"there is no sweep or grid {name!r} in {archive.uri} to begin from")
+        require(
+            len(runs) > 0,
+            f"there is no sweep or grid {name!r} in {archive.uri} with runs of its own to begin "
+            "from: what a grid took over from another is that one's",
+        )
         done = runs[runs.outcome.isin(DONE)].reset_index(drop=True)
         taken, why = _of_one(config, name, done)
         require(
@@ -103,13 +113,18 @@ def _of_one(config: SweepConfig, name: str, runs: pd.DataFrame) -> tuple[list[Re
     fingerprint, default = load_dataset(base).fingerprint, _texts(Config())
     for row in runs.to_dict("records"):
         # A setting that an older run does not name had its default.
-        known = {key: row[key] for key in default if isinstance(row.get(key), str)}
-        text = _written({**default, **known})
+        text = _written({k: row[k] if isinstance(row.get(k), str) else None for k in default})
         try:
             settings = {one: setting(one, text[one]) for one in scales}
         except ConfigError as error:
             why = why or str(error)
             continue
+        # What nothing reads beside the others is what this search would write, too.
+        settings |= {
+            one: scales[one].ends[0]
+            for one in settings
+            if not is_read(replace(base, **settings), one)
+        }
         own = _written(_texts(replace(base, **settings)))
         differ = _differences(text, own, scales)
         if row["dataset_fingerprint"] != fingerprint:
@@ -140,7 +155,7 @@ def _texts(config: Config) -> dict[str, str]:
     return {key: as_text(value) for key, value in flat(config).items()}
 
 
-def _written(settings: Mapping[str, str]) -> dict[str, str]:
+def _written(settings: Mapping[str, str | None]) -> dict[str, str]:
     """Settings as text, alike where they compute the same."""
     (row,) = as_computed(pd.DataFrame([settings])).to_dict("records")
     return {str(key): str(value) for key, value in row.items()}
