@@ -127,3 +127,13 @@ def test_a_machine_that_the_lists_do_not_show_yet_is_not_gone(
     monkeypatch.setattr(time, "time", lambda: now)
     machines.found({})
     assert machines.left_out("spot") is not None
+
+
+def test_a_type_of_which_a_machine_joins_is_left_out_no_longer() -> None:
+    followed = joining.Joining()
+    followed.launched("abcd", "spot")
+    followed.found(dict.fromkeys("abcd"))
+    followed.found({"d": None})
+    assert followed.left_out("spot") is not None
+    followed.found({"d": STATUS_UP_TO_DATE})
+    assert followed.left_out("spot") is None
