@@ -114,8 +114,8 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
         ahead, at_once = lookahead(config), session.placement.max_concurrent
         if ahead < min(at_once, missing):
             say(
-                f"lookahead {ahead} lets {ahead} trials run at once, where there is room for "
-                f"{at_once}: a larger one would know less of the trials before it"
+                f"lookahead {ahead} keeps {at_once - ahead} of {at_once} places for trials idle: a "
+                "larger one would know less of the trials before it"
             )
         progress = SweepProgress(planned, before, config.schedule.epochs, best=ledger.best)
         run.work(config.base(), ledger, progress)
