@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from moto.server import ThreadedMotoServer
+from ray.autoscaler._private.aws.utils import client_cache, resource_cache
 from ray.autoscaler._private.fake_multi_node.node_provider import (
     FAKE_HEAD_NODE_ID,
     FAKE_HEAD_NODE_TYPE,
@@ -109,6 +110,9 @@ def emulated_aws() -> Iterator[None]:
                 "AWS_DEFAULT_REGION": "us-east-1",
             }.items():
                 patch.setenv(name, value)
+            # Ray keeps the clients of the last account, whose server has gone.
+            for cache in (resource_cache, client_cache):
+                cache.cache_clear()
             yield
     finally:
         server.stop()
