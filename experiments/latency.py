@@ -62,7 +62,7 @@ def main() -> None:
         told = f"{top1[name]:.1f}" if name in top1 else ""
         print(f"| {name} | {sizes[name]} | {seconds:.2f} | {rate:.2f} | {told} |")
     where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    draw_latency(middle, published, f"{asked.batch_size} images, {where}", asked.out)
+    draw_latency(middle, published, f"batch {asked.batch_size}, {where}", asked.out)
     print(f"Figure: {asked.out}")
 
 
