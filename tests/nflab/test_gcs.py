@@ -101,6 +101,7 @@ def test_a_file_is_whole_or_what_it_was(front: Front) -> None:
     assert read_text(address) == "half"
 
 
+@pytest.mark.slow
 def test_checkpoints_come_back_whole(front: Front, tmp_path: Path) -> None:
     checkpoints = Checkpoints.of_run(f"gs://{BUCKET}/run")
     for epoch in (1, 2, 3, 4):
@@ -116,6 +117,7 @@ def test_checkpoints_come_back_whole(front: Front, tmp_path: Path) -> None:
     assert [mark[0] for mark in checkpoints._marks()] == [1, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_store_that_is_away_is_waited_for(front: Front) -> None:
     address = f"gs://{BUCKET}/away/x.txt"
     write_text(address, "kept")

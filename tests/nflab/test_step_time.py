@@ -28,6 +28,7 @@ def test_models_are_measured_at_the_sizes_of_their_authors(name: str, size: int)
     assert train_size(name) == size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dm_nfnet_f9", "efficientnet_b9"])
 def test_an_unknown_model_is_told(name: str) -> None:
     command = [sys.executable, "experiments/latency.py", name]
