@@ -29,10 +29,12 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=MODELS, help="default: all of the paper's")
     parser.add_argument("--batch-size", type=int, default=32, help="images of a step")
     parser.add_argument("--rounds", type=int, default=3, help="steps of each model")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--bfloat16", action="store_true", help="activations in bfloat16")
     parser.add_argument("--out", type=Path, default=Path("latency.png"))
     asked = parser.parse_args()
+    if min(asked.batch_size, asked.rounds) < 1:
+        parser.error("--batch-size and --rounds must be at least 1")
 
     import torch
     from tqdm import tqdm
