@@ -108,7 +108,7 @@ class Book:
         with tempfile.TemporaryDirectory() as content:
             checkpoints = Checkpoints.of_run(proposal.folder)
             checkpoints.save(Path(content), self.epochs)
-        ledger.ended(proposal.number, "finished", top1)
+        ledger.ended(proposal.number, "finished", {"val_top1": top1})
         self.outbox.drain()
 
     def _report(self, epoch: int, top1: float) -> dict[str, Any]:

@@ -30,14 +30,19 @@ def sweep(config: SweepConfig, experiment: str, resume: bool) -> None:
 
 
 def show(result: "SweepResult", config: SweepConfig) -> None:
-    """Prints the five best trials, what mattered, and where to look further."""
+    """Prints the five best trials, or the front, what mattered, and where to look further."""
     out = console()
-    table = Table(title="Five best trials", box=None, pad_edge=False, title_justify="left")
-    columns = [*scales_of(config), "val_top1", "test_top1", "outcome"]
+    objectives = config.search.objectives
+    trials, title = result.trials.head(5), "Five best trials"
+    if len(objectives) > 1:
+        trials = result.trials[result.trials.front]
+        title = f"The front, which no other of {len(result.trials)} trials beats"
+    table = Table(title=title, box=None, pad_edge=False, title_justify="left")
+    columns = [*scales_of(config), *objectives, "test_top1", "outcome"]
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
-    for _, trial in result.trials.head(5).iterrows():
-        table.add_row(*(_cell(trial.get(column)) for column in columns))
+    for _, trial in trials.iterrows():
+        table.add_row(*(_cell(trial.get(column), column) for column in columns))
     out.print(table)
     found = [
         f"{name.replace('_', ' ')} {i.share:.0%} ({i.low:.0%} to {i.high:.0%})"
@@ -57,9 +62,10 @@ def show(result: "SweepResult", config: SweepConfig) -> None:
         raise SystemExit("error: every trial failed; what follows `logs:` above says where to look")
 
 
-def _cell(value: object) -> str:
-    """Percentages with a sign; settings, which are text, in a few digits."""
+def _cell(value: object, column: str) -> str:
+    """Percentages with a sign; other numbers, also of settings, which are text, in a few digits."""
     if isinstance(value, float):
-        return f"{value:.1f} %" if value == value else ""
+        told = f"{value:.1f} %" if column.endswith("top1") else f"{value:.4g}"
+        return told if value == value else ""
     text = str(value)
     return f"{float(text):.3g}" if re.fullmatch(r"[\d.]+(e-?\d+)?", text) and "." in text else text

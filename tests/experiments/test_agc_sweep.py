@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import optuna
 import pandas as pd
 import pytest
 import torch
@@ -167,6 +168,66 @@ def test_any_settings_are_searched(
     done = script("report.py", "--output", str(report))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Sweep any" in (report / "report.md").read_text()
+
+
+def test_of_several_aims_the_answer_is_a_front(
+    script: Script, store: dict[str, str], ray_address: str, tmp_path: Path
+) -> None:
+    aims = "val_top1 val_loss seconds"
+    flags = f"--objectives {aims} --pruner none --trials 6 --epochs 2 --warmup-epochs 0 --name many"
+    finals = "--finalists 2 --final-seeds 2 --augmentation-level 0"
+    search = "base_learning_rate=0.1..6.4:log batch_size=64..128:pow2"
+    given = ["--search", *search.split(), *flags.split(), *finals.split()]
+    done = script("sweep.py", *given, RAY_ADDRESS=ray_address)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "The front, which no other of 6 trials beats" in done.stdout
+    parent, children = family(store["MLFLOW_TRACKING_URI"], "sweep")
+    trials = {run.info.run_name: run for run in children if run.data.tags["kind"] == "trial"}
+    results = {name: run.data.metrics for name, run in trials.items()}
+    assert len(results) == 6
+
+    def beaten(name: str) -> bool:
+        own = results[name]
+        return any(
+            other != name
+            and one["val_top1"] >= own["val_top1"]
+            and one["val_loss"] <= own["val_loss"]
+            and one["seconds"] <= own["seconds"]
+            for other, one in results.items()
+        )
+
+    front = {name for name in results if not beaten(name)}
+    client = MlflowClient(store["MLFLOW_TRACKING_URI"])
+    table = pd.read_csv(client.download_artifacts(parent.info.run_id, "trials.csv"))
+    assert set(table.name[table.front]) == set(table.name[: len(front)]) == front
+    for name, run in trials.items():
+        checkpoints = list(tmp_path.glob(f"runs/many/trials/0{run.data.tags['trial']}/check*/*"))
+        assert bool(checkpoints) == (name in front), name
+    repeated = {
+        (run.data.params["base_learning_rate"], run.data.params["batch_size"])
+        for run in children
+        if run.data.tags["kind"] == "cell"
+    }
+    of_front = {
+        (trials[name].data.params["base_learning_rate"], trials[name].data.params["batch_size"])
+        for name in front
+    }
+    assert len(repeated & of_front) == min(2, len(front))
+    names = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert {"front.png", "slices.png", "map.png", "finalists.png"} <= names
+    note = parent.data.tags["mlflow.note.content"]
+    assert f"The front: {len(front)} trials" in note and "end early" not in note
+    study = optuna.load_study(study_name="many", storage=f"sqlite:///{tmp_path}/runs/many/study.db")
+    assert study.metric_names == aims.split()
+    told = [trial.values for trial in study.trials]
+    assert told == [[results[name][aim] for aim in aims.split()] for name in sorted(results)]
+
+    report = tmp_path / "report"
+    done = script("report.py", "--output", str(report))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"the front has {len(front)} of the trials" in (report / "report.md").read_text()
+    done = script("audit.py")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_search_of_nothing_is_refused(script: Script) -> None:

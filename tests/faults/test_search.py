@@ -1,5 +1,6 @@
 """A search is a function of its configuration, on a real Ray of any size, killed or not."""
 
+import json
 import random
 import time
 from pathlib import Path
@@ -12,7 +13,10 @@ from tests.faults.runs import Run, train_on
 from tests.faults.stores import Stores
 
 TRIALS = 9
-FLAGS = f"--name s --trials {TRIALS} --epochs 6 --warmup-epochs 1 --seed 2".split()
+EPOCHS = "--epochs 6 --warmup-epochs 1"
+SEARCH = "--search clipping=0.02..0.32:log,none batch_size=16..128:pow2"
+EARLIER = f"{SEARCH} --name early --trials 5 --seed 7 --pruner none {EPOCHS}".split()
+FLAGS = f"--name s --trials {TRIALS} --seed 2 --from early {EPOCHS}".split()
 
 
 def search(folder: Path, cpus: int, kills: int, chance: random.Random) -> list[Any]:
@@ -22,6 +26,8 @@ def search(folder: Path, cpus: int, kills: int, chance: random.Random) -> list[A
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus})
     stores.env["RAY_ADDRESS"] = cluster.address
     try:
+        earlier = Run(stores, "sweep.py", *EARLIER)
+        assert earlier.wait() == 0, earlier.output()
         arguments = FLAGS
         for _ in range(kills):
             run = Run(stores, "agc_sweep.py", *arguments)
@@ -35,6 +41,7 @@ def search(folder: Path, cpus: int, kills: int, chance: random.Random) -> list[A
     finally:
         cluster.shutdown()
     stores.agree(TRIALS)
+    assert len(json.loads((folder / "runs/s/beforehand.json").read_text())) == 5
     return [
         (t.state, t.values, t.params, t.user_attrs, t.system_attrs, t.intermediate_values)
         for t in stores.study().trials

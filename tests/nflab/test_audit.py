@@ -119,7 +119,7 @@ class Store:
                 said = outcome if outcome in ("finished", "diverged") and e == epochs else "running"
                 ledger.reported(proposal.number, epoch(e, top1, said))
             if outcome != "interrupted":
-                ledger.ended(proposal.number, outcome, top1)  # type: ignore[arg-type]
+                ledger.ended(proposal.number, outcome, {"val_top1": top1})  # type: ignore[arg-type]
         outbox.drain()
         ledger.release()
         outbox.drain()
@@ -144,7 +144,7 @@ class Store:
             said = outcome if outcome in ("finished", "diverged") else "running"
             ledger.reported(proposal.number, epoch(1, top1, said))
             if outcome != "interrupted":
-                ledger.ended(proposal.number, outcome, top1)  # type: ignore[arg-type]
+                ledger.ended(proposal.number, outcome, {"val_top1": top1})  # type: ignore[arg-type]
         outbox.drain()
         ledger.release()
         outbox.drain()

@@ -235,9 +235,11 @@ def test_a_resumed_sweep_may_have_another_budget_and_nothing_else(tmp_path: Path
 def test_a_budget_that_cannot_be_kept_is_refused_before_anything_is_run(
     tmp_path: Path, store: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = run_script(tmp_path, store, "agc_sweep.py", "--max-cost", "1")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "nflab/cluster/prices.csv has no price of these machines" in done.stderr
+    aims = "--objectives val_top1 cost_usd --pruner none"
+    for flags in ("--max-cost 1", aims, f"{aims} --dry-run"):
+        done = run_script(tmp_path, store, "agc_sweep.py", *flags.split())
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "nflab/cluster/prices.csv has no price of these machines" in done.stderr
     assert not list(tmp_path.glob("runs/*/config.json"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match="no price of these machines"):

@@ -81,7 +81,7 @@ def finish(ledger: CellLedger, outcome: Any = "finished") -> int:
     assert not ledger.reported(proposal.number, epoch(1, 50))
     if outcome != "failed":
         assert not ledger.reported(proposal.number, epoch(2, 60, outcome))
-    ledger.ended(proposal.number, outcome, 60)
+    ledger.ended(proposal.number, outcome, {"val_top1": 60})
     return proposal.number
 
 
@@ -166,7 +166,7 @@ def test_what_is_repeated_takes_the_place_of_the_old_result_when_it_has_one(stor
     assert again == proposal  # goes on
     resumed.started(again)
     resumed.reported(again.number, epoch(2, 70, "finished"))
-    resumed.ended(again.number, "finished", 70)
+    resumed.ended(again.number, "finished", {"val_top1": 70})
     resumed.release()
     rows = resumed.results()
     assert rows.val_top1.tolist() == [70, 60]
@@ -237,7 +237,7 @@ def test_results_of_an_earlier_version_are_taken_over_under_their_new_names(stor
     proposal = ledger.propose()
     ledger.started(proposal)
     ledger.reported(1, epoch(1, 90.0, "finished"))
-    ledger.ended(1, "finished", 90.0)
+    ledger.ended(1, "finished", {"val_top1": 90.0})
     ids = [cell.id for cell in ledger.cells]
     store.outbox.drain()
     (run,) = store.cells().run_id

@@ -20,6 +20,7 @@ from nflab.recording.outbox import Outbox
 from nflab.recording.tracker import Tracker
 from nflab.running.ledger import Proposal
 from nflab.searching.importances import importances
+from nflab.searching.study import StudyFile
 from nflab.searching.trial_ledger import TrialLedger, first_rung
 from nflab.settings.leaves import as_text, replace
 from nflab.settings.recipes import scales_of
@@ -116,7 +117,7 @@ def finish(ledger: TrialLedger, top1: float) -> Proposal:
     for e in range(1, 8):
         assert not ledger.reported(proposal.number, epoch(e, top1))
     assert not ledger.reported(proposal.number, epoch(8, top1, "finished"))
-    ledger.ended(proposal.number, "finished", top1)
+    ledger.ended(proposal.number, "finished", {"val_top1": top1})
     return proposal
 
 
@@ -127,7 +128,7 @@ def test_a_trial_that_is_cut_is_pruned_with_its_values(stores: Stores) -> None:
     # Rungs lie at 2 epochs (a quarter of 8, past the warm-up) and 6.
     assert not ledger.reported(number, epoch(1, 10))
     assert ledger.reported(number, epoch(2, 11)) == "rung 1: 11.0 % against 90.0 %"
-    ledger.ended(number, "pruned", 11)
+    ledger.ended(number, "pruned", {"val_top1": 11})
     trial = stores.trials()[1]
     assert trial.state == TrialState.PRUNED
     assert trial.intermediate_values == {SAMPLES: 10, 2 * SAMPLES: 11}
@@ -149,9 +150,9 @@ def test_what_cannot_be_trained_tells_the_sampler_to_avoid_it(stores: Stores, wh
     number = begin(ledger).number
     if why == "diverged":
         ledger.reported(number, epoch(1, 0.0, "diverged") | {"train_loss": float("nan")})
-        ledger.ended(number, "diverged", 0.0)
+        ledger.ended(number, "diverged", {"val_top1": 0.0})
     else:
-        ledger.ended(number, "failed", None, "CUDA error: out of memory")
+        ledger.ended(number, "failed", {}, "CUDA error: out of memory")
     trial = stores.trials()[0]
     assert (trial.state, trial.value) == (TrialState.COMPLETE, 0)
     assert trial.constraints == {"infeasible": 1.0}
@@ -170,7 +171,7 @@ def test_of_two_equal_trials_the_lower_number_is_best_whichever_began_first(
         Checkpoints.of_run(proposal.folder).save(content, 8)
         ledger.reported(proposal.number, epoch(8, 90, "finished"))
     for proposal in (second, first):
-        ledger.ended(proposal.number, "finished", 90)
+        ledger.ended(proposal.number, "finished", {"val_top1": 90})
     stores.outbox.drain()
     trials = stores.tracker.trials(stores.parent)
     assert trials.number.tolist() == [2, 1]  # in the order of their start
@@ -182,7 +183,7 @@ def test_of_two_equal_trials_the_lower_number_is_best_whichever_began_first(
 def test_a_failed_trial_is_recorded_with_its_error(stores: Stores) -> None:
     ledger = stores.open()
     number = begin(ledger).number
-    ledger.ended(number, "failed", None, "Traceback\nValueError: 7 is odd")
+    ledger.ended(number, "failed", {}, "Traceback\nValueError: 7 is odd")
     assert stores.trials()[0].state == TrialState.FAIL
     assert "7 is odd" in stores.runs()[1].data.tags["error"]
     stores.agree()
@@ -202,8 +203,8 @@ def test_released_trials_wait_and_are_proposed_again_as_they_were(stores: Stores
     # A continued trial repeats the reports that led to its checkpoint.
     for e in range(1, 8):
         again.reported(first.number, epoch(e, 85))
-    again.ended(first.number, "finished", 85)
-    again.ended(second.number, "failed", None, "x")
+    again.ended(first.number, "finished", {"val_top1": 85})
+    again.ended(second.number, "failed", {}, "x")
     stores.agree()
     history = stores.tracker.history(stores.runs()[first.number].info.run_id, "val_top1")
     assert [step for step, _ in history] == list(range(1, 8))
@@ -263,10 +264,17 @@ def test_proposals_depend_on_the_seed_and_not_on_interruptions(stores: Stores) -
     assert len({str(settings) for settings in at_once}) == 4
 
 
-def search(stores: Stores, at_once: int, chance: random.Random, kills: int = 0) -> list[Any]:
-    """What the study holds after a sweep of 12 trials, `at_once` of which run at a time and go on
-    in no particular order; now and then its process is lost."""
-    config = replace(WIDE, trials=12, epochs=6)  # the last epoch is a rung
+ONE_AIM = replace(WIDE, trials=12, epochs=6)
+"""The last epoch is a rung."""
+
+TWO_AIMS = replace(ONE_AIM, objectives=("val_top1", "val_loss"), pruner="none")
+
+
+def search(
+    stores: Stores, config: SweepConfig, at_once: int, chance: random.Random, kills: int = 0
+) -> list[Any]:
+    """What the study holds after a sweep, `at_once` trials of which run at a time and go on in no
+    particular order; now and then its process is lost."""
     ledger = stores.open(config)
     moments = set(chance.sample(range(1, 60), kills))
     under_way: dict[int, tuple[Proposal, int]] = {}
@@ -283,14 +291,16 @@ def search(stores: Stores, at_once: int, chance: random.Random, kills: int = 0) 
         reached = 90 - 10 * abs(math.log(settings["clipping"] or 1, 10) + 1) ** 2
         top1 = (reached - settings["batch_size"] / 16) * (1 - 0.5 ** (done + 1))
         outcome = "finished" if done == 5 else "running"
-        cut = ledger.reported(number, epoch(done + 1, top1, outcome))
+        # Loss is least where top-1 is not best.
+        result = {**epoch(done + 1, top1, outcome), "val_loss": 1 / settings["batch_size"]}
+        cut = ledger.reported(number, result)
         under_way[number] = proposal, done + 1
         if moments and chance.random() < 0.1:
             moments.pop()
             ledger, under_way = stores.open(config), {}  # as after kill -9
             continue
         if cut or outcome == "finished":
-            ledger.ended(number, "pruned" if cut else "finished", top1)
+            ledger.ended(number, "pruned" if cut else "finished", result)
             del under_way[number]
     return [
         (t.state, t.values, t.params, t.user_attrs, t.system_attrs, t.intermediate_values)
@@ -298,17 +308,20 @@ def search(stores: Stores, at_once: int, chance: random.Random, kills: int = 0) 
     ]
 
 
+@pytest.mark.parametrize("config", [ONE_AIM, TWO_AIMS])
 def test_a_search_is_the_same_however_many_run_at_once_and_whatever_is_killed(
-    tmp_path: Path,
+    tmp_path: Path, config: SweepConfig
 ) -> None:
     found = []
     for number, (at_once, kills) in enumerate(((1, 0), (2, 0), (4, 0), (4, 9), (1, 9))):
         folder = tmp_path / str(number)
         folder.mkdir()
-        found.append(search(Stores(folder), at_once, random.Random(number), kills))
+        found.append(search(Stores(folder), config, at_once, random.Random(number), kills))
     first, *others = found
     assert len({str(trial[2]) for trial in first}) > 6
-    assert {trial[0] for trial in first} == {TrialState.COMPLETE, TrialState.PRUNED}
+    pruned = {TrialState.PRUNED} if config is ONE_AIM else set()
+    assert {trial[0] for trial in first} == {TrialState.COMPLETE, *pruned}
+    assert {len(trial[1]) for trial in first if trial[1]} == {len(config.search.objectives)}
     for other in others:
         assert other == first
 
@@ -320,12 +333,12 @@ def test_a_trial_waits_for_those_before_its_window(stores: Stores) -> None:
     for proposal in under_way[1:]:
         assert proposal is not None
         ledger.started(proposal)
-        ledger.ended(proposal.number, "finished", 50.0)
+        ledger.ended(proposal.number, "finished", {"val_top1": 50.0})
     assert ledger.propose() is None  # the first has not ended
     first = under_way[0]
     assert first is not None
     ledger.started(first)
-    ledger.ended(1, "failed", None, "x")
+    ledger.ended(1, "failed", {}, "x")
     assert [getattr(ledger.propose(), "number", None) for _ in range(5)] == [5, 6, 7, 8, None]
 
 
@@ -406,7 +419,7 @@ def test_trials_that_failed_are_trained_again_under_their_numbers(stores: Stores
     for error in ("OSError: the disk is gone", "CUDA out of memory", "OSError: the disk is gone"):
         asked.append(begin(ledger))
         ledger.reported(asked[-1].number, epoch(1, 50))
-        ledger.ended(asked[-1].number, "failed", None, error)
+        ledger.ended(asked[-1].number, "failed", {}, error)
     assert (stores.open(WIDE).missing, stores.open(WIDE, retry_failed=True).missing) == (2, 5)
     ledger = stores.open(WIDE, retry_failed=False)
     assert ledger.missing == 5  # whoever goes on later need not ask again
@@ -417,7 +430,7 @@ def test_trials_that_failed_are_trained_again_under_their_numbers(stores: Stores
         for e in range(1, 8):
             ledger.reported(proposal.number, epoch(e, 50))
         ledger.reported(proposal.number, epoch(8, 60, "finished"))
-        ledger.ended(proposal.number, "finished", 60)
+        ledger.ended(proposal.number, "finished", {"val_top1": 60})
     stores.agree()
     assert [trial.value for trial in stores.trials()] == [80, 60, 60, 60]
     assert {trial.system_attrs["constraints:infeasible"] for trial in stores.trials()} == {0.0}
@@ -454,10 +467,52 @@ def test_a_study_on_a_full_disk_is_written_when_there_is_room(
     for e in range(1, 8):
         ledger.reported(proposal.number, epoch(e, 70))
     ledger.reported(proposal.number, epoch(8, 70, "finished"))
-    ledger.ended(proposal.number, "finished", 70)
+    ledger.ended(proposal.number, "finished", {"val_top1": 70})
     monkeypatch.setattr(Session, "_flush", flush)
     monkeypatch.setattr(Session, "commit", commit)
     assert len(tries) > 20
     assert len(stores.trials()) == 1
     stores.agree()
     assert [trial.value for trial in stores.trials()] == [70]
+
+
+def saved(stores: Stores, number: int) -> Checkpoints:
+    """The checkpoints of a trial, of which it has one."""
+    folder = stores.folder / "weights"
+    folder.mkdir(exist_ok=True)
+    (folder / "x").write_text("x")
+    checkpoints = Checkpoints.of_run(f"{stores.folder}/trials/{number:04d}")
+    checkpoints.save(folder, 8)
+    return checkpoints
+
+
+def test_of_several_aims_all_on_the_front_keep_their_weights(stores: Stores) -> None:
+    config = replace(TWO_AIMS, lookahead=1, objectives=("val_top1", "seconds"))
+    found = [(80.0, 20.0), (90.0, 40.0), (85.0, 50.0), (60.0, 10.0), (90.0, 30.0), (80.0, 20.0)]
+    kept = []
+    for top1, seconds in found:
+        ledger = stores.open(config)  # of another process each
+        number = begin(ledger).number
+        result = {**epoch(1, top1, "finished"), "seconds": seconds}
+        kept.append(saved(stores, number))
+        assert ledger.reported(number, result) is None
+        ledger.ended(number, "finished", result)
+    assert [one.last_mark() is not None for one in kept] == [True, False, False, True, True, False]
+    assert ledger.best == 90
+    trials = StudyFile(stores.folder / "study.db", "sweep").trials()
+    assert trials[1].standing == ((-90.0, 40.0), 2)
+    stores.agree()
+
+
+def test_a_trial_without_one_of_its_aims_has_failed(stores: Stores) -> None:
+    ledger = stores.open(replace(TWO_AIMS, objectives=("val_top1", "cost_usd")))
+    for number, cost in ((1, {}), (2, {"cost_usd": math.nan})):
+        begin(ledger)
+        result = {**epoch(1, 50.0, "finished"), **cost}
+        ledger.reported(number, result)
+        ledger.ended(number, "finished", result)
+        stores.outbox.drain()
+        assert stores.trials()[number - 1].state == TrialState.FAIL
+        run = stores.runs()[number]
+        assert run.data.tags["outcome"] == "failed"
+        assert "cost_usd is not known, by which trials are compared" in run.data.tags["error"]

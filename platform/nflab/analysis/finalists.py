@@ -67,4 +67,5 @@ def judge(entrants: Mapping[str, Sequence[str]], rows: pd.DataFrame) -> Findings
     drawn: dict[str, tuple[list[float], Estimate]] = {
         label: (tests[label].tolist(), spreads[label]) for label in order
     }
-    return Findings(lines, table, {"finalists": partial(draw_finals, drawn)})
+    drawings = {"finalists": partial(draw_finals, drawn)}
+    return Findings(lines, table, drawings, {label: told[told.setting == label] for label in order})

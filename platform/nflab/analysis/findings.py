@@ -1,7 +1,7 @@
 """What every ablation has in common: rows of cells in, an answer out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ class Findings:
     """A row for each setting: how many seeds, how many diverged, means and their intervals."""
     drawings: Mapping[str, Callable[[Path], None]]
     """Name -> draws the figure, as a PNG file of this path."""
+    repeated: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    """Of finals: label -> a row for each seed that has a result."""
 
 
 def twin(model: str) -> str:

@@ -112,7 +112,7 @@ def endings(scene: Scene) -> Iterator[Disagreement]:
                 scene.study.tell,
                 trial.number,
                 outcome,
-                run.metrics.get("val_top1"),
+                run.metrics,
                 run.tags.get("error"),
             )
             what = f"MLflow says {said}, and the study has it {trial.state}"

@@ -62,7 +62,7 @@ def _is_loser(scene: Scene, run: RecordedRun) -> bool:
     """Whether nothing will ever be read from a run's checkpoints."""
     outcome, number = scene.outcome(run), number_of(run)
     if number is not None:
-        lost = outcome == "finished" and scene.winner not in (None, number)
+        lost = outcome == "finished" and bool(scene.winners) and number not in scene.winners
         return outcome in ("pruned", "diverged") or (lost and scene.trial(run) is not None)
     if "cell" not in run.tags:
         return False
@@ -104,7 +104,7 @@ def lost_checkpoints(scene: Scene) -> Iterator[Disagreement]:
             what = f"has no checkpoint, though {count(int(run.metrics['epoch']), 'epoch')} ran"
             cure = "resumed, it begins again, with the same result"
             yield Disagreement(scene.label(run), what, cure)
-        elif number is not None and outcome == "finished" and number == scene.winner:
+        elif number is not None and outcome == "finished" and number in scene.winners:
             what = "has no checkpoint, though it is the best of its sweep"
             yield Disagreement(scene.label(run), what, again)
         elif outcome == "finished" and "superseded" not in run.tags and _is_needed(scene, run):

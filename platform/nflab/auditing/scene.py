@@ -11,7 +11,7 @@ from nflab.recording.tables import STATUS
 from nflab.recording.tracker import Tracker
 from nflab.searching.study import StudyFile, Trial
 from nflab.searching.trial_ledger import trial_folder
-from nflab.settings.outcomes import Outcome, Standing, standing
+from nflab.settings.outcomes import Outcome, Standing, front, standing
 from nflab.storage.checkpoints import Checkpoints, Mark
 
 _ENDS = ("finished", "pruned", "diverged", "failed")
@@ -103,11 +103,11 @@ class Scene:
         return "failed" if said != "running" and run.status == "FAILED" else "interrupted"
 
     @cached_property
-    def winner(self) -> int | None:
-        """Number of the trial that is the best of its sweep."""
+    def winners(self) -> list[int]:
+        """Numbers of the trials that no other of their sweep beats: of one aim, of the best."""
         done = [t for t in self.trials.values() if t.is_sound and t.outcome == "finished"]
-        values = {t.number: t.value for t in done if t.has_ended and t.value is not None}
-        return min(values, key=lambda number: standing(values[number], number), default=None)
+        ended = {t.number: t.standing for t in done if t.has_ended}
+        return front({number: one for number, one in ended.items() if one is not None})
 
     @cached_property
     def finished_cells(self) -> dict[str, list[RecordedRun]]:

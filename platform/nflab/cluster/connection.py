@@ -134,8 +134,8 @@ def _require_prices(placement: Placement) -> None:
         names = [repr(name) for name, price in placement.prices.items() if name and price is None]
         told = f"machines of the type {' and '.join(names)}" if names else "these machines"
         raise ConfigError(
-            f"max_cost cannot be kept, for nflab/cluster/prices.csv has no price of {told}: add it "
-            "there, or leave --max-cost out"
+            f"max_cost cannot be kept, nor cost_usd be an objective, for nflab/cluster/prices.csv "
+            f"has no price of {told}: add it there, or leave these out"
         )
 
 

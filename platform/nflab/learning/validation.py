@@ -12,10 +12,11 @@ from nflab.settings.canonical import UNREAD, is_read
 from nflab.settings.config import Config, ScaleConfig
 from nflab.settings.errors import ConfigError, known, require
 from nflab.settings.leaves import as_text, flat, replace
+from nflab.settings.objectives import DEFAULT, OBJECTIVES
 from nflab.settings.recipe_files import is_file
 from nflab.settings.recipes import batch_sizes_of, recipe_of, scales_of
 from nflab.settings.search_space import tried
-from nflab.settings.studies import ClippingConfig, GridOfConfigs, SweepConfig
+from nflab.settings.studies import ClippingConfig, GridOfConfigs, SearchConfig, SweepConfig
 
 
 def validate(config: Config, trains: bool = True) -> None:
@@ -54,6 +55,7 @@ def validate(config: Config, trains: bool = True) -> None:
         require(config.search.trials >= 1, f"trials {config.search.trials} must be at least 1")
         known("sampler", config.search.sampler, ["tpe", "gp", "random", "qmc"])
         known("pruner", config.search.pruner, ["asha", "none"])
+        _check_objectives(config.search)
         ahead = config.search.lookahead
         require(ahead is None or ahead >= 1, f"lookahead {ahead} must be at least 1, or auto")
         of_baseline = batch_sizes if config.finals.finalists else []
@@ -203,6 +205,34 @@ def _check_search(config: SweepConfig, trains: bool) -> None:
             f"{name} changes nothing here: "
             + " and ".join(f"{other} is {as_text(v)}" for other, v in UNREAD.get(name, {}).items()),
         )
+
+
+def _check_objectives(search: SearchConfig) -> None:
+    """That trials can be compared by what the search aims at."""
+    named = search.objectives
+    for name in named:
+        known("objective", name, [*OBJECTIVES])
+    told = f"objectives {' '.join(named) or 'are none'}"
+    require(
+        named[:1] == DEFAULT and len(set(named)) == len(named),
+        f"{told}: name val_top1 first, and then others, each once",
+    )
+    if len(named) == 1:
+        return
+    require(
+        search.pruner == "none",
+        f"{told} cannot be had with pruning, for an early result tells little of several aims: "
+        "give --pruner none",
+    )
+    require(
+        search.sampler != "gp",
+        f"{told}: sampler gp would learn from what trials that diverged measured: take tpe, random "
+        "or qmc",
+    )
+    require(
+        not search.earlier,
+        f"{told} cannot begin --from earlier runs, of which validation top-1 alone is comparable",
+    )
 
 
 def _searches(config: Config, name: str) -> bool:

@@ -16,6 +16,7 @@ from nflab.data import load_dataset
 from nflab.settings.config import Config, ScaleConfig
 from nflab.settings.errors import ConfigError
 from nflab.settings.leaves import as_text, flat
+from nflab.settings.objectives import OBJECTIVES
 from nflab.settings.recipes import recipe_of, sourced
 from nflab.settings.search_space import Scale
 from nflab.settings.studies import SweepConfig
@@ -137,8 +138,9 @@ def sweep_note(
     """
     searched = [f"{_words(key)} ({scale})" for key, scale in scales.items()]
     of = _of(config, "several models" if "model" in scales else None)
+    cut = ", which end early where others do better" if config.search.pruner != "none" else ""
     asked = (
-        f"{config.search.trials} trials {of}, which end early where others do better; "
+        f"{config.search.trials} trials {of}{cut}; "
         f"searched: {'; '.join(searched) or 'nothing but the seed'}."
     )
     best = trials.iloc[0]
@@ -148,6 +150,7 @@ def sweep_note(
         if best.outcome == "finished"
         else "No trial finished.",
         _counts("Trials", trials),
+        *_front(config, scales, trials),
     ]
     if shares:
         told = ", ".join(
@@ -162,6 +165,26 @@ def sweep_note(
     else:
         found.append("Too few different results to say which setting mattered.")
     return _note(config, experiment, asked, [*found, *more], run_id, figures)
+
+
+def _front(config: SweepConfig, scales: Mapping[str, Scale], trials: pd.DataFrame) -> list[str]:
+    """The trials that no other beats, as a table; nothing of one aim."""
+    objectives = config.search.objectives
+    if len(objectives) == 1:
+        return []
+    front = trials[trials.front]
+    head = ["trial", *map(_words, scales), *(OBJECTIVES[name].words for name in objectives)]
+    lines = [head, ["---"] * len(head)] + [
+        [
+            str(row.number),
+            *(str(row[name]) for name in scales),
+            *(f"{row[name]:.5g}" for name in objectives),
+        ]
+        for _, row in front.iterrows()
+    ]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    said = f"The front: {len(front)} trials, of which none is better in one aim and as good in the "
+    return [f"{said}others.\n\n{table}\n"]
 
 
 def grid_note(

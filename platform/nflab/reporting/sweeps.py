@@ -1,20 +1,19 @@
 """What one sweep says: what it searched, its best trial, and with what another would begin."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from nflab.analysis.figures import draw_slices, draw_top1
+from nflab.analysis.figures import draw_front, draw_slices, draw_top1
 from nflab.analysis.findings import software
-from nflab.analysis.ranking import ranked
+from nflab.analysis.ranking import on_front, ranked
 from nflab.recording.archive import Archive
 from nflab.reporting.document import Section, save_table
 from nflab.settings.config import Config
 from nflab.settings.leaves import flat
+from nflab.settings.objectives import DEFAULT, OBJECTIVES
 from nflab.settings.recipes import scales_of
-from nflab.settings.search_space import Scale
 from nflab.settings.serialization import from_json
 from nflab.settings.studies import SweepConfig
 
@@ -38,18 +37,33 @@ def sweep_section(
     for metric in ("val_top1", "test_top1"):
         if metric not in rows:
             rows = rows.assign(**{metric: float("nan")})
-    trials = ranked(rows.assign(number=rows.trial.astype(int)), "number")
-    scales = _scales(archive, parent.run_id)
+    config = _config(archive, parent.run_id)
+    scales = {} if config is None else scales_of(config)
+    objectives = DEFAULT if config is None else config.search.objectives
+    rows = rows.assign(number=rows.trial.astype(int))
+    rows = rows.assign(front=on_front(rows, "number", objectives))
+    trials = ranked(rows, "number", objectives)
     searched = list(scales) or _named(parent) or [name for name in USUAL if name in trials]
     figure, title = folder / "figures" / f"{file}.png", f"Validation top-1: {parent.name}"
-    if set(searched) <= set(USUAL):
+    if len(objectives) > 1:
+        draw_front(trials, objectives, figure, f"Front: {parent.name}")
+    elif set(searched) <= set(USUAL):
         draw_top1(trials, figure, title)
     elif scales:
         draw_slices(trials, scales, figure, title)
     text = [f"searched: {'; '.join(f'{_word(name)} {scale}' for name, scale in scales.items())}"]
     text = [*text * bool(scales), *_best(trials.iloc[0], searched), *software(trials)]
-    shown = trials[[c for c in (*searched, *RESULTS) if c in trials]].reset_index(drop=True)
-    tables = {f"{len(trials)} trials, the best first": save_table(shown, file, folder)}
+    first = f"{len(trials)} trials, the best first"
+    columns = [*searched, *RESULTS]
+    if len(objectives) > 1:
+        told = ", ".join(
+            f"{OBJECTIVES[name].words} ({OBJECTIVES[name].direction}d)" for name in objectives
+        )
+        text.append(f"aims: {told}; the front has {trials.front.sum()} of the trials that finished")
+        first += f": the first {trials.front.sum()} are the front"
+        columns += objectives[1:]
+    shown = trials[[c for c in columns if c in trials]].reset_index(drop=True)
+    tables = {first: save_table(shown, file, folder)}
     drawn = [figure] if figure.exists() else []
     return Section(f"Sweep {parent.name}", text=text, figures=drawn, tables=tables)
 
@@ -74,15 +88,17 @@ def _best(best: Any, searched: list[str]) -> list[str]:
     ]
 
 
-def _scales(archive: Archive, run_id: str) -> Mapping[str, Scale]:
-    """What a sweep searched; nothing if it does not say so."""
+def _config(archive: Archive, run_id: str) -> SweepConfig | None:
+    """A sweep's configuration; None if it does not say what it searched."""
     with archive.artifact(run_id, "config.json") as file:
         if file is None:
-            return {}
+            return None
         try:
-            return scales_of(from_json(SweepConfig, file.read_text(encoding="utf-8")))
+            config = from_json(SweepConfig, file.read_text(encoding="utf-8"))
+            scales_of(config)
+            return config
         except ValueError:  # of an nflab that knew other settings, or a recipe that has changed
-            return {}
+            return None
 
 
 def _word(name: str) -> str:

@@ -1,5 +1,6 @@
 """What is to be trained and what became of it, as those who train see it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,9 +47,9 @@ class Ledger(Protocol):
         ...
 
     def ended(
-        self, number: int, outcome: Outcome, value: float | None, error: str | None = None
+        self, number: int, outcome: Outcome, result: Mapping[str, Any], error: str | None = None
     ) -> None:
-        """Writes down how a trial ended, with the last METRIC, and why if it failed."""
+        """Writes down how a trial ended, with its last metrics, and why if it failed."""
         ...
 
     def release(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 REDUCTION_FACTOR = 3
@@ -36,6 +37,7 @@ class Foresight:
         seed: of what is proposed for it.
         pruner: by which it is cut.
         sampler: what proposes it, or its name.
+        directions: of the values of trials.
     """
 
     def __init__(
@@ -44,10 +46,11 @@ class Foresight:
         seed: int,
         pruner: optuna.pruners.BasePruner,
         sampler: str | optuna.samplers.BaseSampler = "tpe",
+        directions: Sequence[StudyDirection] = (StudyDirection.MAXIMIZE,),
     ) -> None:
         if isinstance(sampler, str):
             sampler = SAMPLERS[sampler](seed)
-        study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
+        study = optuna.create_study(directions=directions, sampler=sampler, pruner=pruner)
         study.add_trials(past)
         self._study, self._trial = study, study.ask()
         self._past = past
@@ -59,6 +62,8 @@ class Foresight:
 
     def report(self, value: float, step: int) -> str | None:
         """Takes a result, once; returns why it cuts the trial, or None if it goes on."""
+        if len(self._study.directions) > 1:
+            return None  # of several aims none tells early which trial is poor
         if step not in self._cut:
             self._trial.report(value, step)
             self._cut[step] = self._why() if self._trial.should_prune() else None

@@ -4,19 +4,21 @@ import errno
 import json
 import platform
 import sqlite3
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from nflab.settings.errors import ConfigError
-from nflab.settings.outcomes import Outcome
+from nflab.settings.objectives import DEFAULT, OBJECTIVES, losses
+from nflab.settings.outcomes import Outcome, Standing
 from nflab.storage.files import patiently, read_text, write_text
 from nflab.storage.run_folder import Identity
 
@@ -41,7 +43,8 @@ class Trial:
     """Optuna's: RUNNING, WAITING, COMPLETE, PRUNED or FAIL."""
     outcome: str | None
     """What it is marked with; holds only when it has ended."""
-    value: float | None
+    standing: Standing | None
+    """How its result stands among others; None if it has none."""
     settings: dict[str, Any] | None
     """None if it was never proposed whole."""
     top1s: tuple[float, ...]
@@ -64,12 +67,15 @@ MARKER = "study.json"
 """File of a sweep's folder that says where its study is."""
 
 
-def open_study(file: Path, identity: Identity, folder: str, begun: bool) -> optuna.Study:
+def open_study(
+    file: Path, identity: Identity, folder: str, begun: bool, objectives: Sequence[str]
+) -> optuna.Study:
     """The study of a sweep, which is made if the sweep is new.
 
     Args:
         file: on the machine of the sweep's driver.
         folder: path or address of the sweep.
+        objectives: what it aims at.
         begun: whether MLflow has trials of it.
 
     Raises:
@@ -88,13 +94,17 @@ def open_study(file: Path, identity: Identity, folder: str, begun: bool) -> optu
         study = optuna.create_study(
             study_name=identity.name,
             storage=RDBStorage(f"sqlite:///{file}"),
-            direction="maximize",
+            directions=[OBJECTIVES[name].direction for name in objectives],
             load_if_exists=True,
         )
         owner = study.user_attrs.get(RUN)
         empty = not study.get_trials(deepcopy=False)
         # An empty one, and one of another name, cannot be that of a sweep that has trials.
         if owner is None and (marker is None or empty) and not (begun and empty):
+            if len(objectives) > 1:
+                with warnings.catch_warnings():  # it may change in Optuna, which a test would tell
+                    warnings.simplefilter("ignore", ExperimentalWarning)
+                    study.set_metric_names(list(objectives))
             study.set_user_attr(RUN, identity.id)  # new, or from before studies said whose they are
             owner = identity.id
     except Exception as error:  # drivers of databases raise their own kinds
@@ -136,11 +146,24 @@ def kept(file: Path, call: Callable[[], T]) -> T:
     return patiently(str(file), ask)
 
 
+def objectives_of(study: optuna.Study) -> Sequence[str]:
+    """What the trials of a study are compared by, in the order of their values."""
+    return study.metric_names or DEFAULT
+
+
+def standing_of(study: optuna.Study, trial: FrozenTrial) -> Standing | None:
+    """How a trial stands among others (see `outcomes.beats`); None if it has not finished."""
+    if trial.user_attrs.get("outcome") != "finished" or trial.values is None:
+        return None
+    names = objectives_of(study)
+    return losses(dict(zip(names, trial.values, strict=True)), names), trial.number + 1
+
+
 def tell(
     study: optuna.Study,
     trial: optuna.Trial,
     outcome: Outcome,
-    value: float | None,
+    result: Mapping[str, Any],
     error: str | None,
 ) -> None:
     """Closes a running trial.
@@ -149,21 +172,22 @@ def tell(
     that failed for another reason tells it nothing.
 
     Args:
-        value: the last result of a finished trial.
+        result: the last metrics of a finished trial.
         error: why it failed.
     """
+    names = objectives_of(study)
     trial.set_user_attr("outcome", outcome)
     too_large = outcome == "failed" and "out of memory" in (error or "").lower()
     if outcome == "pruned":
         study.tell(trial, state=TrialState.PRUNED)
     elif outcome == "diverged" or too_large:
         trial.set_constraint("infeasible", 1.0)
-        study.tell(trial, 0.0)
+        study.tell(trial, [0.0] * len(names))  # nobody looks at what is infeasible
     elif outcome == "failed":
         study.tell(trial, state=TrialState.FAIL)
     else:
         trial.set_constraint("infeasible", 0.0)
-        study.tell(trial, value)
+        study.tell(trial, [result[name] for name in names])
 
 
 def let_failed_wait(file: Path) -> None:
@@ -210,7 +234,7 @@ class StudyFile:
                 trial.number + 1,
                 trial.state.name,
                 trial.user_attrs.get("outcome"),
-                trial.values[0] if trial.values else None,
+                standing_of(study, trial),
                 trial.user_attrs.get("settings"),
                 # At 0 samples stands what pre-trained weights give.
                 tuple(v for step, v in sorted(trial.intermediate_values.items()) if step > 0),
@@ -224,13 +248,15 @@ class StudyFile:
             trial = study.get_trials(deepcopy=False)[number - 1]
             study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
-    def tell(self, number: int, outcome: Outcome, value: float | None, error: str | None) -> None:
+    def tell(
+        self, number: int, outcome: Outcome, result: Mapping[str, Any], error: str | None
+    ) -> None:
         """Closes a trial that has not ended, see `tell`."""
         with self._opened() as study:
             found = study.get_trials(deepcopy=False)[number - 1]
             if found.state == TrialState.WAITING:
                 study._storage.set_trial_state_values(found._trial_id, TrialState.RUNNING)
-            tell(study, optuna.Trial(study, found._trial_id), outcome, value, error)
+            tell(study, optuna.Trial(study, found._trial_id), outcome, result, error)
 
     @contextmanager
     def _opened(self) -> Iterator[optuna.Study]:

@@ -5,7 +5,8 @@ checkpoints, so a sweep that was killed at any moment goes on from them: a trial
 way waits in the study to be proposed again, with its settings and the results it has reported.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from nflab.running.budget import Budget
 from nflab.running.ledger import METRIC, Proposal
 from nflab.searching.distributions import distributions, draw, settings_of
 from nflab.searching.foresight import REDUCTION_FACTOR, Foresight, Given, Sobol
-from nflab.searching.study import kept, let_failed_wait, open_study, tell
+from nflab.searching.study import kept, let_failed_wait, open_study, standing_of, tell
 from nflab.settings.canonical import is_read
 from nflab.settings.leaves import replace
 from nflab.settings.outcomes import Outcome
@@ -29,7 +30,7 @@ from nflab.settings.recipes import lookahead, scales_of
 from nflab.settings.search_space import tried
 from nflab.settings.streams import Stream, keys
 from nflab.settings.studies import SweepConfig
-from nflab.storage.checkpoints import Checkpoints, Winner
+from nflab.storage.checkpoints import Checkpoints, Winners
 from nflab.storage.run_folder import Identity
 from nflab.terminal.wording import describe
 
@@ -94,7 +95,8 @@ class TrialLedger:
                 min_resource=first_rung(config) * samples_per_epoch,
                 reduction_factor=REDUCTION_FACTOR,
             )
-        opened = partial(open_study, study_file, identity, folder, begun)
+        self._objectives = config.search.objectives
+        opened = partial(open_study, study_file, identity, folder, begun, self._objectives)
         self._study = opened()
         if retry_failed:
             let_failed_wait(study_file)
@@ -119,7 +121,7 @@ class TrialLedger:
         """The best validation top-1 of trials that finished, in percent."""
         complete = self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
         finished = [trial for trial in complete if trial.user_attrs.get("outcome") == "finished"]
-        return max((trial.value for trial in finished if trial.value is not None), default=None)
+        return max((trial.values[0] for trial in finished), default=None)
 
     def propose(self) -> Proposal | None:
         """The next trial: one that was interrupted, else a new one; None if it waits for the trials
@@ -139,7 +141,9 @@ class TrialLedger:
         if sampler == "qmc":
             first = keys(self._config.run.seed, Stream.SEARCH, 0)
             sampler = Sobol(int(first) % 2**32, place, searched)
-        foresight = Foresight(known, int(key) % 2**32, self._pruner, sampler)
+        foresight = Foresight(
+            known, int(key) % 2**32, self._pruner, sampler, self._study.directions
+        )
         drawn = foresight.propose(searched)
         if place < len(self._tried):
             drawn |= draw(self._scales, self._tried[place])
@@ -213,7 +217,12 @@ class TrialLedger:
         step = metrics["samples_seen"]
         known = self._storage.get_trial(trial._trial_id)
         if step not in known.intermediate_values:
-            self._kept(lambda: trial.report(metrics[METRIC], step))
+            # By the storage, for Optuna's trials of several aims report nothing.
+            self._kept(
+                lambda: self._storage.set_trial_intermediate_value(
+                    trial._trial_id, step, metrics[METRIC]
+                )
+            )
         elif step != known.last_step:
             return None  # repeated by a trial that goes on, and judged before
         # The last epoch is judged, too: whoever comes after may compare with it.
@@ -221,18 +230,24 @@ class TrialLedger:
         return None if metrics["outcome"] == "finished" else cut
 
     def ended(
-        self, number: int, outcome: Outcome, value: float | None, error: str | None = None
+        self, number: int, outcome: Outcome, result: Mapping[str, Any], error: str | None = None
     ) -> None:
         """Closes a trial in the study, see `study.tell`, and in MLflow."""
-        self._kept(lambda: tell(self._study, self._open[number], outcome, value, error))
+        trial = self._open[number]
+        unknown = [
+            name for name in self._objectives if not math.isfinite(result.get(name, math.inf))
+        ]
+        if outcome == "finished" and unknown:
+            outcome, error = "failed", f"{unknown[0]} is not known, by which trials are compared"
+        self._kept(lambda: tell(self._study, trial, outcome, result, error))
         del self._open[number], self._foresight[number]
         self._records[number].finish(outcome, error)
         if outcome != "failed":
-            self._purge_losers(number, value if outcome == "finished" else None)
+            self._purge_losers(self._storage.get_trial(trial._trial_id))
 
-    def _purge_losers(self, number: int, value: float | None) -> None:
-        checkpoints = Checkpoints.of_run(trial_folder(self._folder, number))
-        self._winner.ended(value, number, checkpoints)
+    def _purge_losers(self, trial: FrozenTrial) -> None:
+        checkpoints = Checkpoints.of_run(trial_folder(self._folder, trial.number + 1))
+        self._winners.ended(standing_of(self._study, trial), checkpoints)
 
     def release(self) -> None:
         """Lets every trial that is under way wait for a later `propose`, and MLflow say what the
@@ -255,8 +270,8 @@ class TrialLedger:
             outcome = ended.get(run.number, "interrupted")
             if not has_ended(run, outcome):
                 self._tracker.finish(run.run_id, outcome)
-        self._winner = Winner()
+        self._winners = Winners()
         for trial in self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
-            if trial.user_attrs.get("outcome") == "finished":
-                self._purge_losers(trial.number + 1, trial.value)
+            if standing_of(self._study, trial) is not None:
+                self._purge_losers(trial)
         self._runs = {run.number: (run.run_id, last_epoch(run)) for run in runs.itertuples()}

@@ -7,6 +7,8 @@ import tyro
 
 from nflab.settings.config import Config
 from nflab.settings.flags import float_or, int_or
+from nflab.settings.leaves import flat
+from nflab.settings.objectives import DEFAULT
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class SearchConfig:
     qmc (a Sobol sequence: spread evenly, whatever was found)."""
     pruner: str = "asha"
     """What cuts poor trials early: asha, or none."""
+    objectives: tuple[str, ...] = DEFAULT
+    """What is aimed at: val_top1 alone, or also val_loss, images_per_second, seconds or cost_usd of
+    a training; of several the answer is a front, and no trial is cut (--pruner none)."""
     dry_run: bool = False
     """Say what the search would take in time, and in money where machines have a price; run
     nothing."""
@@ -196,3 +201,9 @@ class TransferConfig(GridOfConfigs):
 
     grid: GridConfig = field(default_factory=lambda: GridConfig(seeds=5))
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
+
+
+def needs_prices(config: Config) -> bool:
+    """Whether a study can be run only where each machine has a price."""
+    told = flat(config)
+    return told.get("max_cost") is not None or "cost_usd" in told.get("objectives", ())

@@ -21,7 +21,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from nflab.settings.outcomes import Standing, standing
+from nflab.settings.outcomes import Standing, front
 from nflab.storage.files import PATIENCE_SECONDS, folders, open_uri, patiently
 
 COMPLETE = "complete"
@@ -236,24 +236,23 @@ def in_words(mark: Mark) -> str:
     return f"epoch {epoch}" + (f" and {step} steps" if step else "")
 
 
-class Winner:
-    """Keeps the checkpoints of the best of several runs, and forgets those of the others."""
+class Winners:
+    """Keeps the checkpoints of those runs that no other beats, and forgets those of the others: of
+    one aim, all but the best one's."""
 
     def __init__(self) -> None:
-        self._best: tuple[Standing, Checkpoints] | None = None
+        self._unbeaten: dict[Standing, Checkpoints] = {}
 
-    def ended(self, value: float | None, number: int | str, checkpoints: Checkpoints) -> None:
+    def ended(self, result: Standing | None, checkpoints: Checkpoints) -> None:
         """A run has ended.
 
         Args:
-            value: its validation top-1 in percent; None if the run cannot win.
-            number: decides between equals, see `outcomes.standing`.
+            result: how it stands among the others (see `outcomes.beats`); None if it cannot win.
         """
-        if value is None:
+        if result is None:
             checkpoints.purge()
             return
-        runs = [(standing(value, number), checkpoints)]
-        if self._best is not None:
-            runs = sorted([*runs, self._best], key=lambda run: run[0])
-            runs[1][1].purge()
-        self._best = runs[0]
+        runs = {**self._unbeaten, result: checkpoints}
+        self._unbeaten = {one: runs[one] for one in front({one: one for one in runs})}
+        for beaten in runs.keys() - self._unbeaten:
+            runs[beaten].purge()

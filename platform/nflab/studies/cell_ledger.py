@@ -1,18 +1,18 @@
 """The cells of a grid as they are written down in MLflow."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from nflab.recording.run_record import RunRecord
 from nflab.recording.tables import has_ended, last_epoch
-from nflab.running.ledger import Proposal
+from nflab.running.ledger import METRIC, Proposal
 from nflab.settings.config import Config
 from nflab.settings.leaves import replace
-from nflab.settings.outcomes import DONE, Outcome
-from nflab.storage.checkpoints import NO_RIVALS, Checkpoints, Winner
+from nflab.settings.outcomes import DONE, Outcome, standing
+from nflab.storage.checkpoints import NO_RIVALS, Checkpoints, Winners
 from nflab.studies.cells import Cell, cell_name, of_cells, rows_of
 from nflab.studies.life_cycle import LiveRun
 from nflab.studies.supersession import Supersession, has_no_checkpoint
@@ -82,12 +82,12 @@ class CellLedger:
         self._runs = {run.cell: run for run in mine.itertuples()}
         self._records: dict[int, RunRecord] = {}
         self._folders: dict[int, str] = {}
-        self._winner = Winner()
+        self._winners = Winners()
         if not self._keep_weights:
             for run in found.drop_duplicates("cell").itertuples():
                 if run.outcome == "finished" and run.parent == self._parent:
                     checkpoints = Checkpoints.of_run(run.folder)
-                    self._winner.ended(run.val_top1, run.cell, checkpoints)
+                    self._winners.ended(standing(run.val_top1, run.cell), checkpoints)
 
     def results(self) -> pd.DataFrame:
         """A row for each cell, as `release` found them; what was to be superseded and has not been
@@ -142,7 +142,7 @@ class CellLedger:
         self.budget.add(self._records[number].report(metrics))
 
     def ended(
-        self, number: int, outcome: Outcome, value: float | None, error: str | None = None
+        self, number: int, outcome: Outcome, result: Mapping[str, Any], error: str | None = None
     ) -> None:
         """Closes the cell's run, lets it supersede the result that there was, and forgets all
         checkpoints that are not needed."""
@@ -152,8 +152,8 @@ class CellLedger:
         cell = self.cells[number - 1].id
         self._supersession.ended(cell)
         if not self._keep_weights:
-            value = value if outcome == "finished" else None
-            self._winner.ended(value, cell, Checkpoints.of_run(self._folders[number]))
+            place = standing(result[METRIC], cell) if outcome == "finished" else None
+            self._winners.ended(place, Checkpoints.of_run(self._folders[number]))
 
     def _new_folder(self, cell: Cell) -> str:
         """One that no run of the cell has used, whether MLflow still knows of it or not."""

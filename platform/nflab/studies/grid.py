@@ -30,7 +30,7 @@ from nflab.settings.leaves import replace
 from nflab.settings.locations import WEIGHTS
 from nflab.settings.outcomes import DONE
 from nflab.settings.serialization import from_json, to_json
-from nflab.settings.studies import FinalsConfig, GridOfConfigs
+from nflab.settings.studies import FinalsConfig, GridOfConfigs, needs_prices
 from nflab.storage.checkpoints import Checkpoints
 from nflab.storage.files import is_local
 from nflab.studies.cell_ledger import CellLedger
@@ -270,7 +270,7 @@ class _DryRun(Grid):
         configs = [replace(common_part(base), **settings) for settings in cells]
         found = rows_of([Cell(config) for config in configs], self._known)
         outcomes = ["again" if self._config.grid.force else o for o in found.outcome]
-        priced = self._budget.limit is not None
+        priced = needs_prices(self._config)
         placement: Placement = connection.foresee(self._config.scale, priced)
         finals: FinalsConfig = getattr(self._config, "finals", FinalsConfig())
         show_plan(cells, configs, outcomes, self._known, placement, self._budget, finals.trainings)

@@ -18,7 +18,7 @@ from nflab.settings.config import Config
 from nflab.settings.leaves import replace
 from nflab.settings.outcomes import DONE
 from nflab.settings.recipes import batch_sizes_of, lookahead, scales_of
-from nflab.settings.studies import SweepConfig
+from nflab.settings.studies import SweepConfig, needs_prices
 from nflab.terminal.wording import console, describe, duration, money, money_range
 
 MANY = 8
@@ -108,7 +108,7 @@ def show_sweep(config: SweepConfig, experiment: str) -> None:
     if experiment in archive.experiments():
         known = archive.rows(experiment)
     budget = Budget(config.search.max_cost)
-    placement = connection.foresee(config.scale, priced=budget.limit is not None)
+    placement = connection.foresee(config.scale, needs_prices(config))
     sizes = batch_sizes_of(config)
     if len(sizes) > MANY:
         sizes = [sizes[0], sizes[-1]]

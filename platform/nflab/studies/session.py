@@ -20,9 +20,9 @@ from nflab.recording.tracker import Tracker
 from nflab.settings import locations
 from nflab.settings.config import Config
 from nflab.settings.errors import ConfigError
-from nflab.settings.leaves import C, flat, replace
+from nflab.settings.leaves import C, replace
 from nflab.settings.recipes import scales_of
-from nflab.settings.studies import GridOfConfigs, SweepConfig
+from nflab.settings.studies import GridOfConfigs, SweepConfig, needs_prices
 from nflab.storage.files import read_text, write_text
 from nflab.storage.ownership import FolderBoard, Ownership
 from nflab.storage.run_folder import (
@@ -108,8 +108,7 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
         _refuse_known(folder, name, resume)
         identity = _identity(tracker, folder, name, experiment)
         with interrupts_deferred():
-            priced = flat(config).get("max_cost") is not None
-            placement = connection.connect(config.scale, priced)
+            placement = connection.connect(config.scale, needs_prices(config))
         dataset = load_dataset(config)
         if dataset.left_out:
             say(f"{config.data.dataset}: left out are {dataset.left_out}")

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from nflab.analysis import figures
 from nflab.analysis.findings import Findings
-from nflab.analysis.ranking import ranked
+from nflab.analysis.ranking import on_front, ranked
 from nflab.analysis.statistics import Importance
 from nflab.data import example_image, load_dataset
 from nflab.learning.validation import validate
@@ -47,7 +48,8 @@ class SweepResult:
 
     name: str
     trials: pd.DataFrame
-    """One row a trial, best first (see `Tracker.trials`); `val_top1` and `test_top1` in percent."""
+    """One row a trial, best first (see `Tracker.trials`); `val_top1` and `test_top1` in percent; of
+    several aims those on the `front` first."""
     importances: dict[str, Importance]
     """How much each searched setting mattered, the most important first."""
     judged: int
@@ -142,8 +144,10 @@ def _conclude(run: LiveRun[SweepConfig], stopped: bool) -> SweepResult:
     for metric in (METRIC, "test_top1"):  # no trial may have come to one
         if metric not in trials:
             trials[metric] = float("nan")
-    trials = ranked(trials, "number")
-    scales = scales_of(config)
+    objectives, scales = config.search.objectives, scales_of(config)
+    if len(objectives) > 1:
+        trials = trials.assign(front=on_front(trials, "number", objectives))
+    trials = ranked(trials, "number", objectives)
     told = judged(trials)
     shares = importances(trials, scales)
     folder = Path(session.folder if is_local(session.folder) else tempfile.mkdtemp("-nflab"))
@@ -168,6 +172,13 @@ def _conclude(run: LiveRun[SweepConfig], stopped: bool) -> SweepResult:
         grid.has_results = True  # the trials', whatever becomes of finals
         settled = _finals(grid, session, trials)
         stopped = grid.stopped
+    if len(objectives) > 1:
+        # What another sweep or grid trained was perhaps measured on other machines.
+        own = {
+            label: rows[rows.parent == parent]
+            for label, rows in ({} if settled is None else settled.repeated).items()
+        }
+        figures.draw_front(trials, objectives, folder / "front.png", f"Front: {size}", own)
     if settled is not None:
         for name, draw in settled.drawings.items():
             draw(folder / f"{name}.png")
@@ -242,7 +253,15 @@ def _finals(grid: Grid, session: Session[SweepConfig], trials: pd.DataFrame) -> 
         trials: the best first.
     """
     finals, searched = session.config.finals, scales_of(session.config)
-    finished = trials[trials.outcome == "finished"]
-    best = finished.drop_duplicates(list(searched)).head(finals.finalists)
+    best = trials[trials.outcome == "finished"].drop_duplicates(list(searched))
+    if len(session.config.search.objectives) > 1:
+        best = spread(best[best.front], finals.finalists)
+    best = best.head(finals.finalists)
     settings = [{name: setting(name, row[name]) for name in searched} for _, row in best.iterrows()]
     return run_finals(grid, session.config.base(), settings, finals)
+
+
+def spread(front: pd.DataFrame, count: int) -> pd.DataFrame:
+    """So many trials of a front, evenly along its order, both ends among them."""
+    places = np.linspace(0, len(front) - 1, min(count, len(front))).round().astype(int)
+    return front.iloc[places]
