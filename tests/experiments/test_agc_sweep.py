@@ -2,6 +2,8 @@
 
 import json
 import re
+import zlib
+from base64 import b64decode
 from pathlib import Path
 
 import optuna
@@ -215,6 +217,10 @@ def test_of_several_aims_the_answer_is_a_front(
     assert len(repeated & of_front) == min(2, len(front))
     names = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"front.png", "slices.png", "map.png", "finalists.png"} <= names
+    experiment = client.get_experiment(parent.info.experiment_id)
+    packed = json.loads(experiment.tags["mlflow.sharedViewState.nflab"])["state"]
+    view = json.loads(zlib.decompress(b64decode(packed.removeprefix("deflate;"))))
+    assert {f"metrics.`{aim}`" for aim in aims.split()} <= set(view["selectedColumns"])
     note = parent.data.tags["mlflow.note.content"]
     assert f"The front: {len(front)} trials" in note and "end early" not in note
     study = optuna.load_study(study_name="many", storage=f"sqlite:///{tmp_path}/runs/many/study.db")

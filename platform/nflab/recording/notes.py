@@ -80,18 +80,20 @@ _WIDTH = 120
 
 
 def experiment_tags(
-    experiment: str, experiment_id: str, searched: Sequence[str] = ()
+    experiment: str, experiment_id: str, searched: Sequence[str] = (), aims: Sequence[str] = ()
 ) -> dict[str, str]:
     """What describes an experiment in MLflow: its question, and a view of its runs in columns.
 
     Args:
         searched: settings that have columns too.
+        aims: metrics that do.
     """
     view = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning"
     said = QUESTIONS.get(experiment, "")
     note = f"{said} [All runs with their settings and results]({view}&viewStateShareKey={VIEW})"
     more = {f"params.`{name}`": _WIDTH for name in searched if name not in COLUMNS["params"]}
-    more |= {f"metrics.`{name}`": _WIDTH for name in OVER_SEEDS}
+    told = (name for name in (*aims, *OVER_SEEDS) if name not in COLUMNS["metrics"])
+    more |= {f"metrics.`{name}`": _WIDTH for name in told}
     columns = {
         f"{kind}.`{name}`": width
         for kind, names in COLUMNS.items()

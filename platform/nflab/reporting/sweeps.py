@@ -52,7 +52,7 @@ def sweep_section(
     elif scales:
         draw_slices(trials, scales, figure, title)
     text = [f"searched: {'; '.join(f'{_word(name)} {scale}' for name, scale in scales.items())}"]
-    text = [*text * bool(scales), *_best(trials.iloc[0], searched), *software(trials)]
+    text = [*text * bool(scales), *_best(trials.iloc[0], searched, parent.name), *software(trials)]
     first = f"{len(trials)} trials, the best first"
     columns = [*searched, *RESULTS]
     if len(objectives) > 1:
@@ -74,17 +74,17 @@ def _named(parent: Any) -> list[str]:
     return [name for name, text in told.items() if str(text).startswith("searched: ")]
 
 
-def _best(best: Any, searched: list[str]) -> list[str]:
+def _best(best: Any, searched: list[str], name: str) -> list[str]:
     """In words; nothing if no trial has a result."""
     if best.outcome != "finished":
         return []
-    settings = {name: str(best[name]) for name in searched}
-    told = ", ".join(f"{_word(name)} {_short(value)}" for name, value in settings.items())
-    begin = ",".join(f"{name}={value}" for name, value in settings.items())
+    settings = {key: str(best[key]) for key in searched}
+    told = ", ".join(f"{_word(key)} {_short(value)}" for key, value in settings.items())
+    begin = ",".join(f"{key}={value}" for key, value in settings.items())
     return [
         f"best on validation: {told}: {best.val_top1:.2f} %, test {best.test_top1:.2f} % (one "
         "seed; finals tell whether that was luck)",
-        f"another sweep begins with it by `--try {begin}`",
+        f"another sweep begins with it by `--try {begin}`, or with all results by `--from {name}`",
     ]
 
 

@@ -97,8 +97,10 @@ def open_session(config: C, experiment: str, resume: bool) -> Session[C]:
     folder = f"{storage}/{name}"
     check_writable(storage)
     tracker = Tracker(uri, storage, experiment)
-    searched = tuple(scales_of(config)) if isinstance(config, SweepConfig) else ()
-    tracker.introduce(experiment_tags(experiment, tracker.experiment_id, searched))
+    columns: list[tuple[str, ...]] = []
+    if isinstance(config, SweepConfig):
+        columns = [tuple(scales_of(config)), config.search.objectives]
+    tracker.introduce(experiment_tags(experiment, tracker.experiment_id, *columns))
     ownership = Ownership()
     try:
         _refuse_known(folder, name, resume)
