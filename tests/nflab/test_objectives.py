@@ -17,6 +17,7 @@ from nflab.analysis import figures
 from nflab.analysis.ranking import on_front, ranked
 from nflab.learning.validation import validate
 from nflab.searching.foresight import STARTUP_TRIALS, Foresight
+from nflab.searching.study import as_compared, standing_of, tell
 from nflab.settings.errors import ConfigError
 from nflab.settings.objectives import OBJECTIVES, losses
 from nflab.settings.outcomes import Standing, beats, front
@@ -172,9 +173,8 @@ def test_a_front_is_drawn(aims: tuple[str, ...], count: int, tmp_path: Path) -> 
     assert (tmp_path / "front.png").stat().st_size > 10_000
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_states_of_trials_are_told_to_a_study_of_several_aims() -> None:
-    from nflab.searching.study import standing_of, tell
-
     study = optuna.create_study(directions=DIRECTIONS)
     study.set_metric_names(["val_top1", "seconds"])
     ends = (
@@ -182,11 +182,14 @@ def test_states_of_trials_are_told_to_a_study_of_several_aims() -> None:
         ("diverged", {"val_top1": 0.0}, None),
         ("failed", {}, "CUDA error: out of memory"),
         ("failed", {}, "ValueError: no"),
+        ("finished", {"val_top1": 95.0, "epoch": 2}, None),
+        ("finished", {"val_top1": 95.0, "seconds": float("nan")}, None),
     )
     for outcome, result, error in ends:
-        tell(study, study.ask(), outcome, result, error)  # type: ignore[arg-type]
+        told, why = as_compared(study, outcome, result, error)  # type: ignore[arg-type]
+        tell(study, study.ask(), told, result, why)
     states = [trial.state for trial in study.trials]
-    assert states == [TrialState.COMPLETE] * 3 + [TrialState.FAIL]
+    assert states == [TrialState.COMPLETE] * 3 + [TrialState.FAIL] * 3
     assert study.trials[0].values == [90.0, 3.0]
-    assert [standing_of(study, trial) for trial in study.trials] == [((-90.0, 3.0), 1), *[None] * 3]
+    assert [standing_of(study, trial) for trial in study.trials] == [((-90.0, 3.0), 1), *[None] * 5]
     assert [trial.number for trial in study.best_trials] == [0]

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import platform
 import sqlite3
 import warnings
@@ -159,6 +160,16 @@ def standing_of(study: optuna.Study, trial: FrozenTrial) -> Standing | None:
     return losses(dict(zip(names, trial.values, strict=True)), names), trial.number + 1
 
 
+def as_compared(
+    study: optuna.Study, outcome: Outcome, result: Mapping[str, Any], error: str | None
+) -> tuple[Outcome, str | None]:
+    """What a trial counts as, and why it failed: one that lacks an aim compares with no other."""
+    unknown = [n for n in objectives_of(study) if not math.isfinite(result.get(n, math.nan))]
+    if outcome == "finished" and unknown:
+        return "failed", f"{unknown[0]} is not known, by which trials are compared"
+    return outcome, error
+
+
 def tell(
     study: optuna.Study,
     trial: optuna.Trial,
@@ -166,7 +177,7 @@ def tell(
     result: Mapping[str, Any],
     error: str | None,
 ) -> None:
-    """Closes a running trial.
+    """Closes a running trial, of which `as_compared` has said the outcome.
 
     A diverged trial, or one that ran out of memory, tells the sampler to avoid the place; one
     that failed for another reason tells it nothing.
@@ -256,6 +267,7 @@ class StudyFile:
             found = study.get_trials(deepcopy=False)[number - 1]
             if found.state == TrialState.WAITING:
                 study._storage.set_trial_state_values(found._trial_id, TrialState.RUNNING)
+            outcome, error = as_compared(study, outcome, result, error)
             tell(study, optuna.Trial(study, found._trial_id), outcome, result, error)
 
     @contextmanager

@@ -5,7 +5,6 @@ checkpoints, so a sweep that was killed at any moment goes on from them: a trial
 way waits in the study to be proposed again, with its settings and the results it has reported.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from nflab.running.budget import Budget
 from nflab.running.ledger import METRIC, Proposal
 from nflab.searching.distributions import distributions, draw, settings_of
 from nflab.searching.foresight import REDUCTION_FACTOR, Foresight, Given, Sobol
-from nflab.searching.study import kept, let_failed_wait, open_study, standing_of, tell
+from nflab.searching.study import as_compared, kept, let_failed_wait, open_study, standing_of, tell
 from nflab.settings.canonical import is_read
 from nflab.settings.leaves import replace
 from nflab.settings.outcomes import Outcome
@@ -95,8 +94,8 @@ class TrialLedger:
                 min_resource=first_rung(config) * samples_per_epoch,
                 reduction_factor=REDUCTION_FACTOR,
             )
-        self._objectives = config.search.objectives
-        opened = partial(open_study, study_file, identity, folder, begun, self._objectives)
+        aims = config.search.objectives
+        opened = partial(open_study, study_file, identity, folder, begun, aims)
         self._study = opened()
         if retry_failed:
             let_failed_wait(study_file)
@@ -234,11 +233,7 @@ class TrialLedger:
     ) -> None:
         """Closes a trial in the study, see `study.tell`, and in MLflow."""
         trial = self._open[number]
-        unknown = [
-            name for name in self._objectives if not math.isfinite(result.get(name, math.inf))
-        ]
-        if outcome == "finished" and unknown:
-            outcome, error = "failed", f"{unknown[0]} is not known, by which trials are compared"
+        outcome, error = as_compared(self._study, outcome, result, error)
         self._kept(lambda: tell(self._study, trial, outcome, result, error))
         del self._open[number], self._foresight[number]
         self._records[number].finish(outcome, error)
