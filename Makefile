@@ -12,7 +12,7 @@ TOGETHER := $(MAKE) --no-print-directory --keep-going \
 PYTEST := $(BIN)/pytest --ignore tests/faults --ignore tests/cluster
 
 .PHONY: install sweep ablation ablation-large report bench bench-check test test-quick checks units integration selected \
-	test-faults test-cluster head up status tunnel submit logs image down \
+	test-faults test-cluster head up status tunnel submit logs image down prices \
 	ui clean
 
 install: .venv/installed
@@ -102,6 +102,9 @@ image: install  ## keeps the head's environment in the bucket: new machines unpa
 
 down: install  ## saves, checks, and ends the cluster with all that costs money
 	$(BIN)/python cluster/down.py $(CLUSTER)
+
+prices: install  ## renews prices.csv from a public list of AWS's prices, and adds the region of CLUSTER
+	$(BIN)/python cluster/prices.py $(CLUSTER) $(ARGS)
 
 ui: install  ## MLflow's pages, on this machine only
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 \
