@@ -39,11 +39,9 @@ def head(folder: Path, node_types: dict[str, dict[str, Any]]) -> Iterator[dict[s
     Yields:
         the environment of drivers.
     """
-    port, mark = free_port(), f"head-of-test-{folder}"
+    port = free_port()
     head_type, (first, *others) = FAKE_HEAD_NODE_TYPE, node_types.items()
-    node_types = {head_type: first[1], **dict(others)}
     launcher = {
-        "cluster_name": "fake",
         "max_workers": 8,
         "provider": {
             "type": "external",
@@ -56,15 +54,39 @@ def head(folder: Path, node_types: dict[str, dict[str, Any]]) -> Iterator[dict[s
             "head_node_id": FAKE_HEAD_NODE_ID,
             "gcs_address": f"{get_node_ip_address()}:{port}",
         },
+        "auth": {},
+        "head_node_type": head_type,
+        "available_node_types": {head_type: first[1], **dict(others)},
+    }
+    env = {"RAY_FAKE_CLUSTER": "1", "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID}
+    with started(folder, launcher, FAKE_HEAD_NODE_ID, port, env) as driver:
+        yield driver
+
+
+@contextmanager
+def started(
+    folder: Path, launcher: dict[str, Any], machine: str, port: int, env: dict[str, str]
+) -> Iterator[dict[str, str]]:
+    """The head of a launcher file, started as `ray up` does.
+
+    Args:
+        launcher: its content, as far as it is of this cluster.
+        machine: id of the head's, with the launcher's cloud.
+        env: of the head alone.
+
+    Yields:
+        the environment of drivers.
+    """
+    mark = f"head-of-test-{folder}"
+    launcher = {
+        "cluster_name": "fake",
         "idle_timeout_minutes": 1,
         "upscaling_speed": 1.0,
-        "auth": {},
         "file_mounts": {},
         "cluster_synced_files": [],
         "file_mounts_sync_continuously": False,
         **{f"{name}_commands": [] for name in COMMANDS},
-        "head_node_type": head_type,
-        "available_node_types": node_types,
+        **launcher,
     }
     file = folder / "cluster.json"
     file.write_text(json.dumps(launcher))
@@ -74,18 +96,18 @@ def head(folder: Path, node_types: dict[str, dict[str, Any]]) -> Iterator[dict[s
         "RAY_ADDRESS": f"127.0.0.1:{port}",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    started = {
+    head_type = launcher["head_node_type"]
+    of_head = {
         "NFLAB_TEST": mark,
-        "RAY_FAKE_CLUSTER": "1",
         "RAY_NODE_TYPE_NAME": head_type,
         # As `ray up` has it.
         "RAY_enable_autoscaler_v2": "1",
-        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
-        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+        "RAY_CLOUD_INSTANCE_ID": machine,
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        **env,
     }
-    env = {**os.environ, **driver, **started}
-    cpus = node_types[head_type]["resources"]["CPU"]
+    env = {**os.environ, **driver, **of_head}
+    cpus = launcher["available_node_types"][head_type]["resources"]["CPU"]
     start = f"ray start --head --port {port} --num-cpus {cpus} --autoscaling-config {file}"
     start += " --include-dashboard=false --disable-usage-stats --node-ip-address 127.0.0.1"
     try:

@@ -1,12 +1,9 @@
 """What a person is told while runs wait for machines."""
 
-import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import ray
 from ray.autoscaler.v2.schema import (
     ClusterStatus,
     LaunchRequest,
@@ -26,9 +23,7 @@ from nflab.cluster.waiting import (
     note_refusal,
     reasons,
     refusals,
-    told_of_waiting,
 )
-from nflab.settings.errors import ConfigError
 
 WORKER = {"CPU": 1.0, "GPU": 1.0, "bundle_group_0_ab12": 0.001, "node:10.0.0.1": 0.001}
 
@@ -113,44 +108,32 @@ GPU = NodeInfo("g5", "spot", "i-1", "10.0.0.2")
 
 
 @pytest.mark.parametrize(
-    ("nodes", "coming", "refused", "gives_up"),
+    ("nodes", "coming", "asked", "refused", "gives_up"),
     [
-        ([HEAD], [], [("spot", OUT, "dear"), ("dear", OUT, None)], True),
-        ([HEAD], [], [("spot", OUT, None)], True),
-        ([HEAD], [], [], False),
-        ([HEAD], [], [("spot", OUT, "dear")], False),  # which is being asked for
-        ([HEAD], [], [("spot", "Short: none", "dear"), ("dear", OUT, None)], False),
-        ([HEAD], [], [("spot", OUT, "dear"), ("dear", "Short: none", None)], False),
-        ([HEAD], [GPU], [("spot", OUT, None)], False),
-        ([HEAD, GPU], [], [("spot", OUT, None)], False),  # others' runs end some time
+        ([HEAD], [], "", [("spot", OUT, "dear"), ("dear", OUT, None)], True),
+        ([HEAD], [], "spot", [("spot", OUT, "dear"), ("dear", OUT, None)], True),  # in vain
+        ([HEAD], [], "other", [("spot", OUT, "dear"), ("dear", OUT, None)], False),
+        ([HEAD], [], "", [("spot", OUT, None)], True),
+        ([HEAD], [], "", [], False),
+        ([HEAD], [], "", [("spot", OUT, "dear")], False),  # which is being asked for
+        ([HEAD], [], "", [("spot", "Short: none", "dear"), ("dear", OUT, None)], False),
+        ([HEAD], [], "", [("spot", OUT, "dear"), ("dear", "Short: none", None)], False),
+        ([HEAD], [GPU], "", [("spot", OUT, None)], False),
+        ([HEAD, GPU], [], "", [("spot", OUT, None)], False),  # others' runs end some time
     ],
 )
 def test_a_run_gives_up_when_every_type_is_left_out(
     nodes: list[NodeInfo],
     coming: list[NodeInfo],
+    asked: str,
     refused: list[tuple[str, str, str | None]],
     gives_up: bool,
 ) -> None:
-    status = ClusterStatus(active_nodes=nodes, pending_nodes=coming)
+    launch = LaunchRequest("g5", asked, 1, LaunchRequest.Status.PENDING, 0)
+    status = ClusterStatus(
+        active_nodes=nodes, pending_nodes=coming, pending_launches=[launch] if asked else []
+    )
     told = hopeless(status, [Refusal(0.0, *words) for words in refused])
     assert (told is not None) is gives_up
     if told is not None:
         assert all(f"{kind} ({OUT})" in told for kind, _, _ in refused)
-
-
-def test_the_block_that_waits_in_vain_ends_with_the_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(waiting, "REFUSALS", tmp_path / "refusals.jsonl")
-    monkeypatch.setattr(waiting, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(waiting, "GRACE_SECONDS", 0.0)
-    monkeypatch.setenv("RAY_ADDRESS", "none")
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=""))
-    status = ClusterStatus(active_nodes=[HEAD], resource_demands=demand(1))
-    monkeypatch.setattr(waiting, "get_cluster_status", lambda address: status)
-    note_refusal(Refusal(time.time() + 60, "spot", OUT, None))
-    said: list[str] = []
-    sentence = "every type of them is left out: spot"
-    with pytest.raises(ConfigError, match=sentence), told_of_waiting(said.append):
-        threading.Event().wait(60)
-    assert any(OUT in told for told in said)

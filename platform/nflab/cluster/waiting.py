@@ -199,8 +199,10 @@ def hopeless(status: ClusterStatus, refused: Iterable[Refusal]) -> str | None:
     refused = list(refused)
     left_out = all(refusal.reason.startswith(LEFT_OUT) for refusal in refused)
     at_the_end = any(refusal.following is None for refusal in refused)
-    coming = [*status.pending_nodes, *status.pending_launches]
-    if others or coming or not (left_out and at_the_end):
+    # The autoscaler asks again at once for what was refused.
+    again = {refusal.node_type for refusal in refused}
+    asked = [x for x in status.pending_launches if x.ray_node_type_name not in again]
+    if others or status.pending_nodes or asked or not (left_out and at_the_end):
         return None
     types = "; ".join(f"{refusal.node_type} ({refusal.reason})" for refusal in refused)
     return f"the run waits for machines, and every type of them is left out: {types}"
