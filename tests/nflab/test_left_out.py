@@ -89,7 +89,7 @@ class Account:
 
 
 @pytest.mark.slow
-def test_a_run_ends_when_three_of_each_type_came_and_never_joined(tmp_path: Path) -> None:
+def test_a_run_ends_when_three_of_its_type_came_and_never_joined(tmp_path: Path) -> None:
     (tmp_path / "here.py").write_text(HERE)
     with emulated_aws():
         account = Account()
@@ -107,8 +107,7 @@ def test_a_run_ends_when_three_of_each_type_came_and_never_joined(tmp_path: Path
             "head_node_type": "head",
             "available_node_types": {
                 "head": {"resources": {"CPU": 0}, "max_workers": 0, "node_config": account.node},
-                "spot": {**worker, "priority": 1},
-                "dear": worker,
+                "spot": worker,
             },
         }
         launcher = Provider(launcher["provider"], "short").prepare_for_head_node(launcher)
@@ -122,17 +121,15 @@ def test_a_run_ends_when_three_of_each_type_came_and_never_joined(tmp_path: Path
                 env={**os.environ, **driver, "PYTHONPATH": str(tmp_path)},
                 capture_output=True,
                 text=True,
-                timeout=240,
+                timeout=480,
             )
         machines = account.machines()
     assert done.stdout, done.stderr
-    *said, last = done.stdout.splitlines()
+    last = done.stdout.splitlines()[-1]
     start = "error: the run waits for machines, and every type of them is left out: "
     assert last.startswith(start), done.stdout + done.stderr
-    for kind in ("spot", "dear"):
-        assert f"{kind} (NeverJoined: " in last
-        # Ray launches the next one while the last is going.
-        assert joining.IN_A_ROW <= len(machines[kind]) <= joining.IN_A_ROW + 2
-    assert {*machines["spot"], *machines["dear"]} == {"terminated"}
-    assert any("dear is asked for instead" in sentence for sentence in said)
+    assert "spot (NeverJoined: " in last
+    # Ray launches the next one while the last is going.
+    assert joining.IN_A_ROW <= len(machines["spot"]) <= joining.IN_A_ROW + 2
+    assert set(machines["spot"]) == {"terminated"}
     assert "it runs" not in done.stdout

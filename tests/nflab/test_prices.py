@@ -27,7 +27,7 @@ CAPABILITY = {
 
 CATALOG = ROOT / "tests" / "stored" / "skypilot_aws_vms.csv"
 """Lines of SkyPilot's catalog of AWS's prices as they stand there (skypilot-org/skypilot-catalog,
-catalogs/v8/aws/vms.csv, commit 00148f2; SkyPilot is under the Apache License 2.0)."""
+catalogs/v8/aws/vms.csv, commit 00148f2): what AWS asked for these machines."""
 
 BEFORE = """\
 # What machines cost.
