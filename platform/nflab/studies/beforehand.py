@@ -97,7 +97,8 @@ def _found(config: SweepConfig, archive: Archive) -> list[Result]:
             f"no result of {name!r} fits this search: {why or 'none has ended'}",
         )
         say(f"begins with {len(taken)} of {len(runs)} results of {name}")
-        results += taken
+        # Not in the order of their start, which was the machine's affair.
+        results += sorted(taken, key=lambda result: json.dumps(asdict(result), sort_keys=True))
     return results
 
 
