@@ -12,7 +12,7 @@ TOGETHER := $(MAKE) --no-print-directory --keep-going \
 PYTEST := $(BIN)/pytest --ignore tests/faults --ignore tests/cluster
 
 .PHONY: install sweep ablation ablation-large report bench bench-check test test-quick checks units integration selected \
-	test-faults test-cluster head up status tunnel submit logs image down prices \
+	test-faults test-cluster head up rotate-token status tunnel submit logs image down prices \
 	ui clean
 
 install: .venv/installed
@@ -80,10 +80,12 @@ bench-check: install  ## the same, and fails where a ratio is 15 % worse than th
 head: install  ## a local Ray to submit jobs to
 	@bash cluster/local_head.sh
 
-up: install  ## a cluster on AWS, as cluster/gpu.yaml says; asks before it costs money
+up: install  ## a cluster on AWS, as cluster/gpu.yaml says; asks before it costs money or ends jobs
 	$(BIN)/python cluster/check.py $(CLUSTER) $(if $(SSH_FROM),--ssh-from $(SSH_FROM))
-	$(BIN)/ray get-auth-token --generate >/dev/null
-	$(BIN)/ray up $(CLUSTER) $(ARGS)
+	$(BIN)/python cluster/up.py $(CLUSTER) $(ARGS)
+
+rotate-token: install  ## a new token for the cluster: the old one is refused; asks before it restarts Ray
+	$(BIN)/python cluster/rotate_token.py $(CLUSTER) $(ARGS)
 
 status: install  ## what the cluster's nodes do, and what is waiting for more
 	@$(BIN)/ray exec $(CLUSTER) 'ray status'
@@ -92,7 +94,9 @@ tunnel: install  ## Ray's dashboard at http://127.0.0.1:8265 and MLflow's at :50
 	@$(BIN)/ray exec $(CLUSTER) --port-forward 8265 --port-forward 5000 'sleep infinity'
 
 submit: install  ## a job for the cluster, through the tunnel; ARGS="python experiments/agc_sweep.py"
-	@RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265 $(BIN)/ray job submit -- $(ARGS)
+	@token=$$($(BIN)/python cluster/tokens.py --of $(CLUSTER)) && RAY_AUTH_MODE=token RAY_AUTH_TOKEN= \
+		RAY_AUTH_TOKEN_PATH="$$token" RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265 \
+		$(BIN)/ray job submit -- $(ARGS)
 
 logs: install  ## what the autoscaler says, as it goes on
 	@$(BIN)/ray exec $(CLUSTER) 'tail -n 100 -F /tmp/ray/session_latest/logs/monitor.log'

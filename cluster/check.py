@@ -20,8 +20,9 @@ import boto3
 import down
 import launcher
 import ray
+import tokens
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-from launcher import Launcher
+from launcher import TOKEN, Launcher
 
 from nflab.settings.errors import ConfigError
 
@@ -81,6 +82,7 @@ def check(cluster: Launcher) -> None:
     """
     check_versions(cluster)
     if not cluster.on_aws:
+        check_token(cluster)
         return
     if cluster.idle_hours is None:
         raise ConfigError(
@@ -88,6 +90,7 @@ def check(cluster: Launcher) -> None:
             "NFLAB_IDLE_HOURS=8 to its first setup command"
         )
     check_names(cluster)
+    check_token(cluster)
     check_cards(cluster)
     check_credentials(cluster)
     check_types(cluster)
@@ -122,6 +125,18 @@ def check_names(cluster: Launcher) -> None:
                 f"the instance profile {name!r} in {cluster.path} would be another cluster's too: "
                 f"name it after this one, as {cluster.name}-head"
             )
+
+
+def check_token(cluster: Launcher) -> None:
+    """Its token is its own; one that a file of before shares among clusters is told."""
+    if cluster.token != Path(TOKEN).expanduser():
+        tokens.require_own(cluster)
+        return
+    print(
+        f"note: {cluster.path} gives {cluster.name} {TOKEN}, the token of every cluster whose file "
+        f"does: write {TOKEN}: ~/.ray/nflab/{cluster.name}.token in its file_mounts, then make up "
+        "goes on with the token that the cluster has, and make rotate-token gives it its own"
+    )
 
 
 def check_cards(cluster: Launcher) -> None:

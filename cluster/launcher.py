@@ -10,6 +10,9 @@ import yaml
 
 from nflab.settings.errors import ConfigError
 
+TOKEN = "~/.ray/auth_token"
+"""Where Ray looks for the token by itself, on a cluster's machines."""
+
 
 @dataclass(frozen=True)
 class Launcher:
@@ -48,6 +51,21 @@ class Launcher:
                 "have: name a bucket, as s3://NAME"
             )
         return self.results.removeprefix("s3://").split("/")[0]
+
+    @property
+    def token(self) -> Path:
+        """The file here with the token that every request to the cluster's Ray must carry.
+
+        Raises:
+            ConfigError: its machines are given none.
+        """
+        mounts = self.content.get("file_mounts") or {}
+        if TOKEN not in mounts:
+            raise ConfigError(
+                f"{self.path} gives the machines of {self.name!r} no token: write "
+                f"{TOKEN}: ~/.ray/nflab/{self.name}.token in its file_mounts"
+            )
+        return Path(mounts[TOKEN]).expanduser()
 
     @property
     def region(self) -> str:

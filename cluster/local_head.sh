@@ -12,6 +12,10 @@ export MLFLOW_TRACKING_URI="${MLFLOW_TRACKING_URI:-sqlite:///$root/mlflow.db}"
 export NFLAB_STORAGE="${NFLAB_STORAGE:-$root/runs}"
 # Whoever can submit a job can run any command: only who holds the token may.
 export RAY_AUTH_MODE=token
+# No cluster's, for those are copied to machines of theirs.
+RAY_AUTH_TOKEN_PATH=$(python cluster/tokens.py this-machine)
+export RAY_AUTH_TOKEN_PATH
+unset RAY_AUTH_TOKEN
 # Ray looks up where a job belongs in its folder, and in the common one each Ray that was started later
 # stands for all: a job would run there.
 folder=/tmp/nflab-head-$UID-${RAY_PORT:-6379}
@@ -22,10 +26,6 @@ at_most() {
 signal.alarm(int(sys.argv[1]))
 os.execvp(sys.argv[2], sys.argv[2:])' "$@"
 }
-if ! ray get-auth-token --generate >"$log" 2>&1; then
-    cat "$log" >&2
-    exit 1
-fi
 if ! ray start --head --port "${RAY_PORT:-6379}" --temp-dir "$folder" \
     --dashboard-host 127.0.0.1 --dashboard-port "${dashboard#*:}" \
     --dashboard-agent-listen-port 0 --disable-usage-stats >"$log" 2>&1; then
@@ -50,5 +50,6 @@ In a new shell, before \`ray job submit -- python experiments/agc_sweep.py\`:
 
 export PATH=$(printf %q "$PATH")
 export RAY_AUTH_MODE=token
+export RAY_AUTH_TOKEN_PATH=$(printf %q "$RAY_AUTH_TOKEN_PATH")
 export RAY_API_SERVER_ADDRESS=$RAY_API_SERVER_ADDRESS
 END

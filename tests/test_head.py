@@ -25,6 +25,8 @@ from mlflow.entities import Run
 from tests.conftest import ROOT, edited_copy, free_port, stop_marked
 from tests.records import children_of
 
+TOKEN = ".ray/nflab/this-machine.token"
+
 SWEEP = "experiments/agc_sweep.py --trials 2 --epochs 1 --batch-size 64"
 
 
@@ -135,13 +137,14 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             credentials = (home / ".mlflow" / "credentials").read_text()
             password = re.findall(r"password = (\S+)", credentials)[0]
             needles += [password, b64encode(f"nflab:{password}".encode()).decode()]
-            needles.append((home / ".ray" / "auth_token").read_text().strip())
+            needles.append((home / TOKEN).read_text().strip())
             exports = [
                 line.removeprefix("export ").split("=", 1)
                 for line in told.splitlines()
                 if line.startswith("export ")
             ]
             assert {name for name, _ in exports} >= {"PATH", "RAY_AUTH_MODE"}
+            assert dict(exports)["RAY_AUTH_TOKEN_PATH"] == str(home / TOKEN)
             head.shell = {"HOME": str(home), **keys, **dict(exports)}
             yield head
     finally:
@@ -191,6 +194,12 @@ def test_an_edited_copy_runs_its_own_code_of_both_packages_on_workers_too(
         assert run.data.metrics["train_loss"] == 7
 
 
+def test_the_token_is_the_heads_own_and_its_owner_alone_reads_it(head: Head) -> None:
+    assert (head.home / TOKEN).stat().st_mode & 0o777 == 0o600
+    assert (head.home / TOKEN).parent.stat().st_mode & 0o777 == 0o700
+    assert not (head.home / ".ray" / "auth_token").exists()
+
+
 @pytest.mark.parametrize("token", [None, "0" * 64])
 def test_a_submission_without_the_right_token_is_refused(head: Head, token: str | None) -> None:
     request = urllib.request.Request(
@@ -209,7 +218,7 @@ def test_a_sweep_on_a_head_shows_no_secret(head: Head, swept: Run) -> None:
     head.run([sys.executable, "cluster/backup.py"], {**head.env, **head.shell})
     assert head.shown == []
     assert not [needle for needle in head.needles if needle in head.printed]
-    secret = {".ray/auth_token", ".mlflow/credentials", "mlflow/password.ini"}
+    secret = {TOKEN, ".mlflow/credentials", "mlflow/password.ini"}
     logs = head.session()
     files = [path for folder in (head.home, *logs) for path in folder.rglob("*") if path.is_file()]
     for name in secret:  # where they are found if they are looked for

@@ -1,4 +1,4 @@
-"""`cluster/gpu.yaml` by the six lines of docs/clusters.md, on an emulated AWS (see ec2.py).
+"""`cluster/gpu.yaml` by the seven lines of docs/clusters.md, on an emulated AWS (see ec2.py).
 
 What differs from a person's cluster is written down in `overrides`; the machines' image has the
 pinned environment already, and a GPU is there in name only.
@@ -29,9 +29,12 @@ LINES = [line.partition("  #")[0].strip() for line in _AWS.split("```")[1].split
 
 MAKE = "make --old-file .venv/installed"  # the laptop reaches no registry
 
-UP, TUNNEL, EXPORT, SUBMIT, STATUS, DOWN = (line.replace("make", MAKE) for line in LINES)
+UP, TUNNEL, EXPORT, TOKEN, SUBMIT, STATUS, DOWN = (line.replace("make", MAKE) for line in LINES)
 
-JOBS = dict(word.split("=", 1) for word in EXPORT.removeprefix("export ").split())
+ON_HEAD = dict(word.split("=", 1) for word in EXPORT.removeprefix("export ").split())
+"""With which a job is submitted where Ray finds the token by itself."""
+
+JOBS = ON_HEAD | {"RAY_AUTH_TOKEN_PATH": TOKEN.partition("=")[2].replace("~", f"/home/{USER}")}
 
 SERVER = "-m mlflow server --port 5000"
 """In the command of MLflow's server."""
@@ -161,7 +164,7 @@ def test_a_sweep_trains_on_gpu_workers_that_come_for_it(
     assert len(cloud.launched) == 1  # the head
     # Both are asked for at once, before there is a machine.
     asked = "the cluster waits for 2 x 1 GPU, 1 CPU"
-    said = run_and_hear(laptop, cloud, f"{EXPORT}; {SUBMIT} {SMALL}", asked)
+    said = run_and_hear(laptop, cloud, f"{EXPORT}; {TOKEN}; {SUBMIT} {SMALL}", asked)
     assert "Five best trials" in said
 
     workers = cloud.launched[1:]
@@ -188,7 +191,8 @@ def test_a_sweep_trains_on_gpu_workers_that_come_for_it(
 def test_the_token_stands_in_no_log_and_no_command(
     laptop: Laptop, cloud: Cloud, up: str, tunnel: None
 ) -> None:
-    token = (laptop.home / ".ray" / "auth_token").read_text().strip()
+    assert not (laptop.home / ".ray" / "auth_token").exists()
+    token = (laptop.home / ".ray" / "nflab" / "nflab-gpu.token").read_text().strip()
     assert len(token) >= 32
     assert token not in up
     head = head_of(cloud)
@@ -261,7 +265,7 @@ def test_a_new_head_has_all_results_and_a_forgotten_cluster_ends(
     head = head_of(cloud)
     said: list[str] = []
     command = f". ~/nflab/cluster/env.sh; {LONG_JOB}"  # longer than the timer
-    job = threading.Thread(target=lambda: said.append(head.run(command, **JOBS)))
+    job = threading.Thread(target=lambda: said.append(head.run(command, **ON_HEAD)))
     job.start()
     runs = head.ask(RUNS)
     assert sorted(run["tags"].get("kind", "") for run in runs) == ["sweep"] * 2 + ["trial"] * 3

@@ -257,7 +257,7 @@ def instructions() -> list[str]:
 def test_the_image_holds_what_gpu_yaml_copies_to_its_nodes() -> None:
     copied = [line.split()[2:] for line in instructions() if line.startswith("COPY ")]
     sources = {source for *from_here, _ in copied for source in from_here}
-    on_aws = set(gpu_yaml()["file_mounts"].values()) - {"~/.ray/auth_token"}
+    on_aws = set(gpu_yaml()["file_mounts"].values()) - {"~/.ray/nflab/nflab-gpu.token"}
     assert sources == on_aws
     for *from_here, to in copied:
         assert to == "./" or [to] == from_here

@@ -104,6 +104,19 @@ def test_a_cluster_is_checked_from_a_mac(account: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_cluster_gets_its_token_on_a_mac(
+    account: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ("cluster/rotate_token.py", "cluster/gpu.yaml")
+    for _ in range(2):
+        done, called = on_a_mac(tmp_path, *words)
+        assert (done.returncode, called) == (0, ""), done.stdout + done.stderr
+    done, _ = on_a_mac(tmp_path, "cluster/tokens.py", "--of", "cluster/gpu.yaml")
+    assert done.stdout == f"{tmp_path}/.ray/nflab/nflab-gpu.token\n", done.stderr
+
+
+@pytest.mark.slow
 def test_a_cluster_is_taken_down_from_a_mac(account: Any, tmp_path: Path) -> None:
     done, called = on_a_mac(tmp_path, "cluster/down.py", "cluster/gpu.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -118,8 +131,7 @@ def test_a_cluster_is_taken_down_from_a_mac(account: Any, tmp_path: Path) -> Non
             "up",
             [
                 "python cluster/check.py cluster/gpu.yaml",
-                "ray get-auth-token --generate",
-                "ray up cluster/gpu.yaml --yes",
+                "python cluster/up.py cluster/gpu.yaml --yes",
             ],
         ),
         ("status", ["ray exec cluster/gpu.yaml ray status"]),
@@ -127,7 +139,11 @@ def test_a_cluster_is_taken_down_from_a_mac(account: Any, tmp_path: Path) -> Non
             "tunnel",
             ["ray exec cluster/gpu.yaml --port-forward 8265 --port-forward 5000 sleep infinity"],
         ),
-        ("submit", ["ray job submit -- --yes"]),
+        ("rotate-token", ["python cluster/rotate_token.py cluster/gpu.yaml --yes"]),
+        (
+            "submit",
+            ["python cluster/tokens.py --of cluster/gpu.yaml", "ray job submit -- --yes"],
+        ),
         ("down", ["python cluster/down.py cluster/gpu.yaml"]),
     ],
 )

@@ -147,7 +147,8 @@ def _require_reachable(address: str) -> None:
     """
     if address in ("local", "auto"):
         return
-    locations.refuse_password(address, "RAY_ADDRESS", "copy the cluster's ~/.ray/auth_token")
+    instead = "name the file of the cluster's token in RAY_AUTH_TOKEN_PATH"
+    locations.refuse_password(address, "RAY_ADDRESS", instead)
     parts = re.fullmatch(r"(?:ray://)?(\[[^\]]+\]|[^:/\s]+):(\d{1,5})(?:/.*)?", address)
     if parts is None or int(parts[2]) > 65535:
         raise ConfigError(

@@ -1,0 +1,200 @@
+"""A cluster's token, here: made once, its owner's alone, no other cluster's, never shown; and what
+`make up` and `make rotate-token` do where jobs run, but for what needs a cluster."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, free_port, stop_marked
+
+RAY = Path(sys.executable).parent / "ray"
+
+
+def tokens(home: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    """What `cluster/tokens.py` does in a home."""
+    return subprocess.run(
+        [sys.executable, "cluster/tokens.py", *words],
+        cwd=ROOT,
+        env={**os.environ, "HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_each_cluster_has_a_token_of_its_own_made_once_and_never_shown(tmp_path: Path) -> None:
+    held = {}
+    for name in ("one", "two", "one"):
+        done = tokens(tmp_path, name)
+        path = Path(done.stdout.strip())
+        assert path == tmp_path / ".ray" / "nflab" / f"{name}.token", done.stderr
+        assert done.stderr == ""
+        assert [p.stat().st_mode & 0o777 for p in (path, path.parent)] == [0o600, 0o700]
+        token = path.read_text()
+        assert len(token) == 64
+        assert held.setdefault(name, token) == token
+    assert held["one"] != held["two"]
+
+
+@pytest.mark.parametrize("name", ["../auth_token", "a/b", "", ".hidden"])
+def test_a_name_is_no_path(tmp_path: Path, name: str) -> None:
+    done = tokens(tmp_path, name)
+    assert done.returncode == 2 and "is no name for a cluster's token" in done.stderr
+    assert not (tmp_path / ".ray").exists()
+
+
+def test_a_launcher_file_without_a_token_here_says_how_it_comes(tmp_path: Path) -> None:
+    done = tokens(tmp_path, "--of", "cluster/gpu.yaml")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "there is no token of nflab-gpu at" in done.stderr and "make up makes it" in done.stderr
+
+
+def inside(code: str, home: Path, *words: str) -> Any:
+    """The JSON that code prints, which imports from `cluster/`."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=ROOT / "cluster",
+        env={**os.environ, "HOME": str(home)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+CHECK = """
+import json, sys, check, launcher
+from dataclasses import replace
+cluster = launcher.read("gpu.yaml")
+content = {**cluster.content, "cluster_name": sys.argv[1]}
+if sys.argv[2] != "-":
+    content["file_mounts"] = {"~/.ray/auth_token": sys.argv[2]}
+try:
+    check.check_token(replace(cluster, content=content))
+    print(json.dumps(None))
+except check.ConfigError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "token", "refusal"),
+    [
+        ("nflab-gpu", "-", None),
+        ("mine", "-", "write ~/.ray/auth_token: ~/.ray/nflab/mine.token in its file_mounts"),
+        ("mine", "~/.ray/nflab/mine.token", None),
+        ("mine", "~/.ray/auth_token", None),  # a file of before, which is told
+    ],
+)
+def test_a_launcher_file_names_its_own_token(
+    tmp_path: Path, name: str, token: str, refusal: str | None
+) -> None:
+    told = inside(CHECK, tmp_path, name, token)
+    assert (told is None) == (refusal is None)
+    assert refusal is None or refusal in told
+
+
+SPARE = """
+import json, sys, launcher, running, up
+told = json.loads(sys.argv[1])
+cluster = launcher.read("gpu.yaml")
+told["environment"] = told["environment"] or running.environment(cluster)
+try:
+    print(json.dumps(up.spare_jobs(cluster, running.Head(**told), sys.argv[2:])))
+except up.ConfigError as error:
+    print(json.dumps(str(error)))
+"""
+
+JOB = "1 job runs on nflab-gpu (a: python b.py)"
+
+
+@pytest.mark.parametrize(
+    ("head", "flags", "added"),
+    [
+        ({}, [], []),
+        ({}, ["--restart-only"], []),
+        ({"replaced": True}, ["--yes"], []),
+        ({"working": JOB}, [], ["--no-restart"]),
+        ({"working": JOB}, ["--yes"], ["--no-restart"]),
+        ({"working": JOB}, ["--no-restart"], []),
+        ({"working": JOB}, ["--restart-only", "--yes"], []),
+        ({"working": JOB}, ["--restart-only"], f"{JOB}, and --restart-only would end them"),
+        ({"working": JOB, "replaced": True}, ["--no-restart"], "is not that of the head"),
+        ({"working": JOB, "environment": "0"}, ["-y"], "would change the packages"),
+    ],
+)
+def test_jobs_are_not_ended_unasked(
+    tmp_path: Path, head: dict[str, Any], flags: list[str], added: list[str] | str
+) -> None:
+    """With nobody at a terminal; `added` is a part of the refusal where it is a text."""
+    told = {"token": None, "environment": None, "working": None, "replaced": False, **head}
+    found = inside(SPARE, tmp_path, json.dumps(told), *flags)
+    assert found == added if isinstance(added, list) else added in found
+
+
+@pytest.mark.slow
+def test_a_ray_takes_its_own_token_alone_and_a_renewed_one_from_its_next_start(
+    tmp_path: Path,
+) -> None:
+    """Ray reads the file when it starts: this is why a new token takes a restart."""
+    own, other = (Path(tokens(tmp_path, name).stdout.strip()) for name in ("own", "other"))
+    before = tmp_path / "before"
+    before.write_text(own.read_text())
+    port, mark = free_port(), f"tokens-of-test-{tmp_path}"
+    env = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "NFLAB_TEST": mark,
+        "RAY_AUTH_MODE": "token",
+        "PATH": f"{RAY.parent}:{os.environ['PATH']}",
+    }
+
+    def start() -> None:
+        words = f"start --head --port {port} --include-dashboard=false --disable-usage-stats"
+        subprocess.run(
+            [RAY, *words.split(), "--node-ip-address", "127.0.0.1"],
+            env=env | {"RAY_AUTH_TOKEN_PATH": str(own)},
+            stdout=subprocess.DEVNULL,
+            check=True,
+            timeout=120,
+        )
+
+    def taken() -> list[bool]:
+        """Of the three files, whether Ray answers who has it."""
+        status = [RAY, "status", "--address", f"127.0.0.1:{port}"]
+        done = [
+            subprocess.run(
+                status,
+                env=env | {"RAY_AUTH_TOKEN_PATH": str(path)},
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            for path in (own, other, before)
+        ]
+        assert all(d.returncode == 0 or "InvalidAuthToken" in d.stderr for d in done)
+        return [d.returncode == 0 for d in done]
+
+    try:
+        start()
+        assert taken() == [True, False, True]
+        inside(
+            "import tokens, sys, pathlib; tokens.renew(pathlib.Path(sys.argv[1])); print(0)",
+            tmp_path,
+            str(own),
+        )
+        assert own.stat().st_mode & 0o777 == 0o600
+        assert sorted(p.name for p in own.parent.iterdir()) == ["other.token", "own.token"]
+        assert taken() == [False, False, True]
+        stop_marked(mark)
+        start()
+        assert taken() == [True, False, False]
+    finally:
+        stop_marked(mark)
