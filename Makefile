@@ -93,10 +93,11 @@ status: install  ## what the cluster's nodes do, and what is waiting for more
 tunnel: install  ## Ray's dashboard at http://127.0.0.1:8265 and MLflow's at :5000, until Ctrl-C
 	@$(BIN)/ray exec $(CLUSTER) --port-forward 8265 --port-forward 5000 'sleep infinity'
 
+submit: export RAY_AUTH_MODE := token
+submit: export RAY_AUTH_TOKEN :=
+submit: export RAY_API_SERVER_ADDRESS := http://127.0.0.1:8265
 submit: install  ## a job for the cluster, through the tunnel; ARGS="python experiments/agc_sweep.py"
-	@token=$$($(BIN)/python cluster/tokens.py --of $(CLUSTER)) && RAY_AUTH_MODE=token RAY_AUTH_TOKEN= \
-		RAY_AUTH_TOKEN_PATH="$$token" RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265 \
-		$(BIN)/ray job submit -- $(ARGS)
+	@token=$$($(BIN)/python cluster/tokens.py --of $(CLUSTER)) && RAY_AUTH_TOKEN_PATH="$$token" $(BIN)/ray job submit -- $(ARGS)
 
 logs: install  ## what the autoscaler says, as it goes on
 	@$(BIN)/ray exec $(CLUSTER) 'tail -n 100 -F /tmp/ray/session_latest/logs/monitor.log'

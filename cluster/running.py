@@ -39,12 +39,15 @@ import hashlib, json, os, subprocess
 from pathlib import Path
 from ray.job_submission import JobSubmissionClient
 
-token, installed = (Path.home() / name for name in (".ray/auth_token", "nflab/.venv/installed"))
+names = ".ray/auth_token", "nflab/.venv/installed", "ray_bootstrap_config.yaml"
+token, installed, launcher = (Path.home() / name for name in names)
 told = {{"jobs": []}}
 if token.exists():
     told["token"] = hashlib.sha256(token.read_bytes().strip()).hexdigest()
 if installed.exists():
     told["environment"] = installed.read_text().split()[0]
+if launcher.exists():
+    told["types"] = json.loads(launcher.read_text())["available_node_types"]
 find = ["pgrep", "-x", "-u", str(os.getuid()), "gcs_server"]
 told["runs"] = subprocess.run(find, stdout=subprocess.DEVNULL).returncode == 0
 if told["runs"]:
@@ -69,6 +72,8 @@ class Head:
     """Digest of what its packages were installed from; None if there are none yet."""
     working: str | None
     """Which jobs run on the cluster, in a sentence; None if none does."""
+    types: dict[str, dict[str, Any]]
+    """Node types of the launcher file that it was given; empty if it has none yet."""
     replaced: bool
     """Whether `ray up` would end it for another machine, whatever its flags."""
 
@@ -157,7 +162,8 @@ def _head(cluster: Launcher, told: dict[str, Any], replaced: bool) -> Head:
         told_all = "; ".join(job if len(job) < 120 else f"{job[:117]}..." for job in jobs)
         verb = "1 job runs" if len(jobs) == 1 else f"{len(jobs)} jobs run"
         working = f"{verb} on {cluster.name} ({told_all})"
-    return Head(told.get("token"), told.get("environment"), working, replaced)
+    types = told.get("types", {})
+    return Head(told.get("token"), told.get("environment"), working, types, replaced)
 
 
 def environment(cluster: Launcher) -> str:

@@ -86,6 +86,11 @@ def spare_jobs(cluster: Launcher, head: Head, flags: list[str]) -> list[str]:
         reason = f"the head or `auth` in {cluster.path} is not that of the head that runs"
     elif head.environment not in (None, running.environment(cluster)):
         reason = "constraints.txt or pyproject.toml would change the packages that they run with"
+    elif others := other_types(cluster, head):
+        reason = (
+            f"without a restart Ray would launch {', '.join(others)} of {cluster.path}, new or "
+            "with other resources or labels, and could not use the machines"
+        )
     elif "--restart-only" in flags and not {"--yes", "-y"} & {*flags}:
         reason = "--restart-only would end them"
     if reason is not None:
@@ -98,6 +103,21 @@ def spare_jobs(cluster: Launcher, head: Head, flags: list[str]) -> list[str]:
     if confirmed("Restart it all the same, which ends what runs?", flags):
         return []
     return ["--no-restart"]
+
+
+def other_types(cluster: Launcher, head: Head) -> list[str]:
+    """Worker types that the autoscaler would launch and set up by what it knew when it started."""
+    others = []
+    for name, node_type in cluster.content.get("available_node_types", {}).items():
+        if head.types and name != cluster.content["head_node_type"]:
+            known = head.types.get(name)
+            if known is None or any(
+                known.get(what, {}).get(key) != value
+                for what in ("resources", "labels")
+                for key, value in node_type.get(what, {}).items()
+            ):
+                others.append(name)
+    return others
 
 
 def confirmed(question: str, flags: list[str]) -> bool:

@@ -245,6 +245,70 @@ def test_when_there_is_no_spot_machine_the_sweep_says_so_and_one_on_demand_comes
         pass
 
 
+NODES = """
+import json
+from ray.util.state import list_nodes
+nodes = list_nodes(filters=[("state", "=", "ALIVE")], detail=True)
+print(json.dumps({node.labels.get("nflab-type", ""): node.node_ip for node in nodes}))
+"""
+
+
+def await_type(laptop: Laptop, name: str) -> str:
+    """The address of a machine that bears the label of a type, when it has joined."""
+    deadline = time.monotonic() + 300
+    while name not in (found := laptop.ask(NODES, **JOBS)):
+        assert time.monotonic() < deadline, laptop.run(STATUS)
+        time.sleep(2)
+    return str(found[name])
+
+
+@pytest.mark.long
+def test_make_up_ends_no_job_and_a_new_token_does_when_told_to(
+    laptop: Laptop, cloud: Cloud, tunnel: None
+) -> None:
+    laptop.run("ray job submit --no-wait --submission-id kept -- sleep 3000", **JOBS)
+    file = laptop.home / "gpu.yaml"
+    before = file.read_text()
+    launcher = yaml.safe_load(before)
+    types = launcher["available_node_types"]
+
+    def up_with_changes() -> tuple[int, str]:
+        file.write_text(yaml.safe_dump(launcher, sort_keys=False))
+        return laptop.attempt(UP, ARGS="--yes --no-restart")
+
+    types["new"] = {**types["gpu-on-demand"], "min_workers": 1}
+    code, said = up_with_changes()
+    assert code != 0 and "without a restart Ray would launch new of" in said, said
+    del types["new"]
+    types["head"]["node_config"]["InstanceType"] = "m7i.xlarge"
+    code, said = up_with_changes()
+    assert code != 0 and "is not that of the head that runs" in said, said
+    types["head"]["node_config"]["InstanceType"] = "m7i.large"
+
+    types["gpu-on-demand"]["min_workers"] = 1
+    for commands in ("setup_commands", "worker_setup_commands"):
+        launcher[commands].append(f"touch ~/{commands}")
+    file.write_text(yaml.safe_dump(launcher, sort_keys=False))
+    said = laptop.run(UP, ARGS="--yes")
+    assert "1 job runs on nflab-gpu (kept: sleep 3000): Ray is not restarted" in said
+    worker = cloud.network.hosts[await_type(laptop, "gpu-on-demand")]
+    assert (head_of(cloud).home / "setup_commands").exists()
+    # What the page on clusters says of machines that come before a restart.
+    assert not (worker.home / "worker_setup_commands").exists()
+    assert "RUNNING" in laptop.run("ray job status kept", **JOBS)
+
+    token = laptop.home / ".ray" / "nflab" / "nflab-gpu.token"
+    old = token.read_text()
+    laptop.run(f"{MAKE} rotate-token", ARGS="--end-jobs")
+    assert token.read_text() != old
+    # Ray sets up anew what is there.
+    worker = cloud.network.hosts[await_type(laptop, "gpu-on-demand")]
+    assert (worker.home / ".ray" / "auth_token").read_text() == token.read_text()
+    code, _ = laptop.attempt("ray job list", **ON_HEAD, RAY_AUTH_TOKEN=old)
+    assert code != 0
+    file.write_text(before)
+
+
 def test_down_leaves_the_results_and_nothing_else(
     laptop: Laptop, cloud: Cloud, tunnel: None
 ) -> None:

@@ -112,6 +112,10 @@ except up.ConfigError as error:
     print(json.dumps(str(error)))
 """
 
+GPU = {"resources": {"CPU": 8, "GPU": 1, "memory": 1}, "labels": {"nflab-type": "as Ray adds it"}}
+
+TYPES = {"head": {}, "gpu-spot": GPU, "gpu-on-demand": GPU}
+
 JOB = "1 job runs on nflab-gpu (a: python b.py)"
 
 
@@ -128,13 +132,22 @@ JOB = "1 job runs on nflab-gpu (a: python b.py)"
         ({"working": JOB}, ["--restart-only"], f"{JOB}, and --restart-only would end them"),
         ({"working": JOB, "replaced": True}, ["--no-restart"], "is not that of the head"),
         ({"working": JOB, "environment": "0"}, ["-y"], "would change the packages"),
+        ({"working": JOB, "types": {}}, [], ["--no-restart"]),
+        (
+            {"working": JOB, "types": {"gpu-spot": GPU}},
+            [],
+            "would launch gpu-on-demand of",
+        ),
+        ({"working": JOB, "types": {**TYPES, "gpu-spot": {}}}, [], "would launch gpu-spot of"),
+        ({"types": {"gpu-spot": GPU}}, [], []),
     ],
 )
 def test_jobs_are_not_ended_unasked(
     tmp_path: Path, head: dict[str, Any], flags: list[str], added: list[str] | str
 ) -> None:
     """With nobody at a terminal; `added` is a part of the refusal where it is a text."""
-    told = {"token": None, "environment": None, "working": None, "replaced": False, **head}
+    told = {"token": None, "environment": None, "working": None, "types": TYPES, "replaced": False}
+    told |= head
     found = inside(SPARE, tmp_path, json.dumps(told), *flags)
     assert found == added if isinstance(added, list) else added in found
 
