@@ -219,6 +219,16 @@ def test_a_sweep_tells_what_it_searched_and_with_what_another_begins(
     ]
 
 
+def test_a_sweep_of_several_aims_without_a_result_of_each_is_told(
+    store: Store, tmp_path: Path
+) -> None:
+    config = replace(SweepConfig(), search=("mixup",), objectives=("val_top1", "cost_usd"))
+    parent = store.fill("sweep", [({"mixup": True}, 93.0, "finished")], kind="trial")
+    Tracker(store.uri, str(tmp_path), "sweep").add_text(parent, to_json(config), "config.json")
+    text = write_report(store.uri, tmp_path / "report")[0].read_text()
+    assert "training cost (USD) (minimized); the front has 0 of the trials that finished" in text
+
+
 def test_a_sweep_whose_ranges_are_gone_still_tells_what_it_searched(
     store: Store, tmp_path: Path
 ) -> None:

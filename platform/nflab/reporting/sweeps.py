@@ -34,12 +34,12 @@ def sweep_section(
         parent: the sweep's row (see `Archive.rows`).
         rows: its trials', a row each, one at least.
     """
-    for metric in ("val_top1", "test_top1"):
-        if metric not in rows:
-            rows = rows.assign(**{metric: float("nan")})
     config = _config(archive, parent.run_id)
     scales = {} if config is None else scales_of(config)
     objectives = DEFAULT if config is None else config.search.objectives
+    for metric in (*objectives, "test_top1"):
+        if metric not in rows:
+            rows = rows.assign(**{metric: float("nan")})
     rows = rows.assign(number=rows.trial.astype(int))
     rows = rows.assign(front=on_front(rows, "number", objectives))
     trials = ranked(rows, "number", objectives)

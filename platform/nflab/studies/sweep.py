@@ -141,10 +141,10 @@ def _conclude(run: LiveRun[SweepConfig], stopped: bool) -> SweepResult:
     session, parent, budget = run.session, run.run_id, run.budget
     config, tracker = session.config, session.tracker
     trials = tracker.trials(parent)
-    for metric in (METRIC, "test_top1"):  # no trial may have come to one
+    objectives, scales = config.search.objectives, scales_of(config)
+    for metric in (*objectives, "test_top1"):  # no trial may have come to one
         if metric not in trials:
             trials[metric] = float("nan")
-    objectives, scales = config.search.objectives, scales_of(config)
     if len(objectives) > 1:
         trials = trials.assign(front=on_front(trials, "number", objectives))
     trials = ranked(trials, "number", objectives)
