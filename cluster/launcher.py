@@ -60,12 +60,12 @@ class Launcher:
             ConfigError: its machines are given none.
         """
         mounts = self.content.get("file_mounts") or {}
-        if TOKEN not in mounts:
+        if not mounts.get(TOKEN):
             raise ConfigError(
                 f"{self.path} gives the machines of {self.name!r} no token: write "
                 f"{TOKEN}: ~/.ray/nflab/{self.name}.token in its file_mounts"
             )
-        return Path(mounts[TOKEN]).expanduser()
+        return Path(str(mounts[TOKEN])).expanduser()
 
     @property
     def region(self) -> str:

@@ -59,7 +59,8 @@ def main() -> None:
     try:
         cluster = launcher.read(asked.file)
         comments, before = table(TABLE.read_text(encoding="utf-8"))
-        found = machines(fetch(asked.catalog), asked.catalog, *wanted(before, cluster))
+        regions, without_gpus = wanted(before, cluster)
+        found = machines(fetch(asked.catalog), asked.catalog, regions, without_gpus)
         if not found.keys() & before.keys():
             raise ConfigError(f"{asked.catalog} has no machine of {TABLE}: it is not AWS's list")
         after, older = merged(before, found)
@@ -69,6 +70,8 @@ def main() -> None:
         sys.exit(2)
     for line in changes(before, after, older):
         print(line)
+    for region in sorted(regions - {region for region, _ in found}):
+        print(f"not in the catalog: the region {region}")
     print(f"{TABLE}: {len(after)} machines; older prices: {len(older)}")
 
 

@@ -30,7 +30,7 @@ def main() -> None:
     asked = parser.parse_args()
     try:
         rotate(launcher.read(asked.file), asked.yes, asked.end_jobs)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except (BotoCoreError, ClientError) as error:
@@ -55,7 +55,13 @@ def rotate(cluster: Launcher, yes: bool, end_jobs: bool) -> None:
         ask(cluster, head.working, yes, end_jobs)
     tokens.renew(cluster.token)
     if head is not None:
-        down.ray(cluster, "up", "--yes")
+        try:
+            down.ray(cluster, "up", "--yes")
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error}; {cluster.token} is new, and perhaps not the cluster's: "
+                "run make rotate-token again"
+            ) from None
     print(f"{cluster.name} has a new token, in {cluster.token}: give it to those who may have it")
 
 

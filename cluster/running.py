@@ -183,7 +183,7 @@ def bring_token(cluster: Launcher) -> None:
     tokens.make(cluster.token)  # whose place it takes, read by nobody else
     try:
         down.ray(cluster, "rsync-down", TOKEN, str(cluster.token))
-    except ConfigError:
+    except BaseException:  # Ctrl-C, too
         cluster.token.unlink()
         raise
     cluster.token.chmod(0o600)

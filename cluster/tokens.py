@@ -15,6 +15,8 @@ import re
 import secrets
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import launcher
@@ -42,7 +44,7 @@ def main() -> None:
         else:
             path = named(asked.name)
             make(path)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     print(path)
@@ -75,23 +77,24 @@ def require_own(cluster: Launcher) -> None:
 
 
 def make(path: Path) -> None:
-    """Makes a token unless there is one."""
-    _make_folder(path)
-    try:
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        path.chmod(0o600)  # Ray's own, of before, everyone may read
-        return
-    with os.fdopen(file, "w", encoding="utf-8") as made:
-        made.write(secrets.token_hex(32))
+    """Makes a token unless there is one, whole or not at all.
+
+    Raises:
+        ConfigError: the one that is there is empty.
+        OSError: it cannot be written.
+    """
+    with _new(path) as made, suppress(FileExistsError):
+        os.link(made, path)
+    path.chmod(0o600)  # Ray's own, of before, everyone may read
+    require(
+        path.stat().st_size > 0,
+        f"{path} is empty: put back the cluster's token, or delete the file for a new one",
+    )
 
 
 def renew(path: Path) -> None:
     """Puts a new token in the place of the one that is there, if there is one."""
-    _make_folder(path)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / "token"
-        make(made)
+    with _new(path) as made:
         made.replace(path)
 
 
@@ -102,8 +105,15 @@ def digest(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes().strip()).hexdigest()
 
 
-def _make_folder(path: Path) -> None:
+@contextmanager
+def _new(path: Path) -> Iterator[Path]:
+    """A file with a new token, beside the place that it is for."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / "token"
+        with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        yield made
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ Example:
 """
 
 import argparse
+import re
 import sys
 
 import down
@@ -29,7 +30,7 @@ def main() -> None:
     asked, flags = parser.parse_known_args()
     try:
         bring_up(launcher.read(asked.file), flags)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except (BotoCoreError, ClientError) as error:
@@ -44,7 +45,7 @@ def bring_up(cluster: Launcher, flags: list[str]) -> None:
         ConfigError: it failed, or would end jobs or break the token.
     """
     for flag in flags:
-        if flag.split("=")[0] in ("-n", "--cluster-name"):
+        if re.match(r"-[A-Za-z]*n|--cluster-name", flag):  # -yn NAME and -nNAME are, too
             raise ConfigError(f"{flag} would be another cluster: say cluster_name in a file of it")
     head = running.find(cluster)
     if head is not None and head.token is not None:
@@ -112,9 +113,9 @@ def other_types(cluster: Launcher, head: Head) -> list[str]:
         if head.types and name != cluster.content["head_node_type"]:
             known = head.types.get(name)
             if known is None or any(
-                known.get(what, {}).get(key) != value
+                (known.get(what) or {}).get(key) != value
                 for what in ("resources", "labels")
-                for key, value in node_type.get(what, {}).items()
+                for key, value in (node_type.get(what) or {}).items()
             ):
                 others.append(name)
     return others

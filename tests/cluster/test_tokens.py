@@ -41,6 +41,58 @@ def test_each_cluster_has_a_token_of_its_own_made_once_and_never_shown(tmp_path:
     assert held["one"] != held["two"]
 
 
+def test_a_token_that_was_never_written_is_refused(tmp_path: Path) -> None:
+    """Ray itself would end with a page of C++."""
+    path = tmp_path / ".ray" / "nflab" / "one.token"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    done = tokens(tmp_path, "one")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"{path} is empty" in done.stderr
+    assert [p.name for p in path.parent.iterdir()] == ["one.token"]
+
+
+def test_a_home_that_cannot_hold_a_token_is_told(tmp_path: Path) -> None:
+    (tmp_path / ".ray").touch()
+    done = tokens(tmp_path, "one")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+
+
+ROTATE = """
+import json, sys, down, launcher, rotate_token, running, tokens
+from dataclasses import replace
+cluster = launcher.read("gpu.yaml")
+tokens.make(cluster.token)
+before = tokens.digest(cluster.token)
+running.find = lambda cluster: running.Head(before, None, None, {}, False)
+cluster = replace(cluster, path=cluster.path.with_name("gone.yaml"))  # which `ray up` refuses
+try:
+    rotate_token.rotate(cluster, True, False)
+except rotate_token.ConfigError as error:
+    print(json.dumps([str(error), tokens.digest(cluster.token) == before]))
+"""
+
+
+def test_a_rotation_that_fails_says_that_the_token_here_is_new(tmp_path: Path) -> None:
+    told, same = inside(ROTATE, tmp_path)
+    assert "is new, and perhaps not the cluster's: run make rotate-token again" in told
+    assert not same
+
+
+UP = """
+import json, sys, launcher, up
+try:
+    up.bring_up(launcher.read("gpu.yaml"), sys.argv[1:])
+except up.ConfigError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+@pytest.mark.parametrize("flags", ["-n other", "-nother", "-yn other", "--cluster-name=other"])
+def test_the_name_is_the_launcher_files(tmp_path: Path, flags: str) -> None:
+    assert "would be another cluster" in inside(UP, tmp_path, *flags.split())
+
+
 @pytest.mark.parametrize("name", ["../auth_token", "a/b", "", ".hidden"])
 def test_a_name_is_no_path(tmp_path: Path, name: str) -> None:
     done = tokens(tmp_path, name)

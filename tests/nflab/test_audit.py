@@ -391,6 +391,12 @@ DAMAGES = {
         "MLflow says finished, and the study has it RUNNING",
         lambda s: (s.trial(2).state, s.trial(2).value) == (TrialState.COMPLETE, 70),
     ),
+    "a winner whose end the study lost": Damage(
+        lambda s: s.study_sql("update trials set state = 'RUNNING' where number = 0"),
+        "s, trial 1",
+        "MLflow says finished, and the study has it RUNNING",
+        lambda s: (s.trial(1).state, s.epochs("s1")) == (TrialState.COMPLETE, [8]),
+    ),
     "a state that is not the outcome's": Damage(
         lambda s: s.study_sql("update trials set state = 'COMPLETE' where number = 2"),
         "s, trial 3",

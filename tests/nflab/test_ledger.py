@@ -504,13 +504,29 @@ def test_of_several_aims_all_on_the_front_keep_their_weights(stores: Stores) -> 
     stores.agree()
 
 
+def test_an_epoch_that_was_trained_again_counts_as_it_was_recorded(stores: Stores) -> None:
+    config = replace(TWO_AIMS, lookahead=1, objectives=("val_top1", "seconds"))
+    ledger = stores.open(config)
+    begin(ledger)
+    ledger.reported(1, {**epoch(1, 80.0, "finished"), "seconds": 13.0})
+    stores.outbox.drain()
+    again = stores.open(config)  # after kill -9
+    begin(again)
+    result = {**epoch(1, 80.0, "finished"), "seconds": 10.0}
+    again.reported(1, result)
+    again.ended(1, "finished", result)
+    assert stores.trials()[0].values == [80.0, 13.0]
+    assert stores.runs()[1].data.metrics["seconds"] == 13.0
+
+
 def test_a_trial_without_one_of_its_aims_has_failed(stores: Stores) -> None:
     ledger = stores.open(replace(TWO_AIMS, objectives=("val_top1", "cost_usd")))
     for number, cost in ((1, {}), (2, {"cost_usd": math.nan})):
         begin(ledger)
         result = {**epoch(1, 50.0, "finished"), **cost}
         ledger.reported(number, result)
-        ledger.ended(number, "finished", result)
+        told, _ = ledger.ended(number, "finished", result)
+        assert told == "failed"
         stores.outbox.drain()
         assert stores.trials()[number - 1].state == TrialState.FAIL
         run = stores.runs()[number]

@@ -9,11 +9,13 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from optuna.distributions import FloatDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from nflab.analysis import figures
+from nflab.analysis.figures import front as front_figure
 from nflab.analysis.ranking import on_front, ranked
 from nflab.learning.validation import validate
 from nflab.searching.foresight import STARTUP_TRIALS, Foresight
@@ -161,7 +163,9 @@ def test_several_aims_are_a_configuration() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("aims", [("val_top1", "seconds"), AIMS, tuple(OBJECTIVES)])
 @pytest.mark.parametrize("count", [0, 1, 40])
-def test_a_front_is_drawn(aims: tuple[str, ...], count: int, tmp_path: Path) -> None:
+def test_a_front_is_drawn(
+    aims: tuple[str, ...], count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(0)
     trials = pd.DataFrame(rng.uniform(1, 100, (count, len(OBJECTIVES))), columns=[*OBJECTIVES])
     trials = trials.assign(number=range(1, count + 1), outcome="finished")
@@ -169,8 +173,19 @@ def test_a_front_is_drawn(aims: tuple[str, ...], count: int, tmp_path: Path) -> 
     trials = trials.assign(front=on_front(trials, "number", aims))
     seeds = trials.head(3)
     repeated = {"baseline": seeds.assign(outcome="diverged"), "one": seeds, "two": seeds[:1]}
+    drawn: list[Figure] = []
+    monkeypatch.setattr(front_figure, "save_figure", lambda figure, path: drawn.append(figure))
     figures.draw_front(trials, aims, tmp_path / "front.png", "title", repeated)
-    assert (tmp_path / "front.png").stat().st_size > 10_000
+    finished = trials[trials.outcome == "finished"]
+    panels = [axes for axes in drawn[0].axes if axes.get_visible()]
+    assert len(panels) == len(aims) * (len(aims) - 1) // 2
+    for axes in panels:
+        beaten, best = axes.collections[:2]
+        assert len(beaten.get_offsets()) == (~finished.front).sum()
+        assert len(best.get_offsets()) == finished.front.sum()
+    monkeypatch.undo()
+    figures.draw_front(trials, aims, tmp_path / "front.png", "title", repeated)
+    assert (tmp_path / "front.png").exists()
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

@@ -133,7 +133,15 @@ def test_a_run_gives_up_when_every_type_is_left_out(
     status = ClusterStatus(
         active_nodes=nodes, pending_nodes=coming, pending_launches=[launch] if asked else []
     )
-    told = hopeless(status, [Refusal(0.0, *words) for words in refused])
+    told = hopeless(status, [Refusal(time.time(), *words) for words in refused])
     assert (told is not None) is gives_up
     if told is not None:
         assert all(f"{kind} ({OUT})" in told for kind, _, _ in refused)
+
+
+def test_a_launch_that_is_not_refused_again_is_coming() -> None:
+    launch = LaunchRequest("g5", "spot", 1, LaunchRequest.Status.PENDING, 0)
+    status = ClusterStatus(active_nodes=[HEAD], pending_launches=[launch])
+    for ago, gives_up in ((0.0, True), (30.0, False)):
+        told = hopeless(status, [Refusal(time.time() - ago, "spot", OUT, None)])
+        assert (told is not None) is gives_up

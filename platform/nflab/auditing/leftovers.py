@@ -98,7 +98,8 @@ def lost_checkpoints(scene: Scene) -> Iterator[Disagreement]:
             continue  # told among what is left over
         outcome, number = scene.outcome(run), number_of(run)
         model = scene.root.tags.get("model_uri") if scene.root is not None else None
-        stored = f"its weights are in MLflow as {model}" if model and number else None
+        own = model and scene.winners[:1] == [number]  # the parent's model is the first one's
+        stored = f"its weights are in MLflow as {model}" if own else None
         again = stored or "train its configuration again if its weights are needed"
         if outcome == "interrupted" and run.metrics.get("epoch", 0) >= 1:
             what = f"has no checkpoint, though {count(int(run.metrics['epoch']), 'epoch')} ran"

@@ -104,7 +104,12 @@ class Scene:
 
     @cached_property
     def winners(self) -> list[int]:
-        """Numbers of the trials that no other of their sweep beats: of one aim, of the best."""
+        """Numbers of the trials that no other of their sweep beats: of one aim, of the best; none
+        as long as the study lacks the end of one that finished."""
+        for run in self.children:
+            trial = self.trial(run)
+            if trial is not None and not trial.has_ended and closed(run):
+                return []
         done = [t for t in self.trials.values() if t.is_sound and t.outcome == "finished"]
         ended = {t.number: t.standing for t in done if t.has_ended}
         return front({number: one for number, one in ended.items() if one is not None})

@@ -26,6 +26,9 @@ LEFT_OUT = "NeverJoined"
 RECENT_SECONDS = 60.0
 """In which the autoscaler asks many times for what it lacks."""
 
+ASKED_AGAIN_SECONDS = 20.0
+"""In which it has asked again at least once."""
+
 POLL_SECONDS = 5.0
 
 GRACE_SECONDS = 15.0
@@ -199,8 +202,8 @@ def hopeless(status: ClusterStatus, refused: Iterable[Refusal]) -> str | None:
     refused = list(refused)
     left_out = all(refusal.reason.startswith(LEFT_OUT) for refusal in refused)
     at_the_end = any(refusal.following is None for refusal in refused)
-    # The autoscaler asks again at once for what was refused.
-    again = {refusal.node_type for refusal in refused}
+    # The autoscaler asks again at once for what was refused; a launch that was not is coming.
+    again = {r.node_type for r in refused if r.when > time.time() - ASKED_AGAIN_SECONDS}
     asked = [x for x in status.pending_launches if x.ray_node_type_name not in again]
     if others or status.pending_nodes or asked or not (left_out and at_the_end):
         return None

@@ -48,8 +48,12 @@ class Ledger(Protocol):
 
     def ended(
         self, number: int, outcome: Outcome, result: Mapping[str, Any], error: str | None = None
-    ) -> None:
-        """Writes down how a trial ended, with its last metrics, and why if it failed."""
+    ) -> tuple[Outcome, str | None]:
+        """Writes down how a trial ended, with its last metrics, and why if it failed.
+
+        Returns:
+            what was written down.
+        """
         ...
 
     def release(self) -> None:

@@ -239,6 +239,6 @@ class _Observer(_Unsaved, Callback):
     def _end(self, trial: Trial, outcome: Any, error: str | None = None) -> None:
         number = trial.config["number"]
         error = error or trial.last_result.get("error")
-        self._ledger.ended(number, outcome, trial.last_result, error)
+        outcome, error = self._ledger.ended(number, outcome, trial.last_result, error)
         logs = f"{trial.config['folder']}/logs"
         self._progress.ended(number, outcome, f"{error}\nlogs: {logs}" if error else None)

@@ -5,6 +5,7 @@ checkpoints, so a sweep that was killed at any moment goes on from them: a trial
 way waits in the study to be proposed again, with its settings and the results it has reported.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -105,7 +106,7 @@ class TrialLedger:
         self._beforehand = beforehand
         self._open: dict[int, optuna.Trial] = {}
         self._foresight: dict[int, Foresight] = {}
-        self._runs: dict[int, tuple[str, int | None]] = {}
+        self._runs: dict[int, Any] = {}
         self._records: dict[int, RunRecord] = {}
         self.release()
 
@@ -191,9 +192,9 @@ class TrialLedger:
         """Opens the trial's run in MLflow, or opens it again."""
         if proposal.number in self._records:
             return
-        run, epoch = self._runs.get(proposal.number, (None, None))
+        known = self._runs.get(proposal.number)
         config = replace(self._config.base(), name=None, **proposal.settings)
-        if run is None:
+        if known is None:
             name = f"{proposal.number:03d} {describe(proposal.settings)}"
             # In three digits, so that a list sorted by it is in order.
             tags = {
@@ -202,8 +203,9 @@ class TrialLedger:
                 "trial": f"{proposal.number:03d}",
                 "parent": str(self._config.run.name),
             }
-            run = self._outbox.start(name, tags, self._parent)
+            run, epoch = self._outbox.start(name, tags, self._parent), None
         else:
+            run, epoch = known.run_id, last_epoch(known)
             self._outbox.put("reopen", run)
         self._records[proposal.number] = RunRecord(self._outbox, run, config, epoch)
 
@@ -230,15 +232,20 @@ class TrialLedger:
 
     def ended(
         self, number: int, outcome: Outcome, result: Mapping[str, Any], error: str | None = None
-    ) -> None:
+    ) -> tuple[Outcome, str | None]:
         """Closes a trial in the study, see `study.tell`, and in MLflow."""
-        trial = self._open[number]
+        trial, known = self._open[number], self._runs.get(number)
+        if known is not None and last_epoch(known) == result.get("epoch"):
+            # An epoch that was trained again took another time; MLflow has the first.
+            aims = self._config.search.objectives
+            result = {**result, **{name: getattr(known, name, math.nan) for name in aims}}
         outcome, error = as_compared(self._study, outcome, result, error)
         self._kept(lambda: tell(self._study, trial, outcome, result, error))
         del self._open[number], self._foresight[number]
         self._records[number].finish(outcome, error)
         if outcome != "failed":
             self._purge_losers(self._storage.get_trial(trial._trial_id))
+        return outcome, error
 
     def _purge_losers(self, trial: FrozenTrial) -> None:
         checkpoints = Checkpoints.of_run(trial_folder(self._folder, trial.number + 1))
@@ -269,4 +276,4 @@ class TrialLedger:
         for trial in self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
             if standing_of(self._study, trial) is not None:
                 self._purge_losers(trial)
-        self._runs = {run.number: (run.run_id, last_epoch(run)) for run in runs.itertuples()}
+        self._runs = {run.number: run for run in runs.itertuples()}

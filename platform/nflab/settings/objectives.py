@@ -25,7 +25,7 @@ OBJECTIVES: Mapping[str, Objective] = {
     "val_loss": Objective("minimize", "validation loss"),
     "seconds": Objective("minimize", "training time (s)", measured=True),
     "cost_usd": Objective("minimize", "training cost (USD)", measured=True),
-    "images_per_second": Objective("maximize", "speed (images/s)", measured=True),
+    "images_per_second": Objective("maximize", "speed of the last epoch (images/s)", measured=True),
 }
 """By the name of the metric."""
 

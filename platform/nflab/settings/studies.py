@@ -38,8 +38,9 @@ class SearchConfig:
     pruner: str = "asha"
     """What cuts poor trials early: asha, or none."""
     objectives: tuple[str, ...] = DEFAULT
-    """What is aimed at: val_top1 alone, or also val_loss, images_per_second, seconds or cost_usd of
-    a training; of several the answer is a front, and no trial is cut (--pruner none)."""
+    """What is aimed at: val_top1 alone, or also val_loss, images_per_second of the last epoch,
+    seconds or cost_usd of a training; of several the answer is a front, and no trial is cut
+    (--pruner none)."""
     dry_run: bool = False
     """Say what the search would take in time, and in money where machines have a price; run
     nothing."""

@@ -4,7 +4,8 @@ One is made after each epoch, and in long epochs between (see `Mark`).
 
 While a run goes on it has three at most (four in the moment of saving): the last may turn out to be
 damaged when it is read again. A training that has finished has the last and the best; of a sweep or
-grid only the best run, and those that failed, keep theirs when they end.
+grid only the best run, or those that no other beats in several aims, and those that failed, keep
+theirs when they end.
 """
 
 import hashlib

@@ -143,17 +143,18 @@ class CellLedger:
 
     def ended(
         self, number: int, outcome: Outcome, result: Mapping[str, Any], error: str | None = None
-    ) -> None:
+    ) -> tuple[Outcome, str | None]:
         """Closes the cell's run, lets it supersede the result that there was, and forgets all
         checkpoints that are not needed."""
         self._records[number].finish(outcome, error)
         if outcome not in DONE:
-            return
+            return outcome, error
         cell = self.cells[number - 1].id
         self._supersession.ended(cell)
         if not self._keep_weights:
             place = standing(result[METRIC], cell) if outcome == "finished" else None
             self._winners.ended(place, Checkpoints.of_run(self._folders[number]))
+        return outcome, error
 
     def _new_folder(self, cell: Cell) -> str:
         """One that no run of the cell has used, whether MLflow still knows of it or not."""

@@ -27,8 +27,8 @@ def draw_front(
     title: str,
     repeated: Mapping[str, pd.DataFrame] | None = None,
 ) -> None:
-    """Every two aims against each other, a mark for each trial that finished; those on the front
-    stand out, and of two aims are joined.
+    """Every two aims against each other, a mark for each trial that finished, but for poor ones,
+    whose number is told; those on the front stand out, and of two aims are joined.
 
     Args:
         trials: with `number`, `outcome`, `front` (whether no other beats it) and the aims.
@@ -47,7 +47,11 @@ def draw_front(
             _draw_seeds(axes, seeds, up, across, label, "0.35" if place == 0 else f"C{place + 1}")
             for place, (label, seeds) in enumerate((repeated or {}).items())
         ]
-        axes.set_ylim(*_limits(axes.get_ylim(), done, up, [y for _, y in filter(None, means)]))
+        low, high = _limits(axes.get_ylim(), done, up, [y for _, y in filter(None, means)])
+        axes.set_ylim(low, high)
+        outside = int((~done[up].dropna().between(low, high)).sum())
+        if outside:
+            axes.set_title(f"{outside} beaten trials lie outside", fontsize=8)
         axes.set_xlabel(OBJECTIVES[across].words)
         axes.set_ylabel(OBJECTIVES[up].words)
         axes.grid(alpha=0.3)
