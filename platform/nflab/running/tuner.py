@@ -224,7 +224,7 @@ class _Observer(_Unsaved, Callback):
             self._end(trial, "failed", str(trial.get_error() or "its process was lost"))
             return
         if trial.config["number"] in self._stopped:
-            if trial.last_result:
+            if METRIC in trial.last_result:  # else it waited, and never began
                 self._progress.ended(trial.config["number"], "interrupted", None)
             return
         outcome = trial.last_result["outcome"]
