@@ -461,3 +461,11 @@ def test_a_worker_with_another_copy_of_the_dataset_is_refused_before_it_trains()
     assert asked.metrics == []
     with pytest.raises(DatasetError, match="is not the driver's"):
         evaluate_pretrained(SMALL, Worker(report=asked, fingerprint="0" * 16))
+
+
+def test_that_it_goes_on_is_told_within_epochs_and_evaluations(tmp_path: Path) -> None:
+    told: list[None] = []
+    run(replace(SMALL, epochs=1, warmup_epochs=0.0), tmp_path, progressed=lambda: told.append(None))
+    sizes = load_dataset(SMALL).sizes
+    evaluated = sum(math.ceil(sizes[split] / 96) for split in ("val", "test"))
+    assert len(told) > evaluated

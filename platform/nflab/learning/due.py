@@ -34,6 +34,7 @@ class Due:
         self._since += 1
         if worker.checkpoints is None or self._since < self._left:
             return False
+        worker.progressed()
         own = False
         if self._saver is not None and self._minutes is not None:
             own = time.monotonic() - self._saver.last >= 60 * self._minutes

@@ -75,6 +75,7 @@ def evaluate(
     )
     with nfnet.kernels_kept(model):
         for images, labels in regroup(chunks, slice_size):
+            worker.progressed()
             if len(labels) == 0:
                 continue
             pixels = standardise(images, mean, std).to(memory_format=memory_format(config))

@@ -32,6 +32,8 @@ class Worker:
     """Where rank 0 saves after each epoch, and what all continue from; None saves nothing."""
     ends: Callable[[], str | None] = lambda: None
     """Why this process is about to be ended, its machine taken away, say; None if it is not."""
+    progressed: Callable[[], None] = lambda: None
+    """Called as steps are done and images are evaluated, within long epochs too."""
     fingerprint: str | None = None
     """Of the driver's copy of the dataset; None if there is no other."""
 

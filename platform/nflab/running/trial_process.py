@@ -18,6 +18,7 @@ from nflab.cluster.connection import cores_here, price_here
 from nflab.cluster.hardware import gpu_of
 from nflab.cluster.placement import ON_HEAD, Placement
 from nflab.cluster.preemption import notice
+from nflab.cluster.trained import progress
 from nflab.learning.loop import train
 from nflab.learning.memory import OutOfMemory
 from nflab.learning.worker import Worker
@@ -58,6 +59,7 @@ def trainable(base: Config, placement: Placement) -> Callable[[dict[str, Any]], 
                     usd_per_hour=price_here(placement),
                     checkpoints=Checkpoints.of_run(folder),
                     ends=notice(),
+                    progressed=progress(),
                     fingerprint=proposal["fingerprint"],
                 )
                 _train(replace(base, **proposal["settings"]), worker)

@@ -14,6 +14,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from nflab.cluster.placement import Placement
+from nflab.cluster.trained import training
 from nflab.cluster.waiting import told_of_waiting
 from nflab.data import load_dataset
 from nflab.running.ledger import METRIC, Ledger, Proposal
@@ -71,7 +72,7 @@ def run_trials(
         )
         # Tune would keep Ctrl-C for itself, after its end too; whoever calls has a way with it.
         os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-        with progress, told_of_waiting(progress.say):
+        with training(), progress, told_of_waiting(progress.say):
             tuner.fit()
     return failures.cause
 

@@ -24,6 +24,7 @@ from nflab.cluster.connection import cores_here, price_here
 from nflab.cluster.hardware import gpu_of
 from nflab.cluster.placement import Placement
 from nflab.cluster.preemption import notice
+from nflab.cluster.trained import progress
 from nflab.learning.loop import train
 from nflab.learning.memory import OutOfMemory
 from nflab.learning.worker import Worker
@@ -164,6 +165,7 @@ def _train_worker(parameters: dict[str, _Job]) -> None:
                 usd_per_hour=price_here(job.placement),
                 checkpoints=Checkpoints.of_run(job.folder),
                 ends=lambda: preempted() or (resized(job.folder) if elastic else None),
+                progressed=progress(),
                 fingerprint=job.fingerprint,
             )
             job.task(job.config, worker)

@@ -2,8 +2,10 @@
 
 import json
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass
 
+from nflab.cluster import trained
 from nflab.cluster.waiting import told_of_waiting
 from nflab.data import example_image
 from nflab.learning.loop import train
@@ -104,7 +106,9 @@ def _train(session: Session[Config], record: RunRecord, task: Task) -> Outcome:
         session.tags["dataset_fingerprint"],
     )
     reached: Outcome = "failed"
-    with told_of_waiting(progress.say):
+    # Another task does not say that it goes on.
+    goes_on = trained.training() if task is train else nullcontext()
+    with goes_on, told_of_waiting(progress.say):
         ended: set[Future[None]] = set()
         while not ended:
             try:
