@@ -31,10 +31,18 @@ COMMANDS = (
 
 
 @contextmanager
-def head(folder: Path, node_types: dict[str, dict[str, Any]]) -> Iterator[dict[str, str]]:
+def head(
+    folder: Path,
+    node_types: dict[str, dict[str, Any]],
+    provider: dict[str, Any] | None = None,
+    instance: str = FAKE_HEAD_NODE_ID,
+) -> Iterator[dict[str, str]]:
     """A head of the first type, started as `ray up` does, whose autoscaler may launch the others.
 
     They are of Ray's own fake of a cloud, whose machines are processes here.
+
+    Args:
+        provider: another cloud, in which the head is `instance`.
 
     Yields:
         the environment of drivers.
@@ -43,7 +51,8 @@ def head(folder: Path, node_types: dict[str, dict[str, Any]]) -> Iterator[dict[s
     head_type, (first, *others) = FAKE_HEAD_NODE_TYPE, node_types.items()
     launcher = {
         "max_workers": 8,
-        "provider": {
+        "provider": provider
+        or {
             "type": "external",
             "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
             "region": "us-east-1",
@@ -58,8 +67,10 @@ def head(folder: Path, node_types: dict[str, dict[str, Any]]) -> Iterator[dict[s
         "head_node_type": head_type,
         "available_node_types": {head_type: first[1], **dict(others)},
     }
-    env = {"RAY_FAKE_CLUSTER": "1", "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID}
-    with started(folder, launcher, FAKE_HEAD_NODE_ID, port, env) as driver:
+    env = {}
+    if provider is None:
+        env = {"RAY_FAKE_CLUSTER": "1", "RAY_OVERRIDE_NODE_ID_FOR_TESTING": instance}
+    with started(folder, launcher, instance, port, env) as driver:
         yield driver
 
 

@@ -18,7 +18,7 @@ def launcher_file() -> dict[str, Any] | None:
     Ray tells no driver what its autoscaler may launch, so this reads, on the head, the file that
     the running autoscaler was given, or on Kubernetes what KubeRay's is given in place of one.
     """
-    told = ("max_workers", "provider", "head_node_type", "available_node_types")
+    told = ("cluster_name", "max_workers", "provider", "head_node_type", "available_node_types")
     if "RAY_CLUSTER_NAMESPACE" in os.environ:  # KubeRay sets it in the containers of Ray
         try:
             found = _of_kuberay()

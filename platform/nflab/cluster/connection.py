@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import ray
@@ -14,8 +14,9 @@ import torch
 import nflab
 import nfnet
 from nflab.cluster.autoscaler import launcher_file
+from nflab.cluster.inventory import cluster_of
 from nflab.cluster.placement import Fleet, Placement, launchable, place, slots
-from nflab.cluster.prices import machines, worker_prices
+from nflab.cluster.prices import machines, type_price, worker_prices
 from nflab.cluster.slurm import ray_of_job
 from nflab.cluster.worker_setup import set_up_worker
 from nflab.settings import locations
@@ -50,8 +51,12 @@ def connect(scale: ScaleConfig, priced: bool = False) -> Placement:
     launcher = None if own else ray.get(launcher_file.remote())
     present = Fleet([node["Resources"] for node in ray.nodes() if node["Alive"]], own=own)
     placement = place(scale, present, *([] if launcher is None else [launchable(launcher)]))
-    prices, kinds = {}, ""
+    prices, kinds, cluster = {}, "", None
+    others: dict[str, float | None] = {}
     if launcher is not None:
+        cluster = cluster_of(launcher)
+        if cluster is not None:
+            others = {(head := launcher["head_node_type"]): type_price(launcher, head)}
         node_types = launcher["available_node_types"].items()
         able = {name: node_type for name, node_type in node_types if placement.takes(node_type)}
         launcher = {**launcher, "available_node_types": able}
@@ -59,9 +64,9 @@ def connect(scale: ScaleConfig, priced: bool = False) -> Placement:
         kinds = machines(launcher, placement.per_worker)
     for name in _present_types(placement):
         prices.setdefault(name, None)
-    placement = dataclasses.replace(placement, prices=prices, machines=kinds)
+    placement = dataclasses.replace(placement, prices=prices, machines=kinds, cluster=cluster)
     if priced:
-        _require_prices(placement)
+        _require_prices(placement, others)
     return placement
 
 
@@ -105,7 +110,7 @@ def _place_here(scale: ScaleConfig, priced: bool) -> Placement:
     here = {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
     placement = place(scale, Fleet([here], own=True))
     if priced:
-        _require_prices(placement)
+        _require_prices(placement, {})
     return placement
 
 
@@ -129,9 +134,11 @@ def _present_types(placement: Placement) -> Iterable[str]:
             yield node["Labels"].get(_NODE_TYPE, "")
 
 
-def _require_prices(placement: Placement) -> None:
-    if placement.price_range is None:
-        names = [repr(name) for name, price in placement.prices.items() if name and price is None]
+def _require_prices(placement: Placement, others: Mapping[str, float | None]) -> None:
+    """`others`: what machines cost, by their type, that are paid for and hold no worker."""
+    if placement.price_range is None or None in others.values():
+        prices = {**others, **placement.prices}
+        names = [repr(name) for name, price in prices.items() if name and price is None]
         told = f"machines of the type {' and '.join(names)}" if names else "these machines"
         raise ConfigError(
             f"max_cost cannot be kept, nor cost_usd be an objective, for nflab/cluster/prices.csv "

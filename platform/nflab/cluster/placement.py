@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nflab.cluster.inventory import Cluster
 from nflab.cluster.prices import share_of
 from nflab.settings.config import ScaleConfig
 from nflab.settings.errors import ConfigError
@@ -100,6 +101,8 @@ class Placement:
     """How Ray places a run's workers on machines."""
     labels: tuple[str, ...] = ()
     """The TYPE_LABELs of the machines that a run's workers ask for; empty: of any."""
+    cluster: Cluster | None = None
+    """The cluster, if it is on AWS."""
 
     @property
     def price_range(self) -> tuple[float, float] | None:

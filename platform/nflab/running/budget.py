@@ -1,18 +1,29 @@
-"""What may be spent on the runs of a sweep or grid."""
+"""What may be spent on a sweep or grid."""
 
+from nflab.cluster.bill import Bill
 from nflab.terminal.wording import money
 
 
 class Budget:
-    """What may be spent on the runs of a sweep or grid, and what has been spent."""
+    """What may be spent on a sweep or grid, and what has been spent: on the whole cluster where
+    that is counted, else on training."""
 
     def __init__(self, limit: float | None = None, spent: float = 0.0) -> None:
-        """`limit` and `spent` are in USD; without a limit nothing is ever too much."""
-        self.limit, self.spent = limit, spent
+        """`limit`, and `spent` on training, are in USD; without a limit nothing is ever too
+        much."""
+        self.limit, self._trained = limit, spent
+        self.bill: Bill | None = None
+        """Of the whole cluster, where it is counted."""
 
     def add(self, usd: float) -> None:
-        """Something was spent."""
-        self.spent += usd
+        """So much training was paid."""
+        self._trained += usd
+
+    @property
+    def spent(self) -> float:
+        """USD, as far as they are known."""
+        # The bill is a while behind, or was not counted from the beginning.
+        return max(self._trained, (self.bill and self.bill.usd) or 0.0)
 
     @property
     def reached(self) -> bool:

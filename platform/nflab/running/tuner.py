@@ -7,16 +7,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune import Callback, FailureConfig, RunConfig, Stopper, TuneConfig, Tuner
 from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from nflab.cluster.placement import Placement
-from nflab.cluster.trained import training
+from nflab.cluster.trained import seconds_since, training
 from nflab.cluster.waiting import told_of_waiting
 from nflab.data import load_dataset
+from nflab.running.budget import Budget
 from nflab.running.ledger import METRIC, Ledger, Proposal
 from nflab.running.losses import Losses
 from nflab.running.trial_process import trainable
@@ -30,6 +31,9 @@ ENV_VARS_TO_PROPAGATE.difference_update({n for n in ENV_VARS_TO_PROPAGATE if n.s
 FAILURES_IN_A_ROW = 3
 """That many trials that fail with one cause say that the next would fail, too."""
 
+WAITING_SECONDS = 600.0
+"""Trials that have not done a step for so long are not waited for when the budget is reached."""
+
 
 def run_trials(
     config: Config, placement: Placement, ledger: Ledger, progress: SweepProgress
@@ -37,8 +41,9 @@ def run_trials(
     """Runs the trials that the ledger misses, as many at once as the cluster holds.
 
     When the ledger's budget is reached, none begins any more, and each that runs is stopped at its
-    next report; the ledger is not told of their end, so that they can go on. When
-    FAILURES_IN_A_ROW have failed with one cause, none begins any more, and those that run end.
+    next report, or when nothing has trained for WAITING_SECONDS; the ledger is not told of their
+    end, so that they can go on. When FAILURES_IN_A_ROW have failed with one cause, none begins any
+    more, and those that run end.
 
     Args:
         config: what every trial starts from.
@@ -65,6 +70,7 @@ def run_trials(
                 name="ray",
                 storage_path=scratch,
                 callbacks=[_Observer(ledger, progress, stopped, lost)],
+                stop=_Stopper(ledger.budget),
                 # Tune counts no losses anew; the scheduler does.
                 failure_config=FailureConfig(max_failures=-1),
                 verbose=0,
@@ -199,6 +205,19 @@ class _Scheduler(_Unsaved, FIFOScheduler):
             if trial.status == Trial.PENDING:
                 self._stopped.add(trial.config["number"])
                 tune_controller.stop_trial(trial)
+
+
+class _Stopper(_Unsaved, Stopper):
+    """Ends all when the budget is reached and nothing trains whose next report would end it."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._budget.reached and seconds_since() > WAITING_SECONDS
 
 
 class _Observer(_Unsaved, Callback):

@@ -46,7 +46,8 @@ class SearchConfig:
     nothing."""
     max_cost: Annotated[float | None, float_or("none")] = None
     """USD at which to stop, by the prices of nflab/cluster/prices.csv: running trials end with
-    their next epoch, and --resume NAME --max-cost MORE goes on. Training alone is counted."""
+    their next epoch, and --resume NAME --max-cost MORE goes on. Of a cluster on AWS all is
+    counted, elsewhere training alone."""
     retry_failed: bool = False
     """With --resume: train again the trials that failed."""
     searched: Annotated[tuple[str, ...], tyro.conf.Suppress] = (
@@ -92,7 +93,8 @@ class GridConfig:
     run nothing."""
     max_cost: Annotated[float | None, float_or("none")] = None
     """USD at which to stop, by the prices of nflab/cluster/prices.csv: running cells end with
-    their next epoch, and --resume NAME --max-cost MORE goes on. Training alone is counted."""
+    their next epoch, and --resume NAME --max-cost MORE goes on. Of a cluster on AWS all is
+    counted, elsewhere training alone."""
     force: bool = False
     """Run again what has a result; the new one takes the old one's place."""
 

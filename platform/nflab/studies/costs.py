@@ -1,6 +1,6 @@
 """What the runs of a sweep or grid cost, what pruning saved, and on what they ran."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -41,8 +41,23 @@ def totals(runs: pd.DataFrame, epochs: int | None = None) -> dict[str, float]:
     return found
 
 
-def cost_sentences(total: Mapping[str, float]) -> list[str]:
-    """`totals` in words; empty if nothing was trained."""
+def cost_sentences(total: Mapping[str, float], unpriced: Sequence[str] = ()) -> list[str]:
+    """`totals` in words, and `cluster_usd` if it is there; empty if there is nothing to tell.
+
+    Args:
+        unpriced: what of the cluster has no price.
+    """
+    found = _training_sentences(total)
+    if "cluster_usd" in total:
+        usd = f"{'at least ' if unpriced else ''}{money(total['cluster_usd'])}"
+        told = f"The whole cluster cost {usd} meanwhile, its head, disks, start and waiting too"
+        if unpriced:
+            told += f": there is no price of {' and '.join(unpriced)}"
+        found.append(f"{told}.")
+    return found
+
+
+def _training_sentences(total: Mapping[str, float]) -> list[str]:
     if "seconds" not in total:
         return []
     told = f"All runs together trained for {duration(total['seconds'])}"

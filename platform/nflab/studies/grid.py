@@ -162,10 +162,10 @@ class Grid:
             self._outbox.put_file(self.parent, path.name, functools.partial(shutil.copy, path))
         names = [path.name for path in figures]
         runs = self._outbox.read(lambda: self.tracker.children(self.parent))
-        total = totals(runs)
+        total = {**totals(runs), **self._run.cluster_cost()}
         self.record_seeds()
         self._outbox.read(lambda: self.tracker.log_anew(self.parent, total))
-        costs = [*cost_sentences(total), *gpu_sentences(runs)]
+        costs = [*cost_sentences(total, self._run.unpriced), *gpu_sentences(runs)]
         costs += [f"Stopped: {self._budget}."] * self.stopped
         for sentence in costs:
             console().print(sentence, markup=False)
@@ -258,7 +258,8 @@ class _DryRun(Grid):
         for run in before:
             if run.name == name and run.parent is None:
                 children = archive.family(run)[1:]
-                self._budget.add(sum(child.metrics.get("cost_usd", 0.0) for child in children))
+                usd = sum(child.metrics.get("cost_usd", 0.0) for child in children)
+                self._budget.add(max(usd, run.metrics.get("cluster_usd", 0.0)))
 
     def run(
         self,

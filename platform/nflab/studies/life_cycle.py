@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Generic
 
 from nflab.cluster import connection
+from nflab.cluster.bill import Meter, metered
 from nflab.recording.outbox import Outbox
 from nflab.recording.roots import FOLDER, WITHDRAWN, begin_root
 from nflab.recording.run_record import ERROR_LENGTH
@@ -38,6 +39,9 @@ from nflab.terminal.wording import say
 RECIPE = "recipe.yaml"
 """Artifact of a run with the file that its recipe is, if that is one of one's own."""
 
+BILL = "cluster_usd.json"
+"""File of what the cluster has cost, in the driver's own folder."""
+
 
 class LiveRun(Generic[C]):
     """A run while it lives."""
@@ -53,6 +57,27 @@ class LiveRun(Generic[C]):
         """Of whose trials some may be running."""
         self.finish: Callable[[Outcome, str | None], None] = self._finish
         """Writes down how it ended."""
+        self.meter: Meter | None = None
+        """Counts what the whole cluster costs, if it is on AWS."""
+
+    def cluster_cost(self) -> dict[str, float]:
+        """What the whole cluster has cost, as a metric, where it is known; it is not counted any
+        longer."""
+        if self.meter is None:
+            return {}
+        self.meter.settle()
+        usd = self.meter.bill.usd
+        return {} if usd is None else {"cluster_usd": usd}
+
+    def record_cost(self) -> None:
+        """Tells MLflow so, of a run of any kind, however it ends."""
+        if found := self.cluster_cost():
+            self.outbox.put("log_anew", self.run_id, metrics=found)
+
+    @property
+    def unpriced(self) -> tuple[str, ...]:
+        """What of the cluster has no price, in words."""
+        return () if self.meter is None else self.meter.bill.unpriced
 
     def work(self, base: Config, ledger: Ledger, progress: SweepProgress) -> None:
         """Trains what a ledger misses, unless the budget is reached; whatever happens, nothing of
@@ -98,6 +123,7 @@ def live_run(config: C, experiment: str, kind: str, resume: bool) -> Iterator[Li
             stays away.
         Interrupted: Ctrl-C or SIGTERM, or its budget is reached; it can be resumed.
     """
+    begun = time.time()
     session = open_session(config, experiment, resume)
     outbox: Outbox | None = None
     run: LiveRun[C] | None = None
@@ -111,7 +137,11 @@ def live_run(config: C, experiment: str, kind: str, resume: bool) -> Iterator[Li
                 kept = recipe_files.text(session.config.run.recipe)
                 run.outbox.put("add_text", run.run_id, text=kept, file=RECIPE)
         run.budget.add(run.outbox.read(lambda: spent(session.tracker.children(run.run_id))))
-        yield run
+        bill = session.local_folder / BILL
+        with metered(session.placement.cluster, bill, begun) as run.meter:
+            run.budget.bill = None if run.meter is None else run.meter.bill
+            yield run
+            run.record_cost()
         run.finish(run.outcome, run.error)
         concluded = True
         run.outbox.drain()
@@ -184,5 +214,6 @@ def _stop(run: LiveRun[C] | None, outcome: Outcome, error: str | None = None) ->
         with suppress(Exception):  # it has gone meanwhile; how the run ended is written down
             run.under_way.release()
     with suppress(Away):  # the disk has been full for long: what can be told was
+        run.record_cost()
         run.finish(outcome, error)
     run.outbox.empties()

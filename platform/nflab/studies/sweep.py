@@ -35,6 +35,7 @@ from nflab.studies.finals import run_finals
 from nflab.studies.grid import Grid
 from nflab.studies.life_cycle import LiveRun, live_run
 from nflab.studies.session import Session
+from nflab.terminal.interrupts import BudgetReached
 from nflab.terminal.progress import SweepProgress
 from nflab.terminal.wording import say
 
@@ -74,7 +75,8 @@ def run_sweep(config: SweepConfig, experiment: str, resume: bool = False) -> Swe
 
     Raises:
         ConfigError: the configuration, the name, a store or the cluster cannot be used.
-        Interrupted: Ctrl-C or SIGTERM; the sweep can be resumed.
+        Interrupted: Ctrl-C or SIGTERM, or its budget is reached before a trial has begun; the sweep
+            can be resumed.
     """
     validate(config)
     retry_failed = config.search.retry_failed
@@ -137,10 +139,15 @@ def _conclude(run: LiveRun[SweepConfig], stopped: bool) -> SweepResult:
 
     Args:
         stopped: whether the budget was reached before all trials had come to their end.
+
+    Raises:
+        BudgetReached: it was before any had begun.
     """
     session, parent, budget = run.session, run.run_id, run.budget
     config, tracker = session.config, session.tracker
     trials = tracker.trials(parent)
+    if stopped and trials.empty:
+        raise BudgetReached(session.name, str(budget))
     objectives, scales = config.search.objectives, scales_of(config)
     for metric in (*objectives, "test_top1"):  # no trial may have come to one
         if metric not in trials:
@@ -204,10 +211,10 @@ def _conclude(run: LiveRun[SweepConfig], stopped: bool) -> SweepResult:
                 )
     names = [path.name for path in drawn]
     runs = tracker.children(parent)
-    total = totals(runs, config.schedule.epochs)
+    total = {**totals(runs, config.schedule.epochs), **run.cluster_cost()}
     tracker.log_anew(parent, total)
     costs = [
-        *cost_sentences(total),
+        *cost_sentences(total, run.unpriced),
         *gpu_sentences(runs),
         *([f"Stopped: {budget}."] if stopped else []),
     ]
