@@ -308,12 +308,15 @@ def search(
     ]
 
 
-@pytest.mark.parametrize("config", [ONE_AIM, TWO_AIMS])
+@pytest.mark.parametrize(
+    ("config", "ways"),
+    [(ONE_AIM, ((1, 0), (2, 0), (4, 0), (4, 9), (1, 9))), (TWO_AIMS, ((1, 0), (4, 5)))],
+)
 def test_a_search_is_the_same_however_many_run_at_once_and_whatever_is_killed(
-    tmp_path: Path, config: SweepConfig
+    tmp_path: Path, config: SweepConfig, ways: tuple[tuple[int, int], ...]
 ) -> None:
     found = []
-    for number, (at_once, kills) in enumerate(((1, 0), (2, 0), (4, 0), (4, 9), (1, 9))):
+    for number, (at_once, kills) in enumerate(ways):
         folder = tmp_path / str(number)
         folder.mkdir()
         found.append(search(Stores(folder), config, at_once, random.Random(number), kills))
