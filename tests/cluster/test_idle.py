@@ -146,6 +146,7 @@ def test_a_job_that_trains_nothing_keeps_no_cluster_up_and_others_do(ray_head: H
     ray_head.wait_for(lambda: not ray_head.working(stalled=7200))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "script", ["train.py", "agc_sweep.py --trials 1", "train.py --num-workers 2"]
 )

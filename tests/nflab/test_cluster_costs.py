@@ -317,6 +317,7 @@ def test_a_sweep_that_only_waits_for_machines_stops_at_its_budget(
     assert "--resume w" in done.stderr and "the budget of 0.4 USD is reached" in done.stderr
 
 
+@pytest.mark.long
 def test_a_grid_and_a_training_tell_what_the_whole_cluster_costs(
     here: Here, store: dict[str, str]
 ) -> None:

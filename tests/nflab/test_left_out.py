@@ -88,6 +88,7 @@ class Account:
         return found
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_ends_when_three_of_its_type_came_and_never_joined(tmp_path: Path) -> None:
     (tmp_path / "here.py").write_text(HERE)
