@@ -71,7 +71,11 @@ def renewal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Renewal:
 
 
 def test_every_gpu_of_the_table_is_one_that_the_pinned_torch_can_use(renewal: Renewal) -> None:
-    gpus = {row["gpu"].split()[0].split("-")[0] for row in prices._table().values() if row["gpu"]}
+    gpus = {
+        row["gpu"].split()[0].split("-")[0]
+        for row in prices._table(prices.TABLE, "instance_type").values()
+        if row["gpu"]
+    }
     assert gpus
     old = {gpu for gpu, capability in CAPABILITY.items() if capability < 7.5}
     assert gpus & old == set()

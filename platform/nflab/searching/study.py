@@ -69,7 +69,11 @@ MARKER = "study.json"
 
 
 def open_study(
-    file: Path, identity: Identity, folder: str, begun: bool, objectives: Sequence[str]
+    file: Path,
+    identity: Identity,
+    folder: str,
+    begun: bool,
+    objectives: Sequence[str] = DEFAULT,
 ) -> optuna.Study:
     """The study of a sweep, which is made if the sweep is new.
 
