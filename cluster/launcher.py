@@ -1,12 +1,16 @@
 """What a launcher file says, for the checks before and after a cluster."""
 
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import boto3
 import yaml
+from botocore.exceptions import BotoCoreError, ClientError
 
 from nflab.settings.errors import ConfigError
 
@@ -108,3 +112,16 @@ def read(path: str) -> Launcher:
         raise ConfigError(f"NFLAB_RESULTS={found[1]} in {path} ends with a slash: leave it out")
     hours = re.search(r"NFLAB_IDLE_HOURS=(\d+(?:\.\d+)?)\b", commands)
     return Launcher(Path(path), content, found[1], found[2], float(hours[1]) if hours else None)
+
+
+@contextmanager
+def told_in_a_sentence() -> Iterator[None]:
+    """Ends this process with one sentence and exit code 2 where the block cannot go on."""
+    try:
+        yield
+    except (BotoCoreError, ClientError) as error:
+        print(f"error: AWS refused: {str(error).splitlines()[0]}", file=sys.stderr)
+        sys.exit(2)
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -8,14 +8,12 @@ Example:
 """
 
 import argparse
-import sys
 
 import down
 import launcher
 import running
 import tokens
-from botocore.exceptions import BotoCoreError, ClientError
-from launcher import Launcher
+from launcher import Launcher, told_in_a_sentence
 from up import confirmed
 
 from nflab.settings.errors import ConfigError
@@ -28,14 +26,8 @@ def main() -> None:
     parser.add_argument("--yes", action="store_true", help="restart Ray unasked if no job runs")
     parser.add_argument("--end-jobs", action="store_true", help="restart Ray unasked in any case")
     asked = parser.parse_args()
-    try:
+    with told_in_a_sentence():
         rotate(launcher.read(asked.file), asked.yes, asked.end_jobs)
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (BotoCoreError, ClientError) as error:
-        print(f"error: AWS refused: {str(error).splitlines()[0]}", file=sys.stderr)
-        sys.exit(2)
 
 
 def rotate(cluster: Launcher, yes: bool, end_jobs: bool) -> None:

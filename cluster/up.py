@@ -16,8 +16,7 @@ import down
 import launcher
 import running
 import tokens
-from botocore.exceptions import BotoCoreError, ClientError
-from launcher import Launcher
+from launcher import Launcher, told_in_a_sentence
 from running import Head
 
 from nflab.settings.errors import ConfigError
@@ -28,14 +27,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file")
     asked, flags = parser.parse_known_args()
-    try:
+    with told_in_a_sentence():
         bring_up(launcher.read(asked.file), flags)
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (BotoCoreError, ClientError) as error:
-        print(f"error: AWS refused: {str(error).splitlines()[0]}", file=sys.stderr)
-        sys.exit(2)
 
 
 def bring_up(cluster: Launcher, flags: list[str]) -> None:
