@@ -22,7 +22,7 @@ import launcher
 import ray
 import tokens
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-from launcher import TOKEN, Launcher
+from launcher import TOKEN, Launcher, told_in_a_sentence
 
 from nflab.settings.errors import ConfigError
 
@@ -55,7 +55,7 @@ def main() -> None:
         "--ssh-from", help="network that may log in, as 203.0.113.0/24; default: this machine"
     )
     asked = parser.parse_args()
-    try:
+    with told_in_a_sentence():
         cluster = launcher.read(asked.file)
         if asked.print_policy:
             account = cluster.client("sts").get_caller_identity()["Account"]
@@ -65,12 +65,6 @@ def main() -> None:
         if cluster.on_aws:
             access.make(cluster, asked.ssh_from)
             check_launch(cluster)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (BotoCoreError, ClientError) as error:
-        print(f"error: AWS refused: {str(error).splitlines()[0]}", file=sys.stderr)
-        sys.exit(2)
     print(f"{asked.file} can be launched; results go to {cluster.results}")
 
 

@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import launcher
-from botocore.exceptions import BotoCoreError, ClientError
-from launcher import Launcher
+from launcher import Launcher, told_in_a_sentence
 
 from nflab.settings.errors import ConfigError
 
@@ -33,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file")
     asked = parser.parse_args()
-    try:
+    with told_in_a_sentence():
         cluster = launcher.read(asked.file)
         if not cluster.on_aws or heads(cluster):
             save(cluster)
@@ -41,12 +40,6 @@ def main() -> None:
             print(f"no head of {cluster.name} runs: there is nothing to save")
         ray(cluster, "down", "--yes")
         left = wait_until_gone(cluster) if cluster.on_aws else []
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (BotoCoreError, ClientError) as error:
-        print(f"error: AWS refused: {str(error).splitlines()[0]}", file=sys.stderr)
-        sys.exit(2)
     if left:
         print(f"error: still there, and may cost money: {', '.join(left)}", file=sys.stderr)
         sys.exit(1)
