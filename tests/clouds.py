@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from moto.backends import get_backend
 from moto.server import ThreadedMotoServer
 from ray.autoscaler._private.aws.utils import client_cache, resource_cache
 from ray.autoscaler._private.fake_multi_node.node_provider import (
@@ -143,6 +144,10 @@ def emulated_aws() -> Iterator[None]:
                 "AWS_DEFAULT_REGION": "us-east-1",
             }.items():
                 patch.setenv(name, value)
+            # The emulator's state is the process's: what other tests left of machines and rights.
+            for service in ("ec2", "iam"):
+                for account in get_backend(service).values():
+                    account.reset()
             # Ray keeps the clients of the last account, whose server has gone.
             for cache in (resource_cache, client_cache):
                 cache.cache_clear()
