@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.resource_sharer import DupFd
 from typing import Any
 
 import psutil
@@ -22,6 +23,11 @@ from nflab.settings.leaves import replace
 pytestmark = pytest.mark.slow
 
 CONFIG = replace(Config(), batch_size=256)
+
+
+def raised(error: Exception) -> Any:
+    """Raises what a function is to meet."""
+    raise error
 
 
 class Watched:
@@ -101,6 +107,42 @@ def test_a_reader_that_is_killed_is_replaced_and_no_image_lost(
     assert len(whole) == len(disturbed)
     assert all(torch.equal(a, b) for a, b in zip(whole, disturbed, strict=True))
     assert capsys.readouterr().out.count("a process that reads images was lost") == 1
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()]
+)
+def test_a_reader_that_is_lost_while_it_hands_a_chunk_over_is_replaced(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection ends a moment before it is known to have ended."""
+
+    def all_of() -> list[Any]:
+        feed = Feed(load_dataset(CONFIG), CONFIG, [Part("train", 0)], loaders=1)
+        return [chunk.images_NCHW for chunks in feed.train(0) for chunk in chunks]
+
+    whole, left = all_of(), [error]
+    detach = DupFd.detach
+    monkeypatch.setattr(DupFd, "detach", lambda fd: raised(left.pop()) if left else detach(fd))
+    disturbed = all_of()
+    assert not left
+    assert len(whole) == len(disturbed)
+    assert all(torch.equal(a, b) for a, b in zip(whole, disturbed, strict=True))
+
+
+@pytest.mark.parametrize("loaders", [0, 1])
+def test_what_a_dataset_meets_itself_is_no_lost_reader(
+    loaders: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Gone(Watched):
+        def train_images(self, indices_N: Tensor, keys_N: Tensor) -> Any:
+            raise FileNotFoundError(2, "No such file or directory", "train-00.tar")
+
+    dataset: Any = Gone()
+    feed = Feed(dataset, CONFIG, [Part("train", 0)], loaders=loaders)
+    with pytest.raises(FileNotFoundError, match=r"train-00\.tar"):
+        list(next(feed.train(0)))
+    assert "was lost" not in capsys.readouterr().out
 
 
 def test_readers_that_are_lost_again_and_again_end_the_run(

@@ -16,6 +16,9 @@ from nflab.settings.config import ScaleConfig
 from nflab.settings.errors import ConfigError
 from tests.conftest import free_port, stop_marked
 
+JOB = f"4711{os.getpid()}"
+"""Of this process alone: a Ray that another one's tests have started is no Ray of this job."""
+
 
 @pytest.fixture
 def outside(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
@@ -29,7 +32,7 @@ def test_outside_of_slurm_and_on_its_only_machine_a_driver_starts_its_own(
     outside: pytest.MonkeyPatch,
 ) -> None:
     assert ray_of_job() is None
-    outside.setenv("SLURM_JOB_ID", "4711")
+    outside.setenv("SLURM_JOB_ID", JOB)
     assert ray_of_job() is None
     outside.setenv("SLURM_JOB_NUM_NODES", "1")
     assert ray_of_job() is None
@@ -39,10 +42,10 @@ def test_outside_of_slurm_and_on_its_only_machine_a_driver_starts_its_own(
 def test_on_several_machines_without_a_ray_a_driver_starts_none(
     outside: pytest.MonkeyPatch, ask: object
 ) -> None:
-    outside.setenv("SLURM_JOB_ID", "4711")
+    outside.setenv("SLURM_JOB_ID", JOB)
     outside.setenv("SLURM_JOB_NUM_NODES", "2")
     outside.setattr("ray.init", lambda **_: pytest.fail("a Ray was started"))
-    with pytest.raises(ConfigError, match="job 4711 has 2 machines and no Ray here: submit with"):
+    with pytest.raises(ConfigError, match=f"job {JOB} has 2 machines and no Ray here: submit with"):
         ask(ScaleConfig())  # type: ignore[operator]
     outside.setenv("RAY_ADDRESS", "local")  # who says so has their way
     assert connection.foresee(ScaleConfig()).num_workers == 1
@@ -56,7 +59,7 @@ def job(tmp_path: Path) -> Iterator[dict[str, str]]:
     env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SLURM_"))} | {
         "HOME": str(tmp_path),
         "NFLAB_TEST": mark,
-        "SLURM_JOB_ID": "4711",
+        "SLURM_JOB_ID": JOB,
         "SLURM_JOB_NUM_NODES": "2",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
@@ -85,7 +88,7 @@ def test_a_driver_joins_the_ray_of_its_job(job: dict[str, str]) -> None:
     ask = "from nflab.cluster.slurm import ray_of_job; print(ray_of_job())"
     address = told(job, ask)
     assert address.partition(":")[2] == job["PORT"]
-    other = {**job, "SLURM_JOB_ID": "4712", "SLURM_JOB_NUM_NODES": "1"}
+    other = {**job, "SLURM_JOB_ID": f"{JOB}0", "SLURM_JOB_NUM_NODES": "1"}
     assert told(other, ask) == "None"
     driver = "import ray; ray.init(address='local', num_cpus=1, include_dashboard=False); "
     assert told(other, driver + ask) == "None"

@@ -36,6 +36,9 @@ LOST_READERS = 3
 _LOST = ("DataLoader worker (pid", "Pin memory thread exited")
 """How errors of lost processes begin; what they were sending is lost with them."""
 
+_SEVERED = (ConnectionError, EOFError, FileNotFoundError)
+"""What is met where one is lost while it hands a chunk over, as long as it still ends."""
+
 _SHARED = "/dev/shm"
 """Where they lie until they are used."""
 
@@ -153,13 +156,13 @@ class Feed:
         """The next chunk, also if a process that was to read it is lost.
 
         Raises:
-            RuntimeError: such processes are lost again and again.
+            RuntimeError, OSError, EOFError: such processes are lost again and again.
         """
         while True:
             try:
                 chunk = next(self._ahead)
-            except RuntimeError as error:
-                if not str(error).startswith(_LOST):
+            except (RuntimeError, *_SEVERED) as error:
+                if not (self._cutting.ahead and _tells_of_a_lost_process(error)):
                     raise
                 self._lost += 1
                 if self._lost > LOST_READERS:
@@ -170,6 +173,13 @@ class Feed:
             else:
                 self._taken, self._lost = self._taken + 1, 0
                 return chunk
+
+
+def _tells_of_a_lost_process(error: Exception) -> bool:
+    """Rather than of what one has met: `DataLoader` passes such an error on with another text."""
+    if isinstance(error, _SEVERED):
+        return not str(error).startswith("Caught ")
+    return str(error).startswith(_LOST)
 
 
 @dataclass(frozen=True)
