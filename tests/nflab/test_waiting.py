@@ -57,7 +57,8 @@ def test_who_waits_learns_what_is_asked_for_and_what_comes() -> None:
         resource_demands=demand(4), pending_launches=[launch, launch], pending_nodes=[node]
     )
     assert reasons(status, [], {}) == [
-        "the cluster waits for 4 x 1 GPU, 1 CPU and 3 x 2 CPU: 5 spot are being started"
+        "the cluster waits for 4 x 1 GPU, 1 CPU and 3 x 2 CPU: "
+        "1 spot are being started, 4 spot are asked for"
     ]
 
 

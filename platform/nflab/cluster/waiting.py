@@ -175,15 +175,18 @@ def reasons(
                 wanted[told] += bundle.count
     if not wanted:
         return []
-    coming = Counter(node.ray_node_type_name for node in status.pending_nodes)
+    starting = Counter(node.ray_node_type_name for node in status.pending_nodes)
+    launching: Counter[str] = Counter()
     for launch in status.pending_launches:
-        coming[launch.ray_node_type_name] += launch.count
+        launching[launch.ray_node_type_name] += launch.count
     asked = " and ".join(f"{count} x {what}" for what, count in wanted.items())
-    if coming:
-        machines = " and ".join(f"{count} {kind}" for kind, count in sorted(coming.items()))
-        hope = f"{machines} are being started"
-    else:
-        hope = "the cluster's machines have no room, and none is being started"
+    # A cloud that was asked for a machine may refuse it.
+    hopes = [
+        f"{_machines(counted)} {verb}"
+        for counted, verb in ((starting, "are being started"), (launching, "are asked for"))
+        if counted
+    ]
+    hope = ", ".join(hopes) or "the cluster's machines have no room, and none is being started"
     lost = [
         f"{count} {kind} went away before joining: make logs says why"
         for kind, count in missed.items()
@@ -209,6 +212,10 @@ def hopeless(status: ClusterStatus, refused: Iterable[Refusal]) -> str | None:
         return None
     types = "; ".join(f"{refusal.node_type} ({refusal.reason})" for refusal in refused)
     return f"the run waits for machines, and every type of them is left out: {types}"
+
+
+def _machines(counted: Counter[str]) -> str:
+    return " and ".join(f"{count} {kind}" for kind, count in sorted(counted.items()))
 
 
 def _resources(bundle: dict[str, float]) -> str:
