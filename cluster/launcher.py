@@ -116,7 +116,8 @@ def read(path: str) -> Launcher:
 
 @contextmanager
 def told_in_a_sentence() -> Iterator[None]:
-    """Ends this process with one sentence and exit code 2 where the block cannot go on."""
+    """Ends this process with one sentence where the block cannot go on: with exit code 2, or 1 if
+    a person has interrupted it."""
     try:
         yield
     except (BotoCoreError, ClientError) as error:
@@ -125,3 +126,5 @@ def told_in_a_sentence() -> Iterator[None]:
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted")

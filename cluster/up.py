@@ -118,7 +118,11 @@ def confirmed(question: str, flags: list[str]) -> bool:
     """Whether a person at a terminal, who has not said `--yes` to all, says yes."""
     if {"--yes", "-y"} & {*flags} or not sys.stdin.isatty():
         return False
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        print()
+        return False
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 
 import json
 import os
+import pty
+import select
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +205,73 @@ def test_jobs_are_not_ended_unasked(
     told |= head
     found = inside(SPARE, tmp_path, json.dumps(told), *flags)
     assert found == added if isinstance(added, list) else added in found
+
+
+ASK = """
+import fcntl, json, sys, termios, launcher, rotate_token, running, up
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C at it is this process's
+with launcher.told_in_a_sentence():
+    cluster = launcher.read("gpu.yaml")
+    if sys.argv[1] == "up":
+        head = running.Head(None, None, sys.argv[2], {}, False)
+        print(up.spare_jobs(cluster, head, []))
+    else:
+        print(rotate_token.ask(cluster, sys.argv[2] or None, False, False))
+"""
+
+SPARED = (0, "['--no-restart']")
+KEPT = (2, "error: nflab-gpu keeps its token, for nobody said yes")
+
+
+@pytest.mark.parametrize(
+    ("script", "working", "typed", "comes"),
+    [
+        ("up", JOB, "y\n", (0, "[]")),
+        ("up", JOB, "\n", SPARED),
+        ("up", JOB, "\x04", SPARED),  # Ctrl-D
+        ("up", JOB, "\x03", (1, "interrupted")),  # Ctrl-C
+        ("rotate", "", "Yes\n", (0, "None")),
+        ("rotate", "", "n\n", KEPT),
+        ("rotate", JOB, "y\n", (0, "None")),
+        (
+            "rotate",
+            JOB,
+            "\x04",
+            (2, f"error: {JOB}, and the restart for a new token would end that"),
+        ),
+    ],
+)
+def test_a_person_at_a_terminal_decides(
+    tmp_path: Path, script: str, working: str, typed: str, comes: tuple[int, str]
+) -> None:
+    terminal, theirs = pty.openpty()
+    asks = subprocess.Popen(
+        [sys.executable, "-c", ASK, script, working],
+        cwd=ROOT / "cluster",
+        env={**os.environ, "HOME": str(tmp_path)},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    seen = b""
+    with suppress(OSError):  # the other side has ended
+        while True:
+            # Again after a while: Ctrl-C a moment before Python reads is noted, and waited with.
+            if select.select([terminal], [], [], 2)[0]:
+                seen += os.read(terminal, 4096)
+                asked = seen.endswith(b"[y/N] ")
+            else:
+                asked = b"[y/N] " in seen
+            if asked:
+                os.write(terminal, typed.encode())
+    os.close(terminal)
+    told = seen.decode().replace("\r", "")
+    assert told.count("[y/N] ") == 1
+    assert asks.wait(timeout=60) == comes[0], told
+    assert f"\n{comes[1]}" in told
+    assert "Traceback" not in told
 
 
 @pytest.mark.slow
