@@ -117,7 +117,7 @@ def finish(ledger: TrialLedger, top1: float) -> Proposal:
     for e in range(1, 8):
         assert not ledger.reported(proposal.number, epoch(e, top1))
     assert not ledger.reported(proposal.number, epoch(8, top1, "finished"))
-    ledger.ended(proposal.number, "finished", {"val_top1": top1})
+    ledger.ended(proposal.number, "finished", {"epoch": 8, "val_top1": top1})
     return proposal
 
 
@@ -157,6 +157,27 @@ def test_what_cannot_be_trained_tells_the_sampler_to_avoid_it(stores: Stores, wh
     assert (trial.state, trial.value) == (TrialState.COMPLETE, 0)
     assert trial.constraints == {"infeasible": 1.0}
     assert stores.runs()[1].data.tags["outcome"] == ("diverged" if why == "diverged" else "failed")
+
+
+def test_what_an_interrupted_end_has_written_does_not_stay(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory on one machine, killed as that was told, and finished on a larger one."""
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    ledger = stores.open()
+    first = begin(ledger)
+    with monkeypatch.context() as patched:
+        patched.setattr("optuna.Study.tell", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ledger.ended(first.number, "failed", {}, "CUDA error: out of memory")
+    again = stores.open()
+    assert finish(again, 90) == first
+    assert stores.trials()[0].constraints == {"infeasible": 0.0}
+    assert again.best == 90
+    stores.agree()
 
 
 def test_of_two_equal_trials_the_lower_number_is_best_whichever_began_first(

@@ -33,6 +33,9 @@ _ENDS: dict[str, tuple[str, ...]] = {
 }
 """State in the study -> outcomes that it stands for."""
 
+_INFEASIBLE = "constraints:infeasible"
+"""System attribute in which Optuna holds a constraint of a trial, violated above 0."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -193,15 +196,16 @@ def tell(
     names = objectives_of(study)
     trial.set_user_attr("outcome", outcome)
     too_large = outcome == "failed" and "out of memory" in (error or "").lower()
+    infeasible = outcome == "diverged" or too_large
+    # `Trial.set_constraint` keeps what stands there: of an end that a kill has interrupted, say.
+    study._storage.set_trial_system_attr(trial._trial_id, _INFEASIBLE, float(infeasible))
     if outcome == "pruned":
         study.tell(trial, state=TrialState.PRUNED)
-    elif outcome == "diverged" or too_large:
-        trial.set_constraint("infeasible", 1.0)
+    elif infeasible:
         study.tell(trial, [0.0] * len(names))  # nobody looks at what is infeasible
     elif outcome == "failed":
         study.tell(trial, state=TrialState.FAIL)
     else:
-        trial.set_constraint("infeasible", 0.0)
         study.tell(trial, [result[name] for name in names])
 
 
@@ -218,7 +222,7 @@ def let_failed_wait(file: Path) -> None:
         database.execute(f"delete from trial_values where trial_id in ({failed})")
         database.execute(
             "delete from trial_system_attributes "
-            f"where key like 'constraints:%' and trial_id in ({failed})"
+            f"where key = '{_INFEASIBLE}' and trial_id in ({failed})"
         )
         database.execute(
             "update trials set state = 'WAITING', datetime_complete = null "
