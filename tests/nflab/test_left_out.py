@@ -33,7 +33,9 @@ WAIT = """
 import here, ray
 from nflab.cluster.waiting import told_of_waiting
 from nflab.settings.errors import ConfigError
+from nflab.terminal.interrupts import raise_on_interrupt
 
+raise_on_interrupt()  # as scripts do: a shell that starts the tests in the background ignores it
 ray.init(log_to_driver=False)
 work = ray.remote(num_cpus=0, num_gpus=1)(lambda: "it runs")
 try:
