@@ -116,8 +116,8 @@ def read(path: str) -> Launcher:
 
 @contextmanager
 def told_in_a_sentence() -> Iterator[None]:
-    """Ends this process with one sentence where the block cannot go on: with exit code 2, or 1 if
-    a person has interrupted it."""
+    """Ends this process with one sentence where the block cannot go on: with exit code 2, or 130
+    if a person has interrupted it."""
     try:
         yield
     except (BotoCoreError, ClientError) as error:
@@ -127,4 +127,5 @@ def told_in_a_sentence() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted")
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)

@@ -49,10 +49,10 @@ def rotate(cluster: Launcher, yes: bool, end_jobs: bool) -> None:
     if head is not None:
         try:
             down.ray(cluster, "up", "--yes")
-        except ConfigError as error:
+        except (ConfigError, KeyboardInterrupt) as error:
             raise ConfigError(
-                f"{error}; {cluster.token} is new, and perhaps not the cluster's: "
-                "run make rotate-token again"
+                f"{str(error) or 'interrupted'}; {cluster.token} is new, and perhaps not the "
+                "cluster's: run make rotate-token again"
             ) from None
     print(f"{cluster.name} has a new token, in {cluster.token}: give it to those who may have it")
 

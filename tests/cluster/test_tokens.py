@@ -69,6 +69,10 @@ tokens.make(cluster.token)
 before = tokens.digest(cluster.token)
 running.find = lambda cluster: running.Head(before, None, None, {}, False)
 cluster = replace(cluster, path=cluster.path.with_name("gone.yaml"))  # which `ray up` refuses
+def interrupted(*words):
+    raise KeyboardInterrupt
+if sys.argv[1] == "interrupted":
+    down.ray = interrupted
 try:
     rotate_token.rotate(cluster, True, False)
 except rotate_token.ConfigError as error:
@@ -76,8 +80,10 @@ except rotate_token.ConfigError as error:
 """
 
 
-def test_a_rotation_that_fails_says_that_the_token_here_is_new(tmp_path: Path) -> None:
-    told, same = inside(ROTATE, tmp_path)
+@pytest.mark.parametrize("ends", ["refused", "interrupted"])
+def test_a_rotation_that_fails_says_that_the_token_here_is_new(tmp_path: Path, ends: str) -> None:
+    told, same = inside(ROTATE, tmp_path, ends)
+    assert told.startswith("interrupted;") == (ends == "interrupted")
     assert "is new, and perhaps not the cluster's: run make rotate-token again" in told
     assert not same
 
@@ -208,8 +214,9 @@ def test_jobs_are_not_ended_unasked(
 
 
 ASK = """
-import fcntl, json, sys, termios, launcher, rotate_token, running, up
+import fcntl, signal, sys, termios, launcher, rotate_token, running, up
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C at it is this process's
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also in tests in the background
 with launcher.told_in_a_sentence():
     cluster = launcher.read("gpu.yaml")
     if sys.argv[1] == "up":
@@ -229,7 +236,7 @@ KEPT = (2, "error: nflab-gpu keeps its token, for nobody said yes")
         ("up", JOB, "y\n", (0, "[]")),
         ("up", JOB, "\n", SPARED),
         ("up", JOB, "\x04", SPARED),  # Ctrl-D
-        ("up", JOB, "\x03", (1, "interrupted")),  # Ctrl-C
+        ("up", JOB, "\x03", (130, "interrupted")),  # Ctrl-C
         ("rotate", "", "Yes\n", (0, "None")),
         ("rotate", "", "n\n", KEPT),
         ("rotate", JOB, "y\n", (0, "None")),
@@ -257,16 +264,16 @@ def test_a_person_at_a_terminal_decides(
     os.close(theirs)
     seen = b""
     with suppress(OSError):  # the other side has ended
-        while True:
+        for _ in range(100):
             # Again after a while: Ctrl-C a moment before Python reads is noted, and waited with.
             if select.select([terminal], [], [], 2)[0]:
                 seen += os.read(terminal, 4096)
                 asked = seen.endswith(b"[y/N] ")
             else:
-                asked = b"[y/N] " in seen
+                asked = b"[y/N] " in seen and comes[1].encode() not in seen
             if asked:
                 os.write(terminal, typed.encode())
-    os.close(terminal)
+    os.close(terminal)  # ends who still waits at it
     told = seen.decode().replace("\r", "")
     assert told.count("[y/N] ") == 1
     assert asks.wait(timeout=60) == comes[0], told

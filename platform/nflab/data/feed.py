@@ -167,12 +167,13 @@ class Feed:
                 self._lost += 1
                 if self._lost > LOST_READERS:
                     raise
-                print("a process that reads images was lost: others take its place", flush=True)
-                self._ahead = iter(())  # first the others end, and what they hold is free
-                self._ahead = self._begin_reading(self._taken)
             else:
                 self._taken, self._lost = self._taken + 1, 0
                 return chunk
+            # Not before the error is gone, which holds those that are left of them.
+            print("a process that reads images was lost: others take its place", flush=True)
+            self._ahead = iter(())  # first the others end, and what they hold is free
+            self._ahead = self._begin_reading(self._taken)
 
 
 def _tells_of_a_lost_process(error: Exception) -> bool:
