@@ -43,7 +43,7 @@ PROPAGATION_SECONDS = 60.0
 
 
 def main() -> None:
-    """Checks, or ends with one sentence and exit code 2."""
+    """Checks, or ends with one sentence."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file")
     parser.add_argument(

@@ -20,7 +20,7 @@ from nflab.settings.errors import ConfigError
 
 
 def main() -> None:
-    """Gives it, or ends with one sentence and exit code 2."""
+    """Gives it, or ends with one sentence."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file")
     parser.add_argument("--yes", action="store_true", help="restart Ray unasked if no job runs")

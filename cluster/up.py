@@ -23,7 +23,7 @@ from nflab.settings.errors import ConfigError
 
 
 def main() -> None:
-    """Brings it up, or ends with one sentence and exit code 2."""
+    """Brings it up, or ends with one sentence."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file")
     asked, flags = parser.parse_known_args()
